@@ -1,0 +1,40 @@
+# make run: set up and open the dashboard.  make test: set up and run the tests.
+PYTHON ?= python3
+BIN := .venv/bin
+PORT ?= 8501
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := test
+.PHONY: setup run test test-slow lint bench docs
+
+setup: .venv/.ready
+
+.venv/.ready: requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv || ($(PYTHON) -m pip install virtualenv && $(PYTHON) -m virtualenv .venv)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(head -n 1 requirements.txt)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/.ready-dev: .venv/.ready requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+run: .venv/.ready
+	$(BIN)/streamlit run app/main.py --server.port $(PORT)
+
+test: .venv/.ready-dev
+	$(BIN)/python -m tests.chromium
+	$(BIN)/python -m pytest -m "not slow" tests
+
+test-slow: .venv/.ready-dev
+	$(BIN)/python -m pytest -m slow tests
+
+lint: .venv/.ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: .venv/.ready-dev
+	$(BIN)/python -m tests.bench
+
+docs: .venv/.ready
+	$(BIN)/python -m tests.tables --write
