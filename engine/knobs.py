@@ -1,0 +1,95 @@
+"""Knobs: dataclass fields that say their range and meaning, so that one declaration serves the code, the command line,
+the page's widgets and the README. Free of torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from typing import Any
+
+
+class InputError(ValueError):
+    """Input that a person can mend; its text is one sentence with the offending value and the remedy."""
+
+
+def knob(default, low=None, high=None, help="", *, log=False, choices=None):
+    """Return a dataclass field with a range (inclusive) and a help text.
+
+    The type of the knob is the type of its default: bool, int, float or str. `log` asks for a logarithmic slider;
+    `choices` lists the values a string may take.
+
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Params:
+    ...     sigma: float = knob(1.0, 0.0, 2.0, "noise scale")
+    >>> describe(Params)[0]["high"]
+    2.0
+    """
+    return dataclasses.field(
+        default=default, metadata={"low": low, "high": high, "help": help, "log": log, "choices": choices}
+    )
+
+
+def describe(params: type) -> list[dict[str, Any]]:
+    """Return the knobs of a dataclass as JSON values, one dict a knob."""
+    return [
+        {"name": f.name, "type": type(f.default).__name__, "default": f.default, **f.metadata}
+        for f in dataclasses.fields(params)
+    ]
+
+
+def nearest(word: str, known) -> str:
+    """Return `; did you mean …?` with the known words nearest to `word`, or a list of all when none is near."""
+    known = sorted(known)
+    near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    if near:
+        return "; did you mean " + " or ".join(near) + "?"
+    return "; known are " + ", ".join(known) if known else ""
+
+
+def checked(knob: dict[str, Any], value: Any, path: str) -> Any:
+    """Return `value` converted to the knob's type and checked against its range.
+
+    Strings are parsed, so the command line and the page share one rule.
+
+    Raises:
+        InputError: the value has the wrong type, is not finite, or lies out of range; says what is allowed.
+    """
+    kind = knob["type"]
+    try:
+        if kind == "bool":
+            value = _boolean(value)
+        elif kind == "int":
+            if isinstance(value, bool) or float(value) != int(float(value)):
+                raise ValueError
+            value = int(float(value))
+        elif kind == "float":
+            value = float(value)
+        else:
+            value = str(value)
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(f"{path} must be {_named(kind)}, not {value!r}.") from None
+    if kind == "float" and not math.isfinite(value):
+        raise InputError(f"{path} must be a finite number, not {value}.")
+    if knob.get("choices") and value not in knob["choices"]:
+        raise InputError(f"{path} must be one of {', '.join(map(str, knob['choices']))}, not {value!r}.")
+    low, high = knob.get("low"), knob.get("high")
+    if kind in ("int", "float") and ((low is not None and value < low) or (high is not None and value > high)):
+        bound = f"between {low} and {high}" if None not in (low, high) else f"at {f'least {low}' if high is None else f'most {high}'}"
+        raise InputError(f"{path} must be {bound}, not {value}.")
+    return value
+
+
+_BOOLEANS = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("false", "0", "no", "off"), False)
+
+
+def _boolean(value) -> bool:
+    try:
+        return _BOOLEANS[str(value).lower()]
+    except KeyError:
+        raise ValueError from None
+
+
+def _named(kind: str) -> str:
+    return {"bool": "true or false", "int": "a whole number", "float": "a number"}.get(kind, "text")

@@ -1,0 +1,96 @@
+"""The five kinds of record that a measurement leaves, and nothing else.
+
+A record is a frozen value: a path-like name, its arrays, and what a reader needs in order to trust it: the number of
+samples, the matrix or mode that was measured, and the seconds it took. This module is free of torch, so that the
+dashboard can read what the engine wrote.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Record:
+    """What every kind of record carries beside its arrays."""
+
+    kind: ClassVar[str]
+    """One word for the class: `scalar`, `curve`, `surface`, `bars`, `matrix`."""
+    arrays: ClassVar[tuple[str, ...]]
+    """The fields that hold numbers or names, in the order in which they are stored."""
+
+    name: str
+    """Path of the record, such as `hessian/spectrum`; the first segment is the probe or method that made it."""
+    n: int | None = field(default=None, kw_only=True)
+    """Samples used, or None where the record is exact by construction."""
+    mode: str = field(default="", kw_only=True)
+    """Matrix or protocol measured, such as `hessian`, `ggn`, `others' inputs at their neutral value`."""
+    seconds: float | None = field(default=None, kw_only=True)
+    """Wall time that the measurement took, in seconds."""
+    draw: dict[str, Any] = field(default_factory=dict, kw_only=True)
+    """JSON values for drawing: `title`, `x`, `y` (axis titles), `xlog`, `ylog` (booleans), `lines` (marked values)."""
+
+
+@dataclass(frozen=True)
+class Scalar(Record):
+    """One number; `error` is one standard error or a rigorous bound, as `mode` says."""
+
+    kind: ClassVar[str] = "scalar"
+    arrays: ClassVar[tuple[str, ...]] = ("value", "error")
+
+    value: float
+    error: float | None = None
+
+
+@dataclass(frozen=True)
+class Curve(Record):
+    """A function sampled at `x` (N,): `y` (N,) and, where it is known, its error (N,)."""
+
+    kind: ClassVar[str] = "curve"
+    arrays: ClassVar[tuple[str, ...]] = ("x", "y", "error")
+
+    x: np.ndarray
+    y: np.ndarray
+    error: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Surface(Record):
+    """A function on a grid: `z` (len(y), len(x))."""
+
+    kind: ClassVar[str] = "surface"
+    arrays: ClassVar[tuple[str, ...]] = ("x", "y", "z")
+
+    x: np.ndarray
+    y: np.ndarray
+    z: np.ndarray
+
+
+@dataclass(frozen=True)
+class Bars(Record):
+    """One value for each of a few named things."""
+
+    kind: ClassVar[str] = "bars"
+    arrays: ClassVar[tuple[str, ...]] = ("labels", "values", "error")
+
+    labels: np.ndarray
+    values: np.ndarray
+    error: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Matrix(Record):
+    """One value for each pair of named things: `values` (len(rows), len(cols))."""
+
+    kind: ClassVar[str] = "matrix"
+    arrays: ClassVar[tuple[str, ...]] = ("rows", "cols", "values")
+
+    rows: np.ndarray
+    cols: np.ndarray
+    values: np.ndarray
+
+
+KINDS: dict[str, type[Record]] = {kind.kind: kind for kind in (Scalar, Curve, Surface, Bars, Matrix)}

@@ -1,0 +1,148 @@
+"""One training step, as one short function; the rest of the engine only feeds it and writes down what happened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.knobs import InputError
+from engine.method import Stack
+from engine.optim import Optimizer, Rate
+from engine.problem import Batch, Problem
+from engine.rng import Rng
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run stands between two steps; with the methods' params and state, all a checkpoint holds."""
+
+    step: int
+    theta: Tensor
+    """(P,)"""
+    moments: dict[str, Any]
+    """The optimiser's memory."""
+
+
+@dataclass(frozen=True)
+class View:
+    """What a method may see of a step. Fields are filled as the step goes on; None until then."""
+
+    step: int
+    theta: Tensor
+    """(P,), where the gradient is taken."""
+    batch: Batch
+    problem: Problem
+    rng: Rng
+    rate: Rate | None = None
+    """Learning rate and momentum of this step."""
+    clean: dict[str, Tensor] | None = None
+    """Modality to features (B, D) as encoded."""
+    features: dict[str, Tensor] | None = None
+    """Modality to features (B, D) after the methods."""
+    logits: dict[str, Tensor] | None = None
+    losses: dict[str, Tensor] | None = None
+    """Row name to scalar; names that start with `reg/` are regularisers."""
+    raw: Tensor | None = None
+    """(K, P), one row per loss."""
+    grads: Tensor | None = None
+    """(K, P), after the methods."""
+    grad: Tensor | None = None
+    """(P,), what the optimiser gets."""
+    moved: Tensor | None = None
+    """(P,), what is added to theta."""
+
+    def having(self, **changes: Any) -> View:
+        """Return the view with some fields replaced; `dataclasses.replace` without its cost."""
+        view = object.__new__(View)
+        view.__dict__.update(self.__dict__)
+        view.__dict__.update(changes)
+        return view
+
+
+def train_step(state: State, problem: Problem, optimizer: Optimizer, stack: Stack, rng: Rng) -> tuple[State, View]:
+    """Advance training by one step; return the new state and the view of what happened."""
+    view = View(state.step, state.theta, problem.batch(state.step), problem, rng, optimizer.rate(state.step))
+    evaluate = stack.chain("around", partial(gradient, view=view, stack=stack), view)
+    view = settled(evaluate(state.theta))
+    update, moments = optimizer.update(view.grad, state.moments, state.theta)
+    view = view.having(moved=stack.chain("update", update, view))
+    stack.commit(view)
+    return State(state.step + 1, state.theta + view.moved, moments), view
+
+
+def gradient(theta: Tensor, view: View, stack: Stack) -> View:
+    """Return the view with the training gradient at `theta` (P,): pure, so it may be called twice or elsewhere.
+
+    A batch larger than `problem.micro` rows is accumulated: `features` and `losses` act on each piece, `gradients` and
+    `fuse` on the whole.
+    """
+    theta = theta.detach().requires_grad_()
+    pieces = view.batch.chunks(view.problem.micro)
+    if len(pieces) == 1:
+        view = backward(view.having(theta=theta), stack)
+    else:
+        view = accumulated(view.having(theta=theta), pieces, stack)
+    view = view.having(grads=stack.chain("gradients", view.raw, view))
+    return view.having(grad=stack.fuse(view.grads, view))
+
+
+def backward(view: View, stack: Stack) -> View:
+    """Return the view with features, losses and one gradient row per loss, for the batch in the view."""
+    theta = view.theta
+    view = view.having(clean=view.problem.encode(theta, view.batch))
+    view = view.having(features=stack.chain("features", view.clean, view))
+    losses, logits = view.problem.objectives(theta, view.features, view.batch)
+    view = view.having(losses=losses, logits=logits)
+    view = view.having(losses=losses | stack.losses(view))
+    return view.having(raw=per_objective(view.losses, theta))
+
+
+def accumulated(view: View, pieces: list[Batch], stack: Stack) -> View:
+    """Return the view of a batch whose backward pass ran piece by piece; rows and losses are means over all samples.
+
+    Features and logits are kept without their graph. Each piece draws from a source of its own.
+    """
+    views = []
+    for i, piece in enumerate(pieces):
+        part = backward(view.having(batch=piece, rng=view.rng.within(f"piece{i}")), stack)
+        views.append((len(piece) / len(view.batch), settled(part)))
+    return view.having(
+        clean=_joined([v.clean for _, v in views]),
+        features=_joined([v.features for _, v in views]),
+        logits=_joined([v.logits for _, v in views]),
+        losses={name: sum(share * v.losses[name] for share, v in views) for name in views[0][1].losses},
+        raw=sum(share * v.raw for share, v in views),
+    )
+
+
+def per_objective(losses: dict[str, Tensor], theta: Tensor) -> Tensor:
+    """Return the gradient of each loss at theta, (K, P), in the order of `losses`; the graph is kept.
+
+    Raises:
+        InputError: a loss does not depend on the parameters.
+    """
+    rows = []
+    for name, loss in losses.items():
+        if not loss.requires_grad:
+            raise InputError(f"The loss {name!r} does not depend on the parameters; check that its input reaches theta.")
+        rows.append(torch.autograd.grad(loss, theta, retain_graph=True)[0])
+    return torch.stack(rows) if len(rows) > 1 else rows[0].unsqueeze(0)
+
+
+def settled(view: View) -> View:
+    """Return the view without its graph, so that no state can keep one alive."""
+    changes = {}
+    for name in ("theta", "raw", "grads", "grad"):
+        value = getattr(view, name)
+        changes[name] = None if value is None else value.detach()
+    for name in ("clean", "features", "logits", "losses"):
+        changes[name] = {key: value.detach() for key, value in getattr(view, name).items()}
+    return view.having(**changes)
+
+
+def _joined(pieces: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
