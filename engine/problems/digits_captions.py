@@ -1,0 +1,20 @@
+"""Digits with captions: real images of digits and short texts about them, in which noise can be mixed."""
+
+from __future__ import annotations
+
+from engine.data.dataset import Dataset, Source
+from engine.data.digits_captions import Params, digits_captions
+from engine.rng import Rng
+
+
+class DigitsCaptions(Source):
+    """Vision and text on 1,797 real images, with wrong-caption, missing-caption and label-noise rates as knobs."""
+
+    name = "digits_captions"
+    title = "Digits with captions"
+    modalities = ("image", "text")
+    Params = Params
+
+    def load(self, rng: Rng) -> Dataset:
+        """Return the data set for the knobs and the seed."""
+        return digits_captions(self.params, rng)
