@@ -1,0 +1,241 @@
+"""The command line: `python -m engine run | resume | replay | probe | show | list | catalog | export | claim`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from engine import config as configuration
+from engine.config import RunConfig
+from engine.handle import Busy, runs, runs_folder
+from engine.knobs import InputError
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
+_HOME = click.argument("home", type=click.Path(path_type=Path))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+def main() -> None:
+    """Train a multimodal network, measure what training does to it, and repeat it bit for bit."""
+
+
+@main.command()
+@click.argument("prepared", required=False, type=click.Path(path_type=Path))
+@click.option("--problem", help="A built-in problem; see `catalog`.")
+@click.option("--data", type=click.Path(path_type=Path), help="A data file, one array per modality and `labels`.")
+@click.option("--method", "methods", multiple=True, help="Switch a method on from the start.")
+@click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="A setting, such as optimizer.lr=0.1.")
+@click.option("--probe", "probes", multiple=True, metavar="NAME[:EVERY]", help="Measure every EVERY steps.")
+@click.option("--steps", default=1000, show_default=True, help="Length of the run.")
+@click.option("--seed", default=0, show_default=True, help="Source of every random draw.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:0 or mps.")
+@click.option("--home", type=click.Path(path_type=Path), help="Folder of the run; made if it is not there.")
+@click.option("--attended", is_flag=True, hidden=True, help="Pause, rather than end, when the loss diverges.")
+@_JSON
+def run(prepared, problem, data, methods, pairs, probes, steps, seed, device, home, attended, as_json) -> None:
+    """Train. PREPARED is a folder that holds a config.json; without it, the options say what to train."""
+    from engine import foreground
+
+    if prepared is not None:
+        return _end(foreground.run_prepared(prepared, attended=attended), prepared, as_json)
+    made = RunConfig(problem, data and str(data.absolute()), methods, _intervals(probes), steps, seed, device, _settings(pairs))
+    home = Path(home or foreground.new_home(runs_folder(), made)).absolute()
+    _end(foreground.run_new(made, home, attended=attended), home, as_json)
+
+
+@main.command()
+@_HOME
+@click.option("--steps", type=int, help="A new length for the run.")
+@click.option("--attended", is_flag=True, hidden=True)
+@_JSON
+def resume(home, steps, attended, as_json) -> None:
+    """Go on with a run that was stopped, crashed or finished."""
+    from engine import foreground
+
+    _end(foreground.resume(home, steps, attended=attended), home, as_json)
+
+
+@main.command()
+@_HOME
+@_JSON
+def replay(home, as_json) -> None:
+    """Repeat a run from its configuration and command log; exit 0 iff the final parameters are identical."""
+    from engine import foreground
+
+    result = foreground.replay(home)
+    words = "identical" if result["identical"] else "different"
+    click.echo(f"{home}: parameters at step {result['step']} are {words}.", err=as_json)
+    if as_json:
+        click.echo(json.dumps(result))
+    sys.exit(0 if result["identical"] else 1)
+
+
+@main.command()
+@_HOME
+@click.argument("name")
+@click.option("--step", type=int, help="Step to measure at; default: the last checkpoint.")
+@click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="A knob of the probe.")
+@_JSON
+def probe(home, name, step, pairs, as_json) -> None:
+    """Measure a recorded run at any of its steps."""
+    from engine import foreground
+
+    result = foreground.probe(home, name, step, _settings(pairs))
+    for line in result["records"]:
+        shown = line["value"] if line["kind"] == "scalar" else line["kind"]
+        click.echo(f"{line['name']}: {shown} (n = {line['n']}, {line['mode']})", err=as_json)
+    if as_json:
+        click.echo(json.dumps(result))
+
+
+@main.command()
+@_HOME
+@_JSON
+def show(home, as_json) -> None:
+    """Say how a run stands."""
+    configuration.read(home)
+    _shown(home, as_json)
+
+
+@main.command(name="list")
+@click.option("--runs", "folder", type=click.Path(path_type=Path), help="Folder of runs.")
+@_JSON
+def list_(folder, as_json) -> None:
+    """List the runs in a folder, newest first."""
+    from engine.summary import summary
+
+    found = [summary(path) for _, path in runs(folder or runs_folder())]
+    for entry in [] if as_json else found:
+        click.echo(f"{Path(entry['home']).name:40} {entry['state']:10} step {entry['step']} of {entry['steps']}")
+    if as_json:
+        click.echo(json.dumps({"runs": found}))
+
+
+@main.command()
+@_JSON
+def catalog(as_json) -> None:
+    """List methods, probes, problems and lessons with their knobs."""
+    from engine.catalog import catalog as describe
+
+    found = describe()
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    for kind in ("methods", "probes", "problems", "lessons"):
+        click.echo(kind)
+        for entry in found[kind]:
+            click.echo(f"  {entry['name']:18} {entry['title']}")
+            for k in entry.get("knobs", ()):
+                click.echo(f"    {entry['name']}.{k['name']} = {k['default']}  {k['help']}")
+    click.echo("settings")
+    for k in found["settings"]:
+        click.echo(f"  {k['name']} = {k['default']}  {k['help']}")
+
+
+@main.command()
+@_HOME
+@click.option("--to", type=click.Choice(["csv", "parquet"]), default="csv", show_default=True)
+@click.argument("folder", type=click.Path(path_type=Path))
+def export(home, to, folder) -> None:
+    """Write a run's scalars, events and records as tables into FOLDER."""
+    from engine.export import export as write
+
+    configuration.read(home)
+    for path in write(home, to, folder):
+        click.echo(path)
+
+
+@main.command()
+@click.argument("lesson")
+@click.option("--seeds", type=click.IntRange(1), help="Seeds per arm; default: the lesson's own.")
+@click.option("--data", type=click.Path(path_type=Path), help="A data file in place of the lesson's problem.")
+@click.option("--runs", "folder", type=click.Path(path_type=Path), help="Folder of the claim's runs; kept, so it resumes.")
+@_JSON
+def claim(lesson, seeds, data, folder, as_json) -> None:
+    """Run a lesson's arms over seeds and say whether its claim holds."""
+    from engine import claim as claims
+
+    result = claims.claim(lesson, seeds, data, Path(folder or runs_folder() / "claims"), say=lambda line: click.echo(line, err=True))
+    for arm, value in {} if as_json else result["arms"].items():
+        click.echo(f"{arm}: {value['mean']:.4g} [{value['low']:.4g}, {value['high']:.4g}], n = {value['n']}")
+    verdict = {True: "holds", False: "does not hold", None: "is undecided"}[result["holds"]]
+    click.echo(f"{result['lesson']}: the claim {verdict}.", err=as_json)
+    if as_json:
+        click.echo(json.dumps(result))
+
+
+def _end(code: int, home: Path, as_json: bool) -> None:
+    _shown(home, as_json)
+    sys.exit(code)
+
+
+def _shown(home: Path, as_json: bool) -> None:
+    from engine.summary import summary
+
+    found = summary(home)
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    click.echo(f"{home}: {found['state']} at step {found['step']} of {found['steps']} after {found['seconds']:.1f} s")
+    for name, value in sorted(found["scalars"].items()):
+        click.echo(f"  {name:36} {value:.6g}" if isinstance(value, float) else f"  {name:36} {value}")
+
+
+def _settings(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """Return KEY=VALUE pairs as a dict of texts; the knobs convert them.
+
+    Raises:
+        InputError: a pair has no `=`, or a key comes twice.
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, sign, value = pair.partition("=")
+        if not sign or not key:
+            raise InputError(f"--set takes KEY=VALUE, such as optimizer.lr=0.1, not {pair!r}.")
+        if key in found:
+            raise InputError(f"--set gives {key} twice; give it once.")
+        found[key] = value
+    return found
+
+
+def _intervals(probes: tuple[str, ...]) -> dict[str, int]:
+    """Return probe to interval; 0 where none is given.
+
+    Raises:
+        InputError: the interval is not a whole number of at least 1.
+    """
+    found = {}
+    for text in probes:
+        name, sign, every = text.partition(":")
+        if sign and not (every.isdigit() and int(every) > 0):
+            raise InputError(f"--probe takes NAME or NAME:EVERY with EVERY at least 1, not {text!r}.")
+        found[name] = int(every) if sign else 0
+    return found
+
+
+def entry() -> None:
+    """Run the command line; input errors become one sentence and exit code 2, a busy home exit code 3."""
+    try:
+        main(standalone_mode=False)
+    except Busy as error:
+        _fail(error, 3)
+    except InputError as error:
+        _fail(error, 2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except click.Abort:
+        sys.exit(130)
+
+
+def _fail(error: Exception, code: int) -> None:
+    click.echo(f"Error: {error}", err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    entry()

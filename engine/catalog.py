@@ -1,0 +1,87 @@
+"""All plug-ins described as JSON, so that pages, command line and README need no torch and no second list."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any
+
+from engine.config import RunSettings
+from engine.data.dataset import Source
+from engine.knobs import describe
+from engine.lesson import Lesson
+from engine.method import Method
+from engine.optim import Settings
+from engine.probe import Probe
+from engine.registry import discover
+
+
+def catalog() -> dict[str, Any]:
+    """Return methods, probes, problems, lessons and general settings as JSON values."""
+    return {
+        "methods": [_method(c) for c in discover("engine.methods", Method).values()],
+        "probes": [_probe(c) for c in discover("engine.probes", Probe).values()],
+        "problems": [_problem(c) for c in discover("engine.problems", Source).values()],
+        "lessons": [_lesson(c) for c in discover("engine.lessons", Lesson).values()],
+        "settings": describe(RunSettings) + [k | {"name": f"optimizer.{k['name']}"} for k in describe(Settings)],
+    }
+
+
+def section(doc: str, title: str) -> str:
+    """Return one section of a plug-in's docstring: the text after `*title*` up to the next such heading.
+
+    >>> section("x\\n\\n*Acts at*: update.\\n\\n*Source*: a paper.", "Source")
+    'a paper.'
+    """
+    found = re.search(rf"\*{title}\*:?\s*(.*?)(?=\n\s*\n?\*[A-Z][a-z ]+\*|\Z)", doc, re.DOTALL)
+    return " ".join(found.group(1).split()) if found else ""
+
+
+def _method(method: type[Method]) -> dict[str, Any]:
+    doc = _doc(method)
+    return {
+        "name": method.name,
+        "title": method.title,
+        "points": list(method.points()),
+        "after": list(method.after),
+        "neutral": method.neutral,
+        "knobs": method.knobs(),
+        "summary": doc.split("\n\n")[0].replace("\n", " "),
+        "source": section(doc, "Source"),
+        "doc": doc,
+        "reconstructed": method.reconstructed,
+    }
+
+
+def _probe(probe: type[Probe]) -> dict[str, Any]:
+    doc = _doc(probe)
+    return {
+        "name": probe.name,
+        "title": probe.title,
+        "every": probe.every,
+        "cost": probe.cost,
+        "knobs": probe.knobs(),
+        "summary": doc.split("\n\n")[0].replace("\n", " "),
+        "doc": doc,
+    }
+
+
+def _problem(source: type[Source]) -> dict[str, Any]:
+    doc = _doc(source)
+    return {
+        "name": source.name,
+        "title": source.title,
+        "modalities": list(source.modalities),
+        "defaults": source.defaults,
+        "knobs": describe(source.Params),
+        "summary": doc.split("\n\n")[0].replace("\n", " "),
+        "doc": doc,
+    }
+
+
+def _lesson(lesson: type[Lesson]) -> dict[str, Any]:
+    return {key: getattr(lesson, key) for key in ("name", "title", "words", "claim", "arms", "control", "show")}
+
+
+def _doc(plug_in: type) -> str:
+    return inspect.cleandoc(inspect.getmodule(plug_in).__doc__ or plug_in.__doc__ or "")

@@ -1,0 +1,154 @@
+"""What a run is made of, as JSON, and the sentences that say what is wrong with it. Free of torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine.knobs import InputError, checked, knob, nearest
+
+MOST_STEPS = 100_000_000
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Settings of a run that belong to no method, probe, problem or optimiser."""
+
+    batch: int = knob(64, 1, 1_000_000, "Rows in one training step; more than there are means all of them.", log=True)
+    micro: int = knob(0, 0, 1_000_000, "Rows in one backward pass; 0 for the whole batch. Larger batches are accumulated.")
+    objective: str = knob(
+        "auto", help="What is minimised; auto fits the labels.", choices=("auto", "cross_entropy", "squared_error", "info_nce")
+    )
+    unimodal: str = knob("none", help="A loss for each modality beside the fused one.", choices=("none", "heads", "slices"))
+    fusion: str = knob("concat", help="How the modalities' features are joined.", choices=("concat", "sum", "gated"))
+    encoder: str = knob(
+        "auto", help="Encoder family; auto fits the shape of each input.", choices=("auto", "mlp", "cnn", "sequence", "tokens")
+    )
+    width: int = knob(64, 2, 4096, "Features of each modality, D.", log=True)
+    hidden: int = knob(128, 2, 8192, "Units of a hidden layer.", log=True)
+    depth: int = knob(1, 0, 8, "Hidden layers of an encoder.")
+    activation: str = knob("gelu", help="Nonlinearity of the encoders.", choices=("gelu", "tanh", "relu"))
+    temperature: float = knob(0.07, 0.005, 10.0, "Temperature of InfoNCE.", log=True)
+    split: str = knob("split", help="Name of the array that splits a data file.")
+    probe_rows: int = knob(512, 1, 100_000, "Training rows that every measurement uses.", log=True)
+    evaluate: int = knob(0, 0, MOST_STEPS, "Steps between two evaluations on held-out rows; 0 for about forty in a run.")
+    report: int = knob(20, 1, MOST_STEPS, "Steps between two reports of the methods.", log=True)
+    checkpoint: int = knob(200, 1, MOST_STEPS, "Steps between two checkpoints.", log=True)
+    budget: float = knob(0.1, 0.0, 1.0, "Share of wall time that measurements may take; 1 lifts the limit.")
+    threads: int = knob(1, 1, 256, "Threads of torch; the last bits of a run depend on it.")
+    dtype: str = knob("float32", help="Number format of parameters and inputs.", choices=("float32", "float64"))
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run: what is trained, how long, and every setting that differs from its default."""
+
+    problem: str | None = None
+    data: str | None = None
+    methods: tuple[str, ...] = ()
+    probes: dict[str, int] = field(default_factory=dict)
+    """Probe to steps between two measurements; 0 for the probe's own choice."""
+    steps: int = 1000
+    seed: int = 0
+    device: str = "auto"
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Key, such as `optimizer.lr` or `gani.sigma`, to value."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values, from which `from_json` makes the same configuration."""
+        return asdict(self) | {"methods": list(self.methods)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> RunConfig:
+        """Return the configuration that `to_json` described.
+
+        Raises:
+            InputError: a field is unknown.
+        """
+        if not isinstance(values, Mapping):
+            raise InputError(f"A run's configuration must be a JSON object, not {type(values).__name__}.")
+        known = cls.__dataclass_fields__
+        for key in values:
+            if key not in known:
+                raise InputError(f"A run's configuration has no field {key!r}{nearest(key, known)}.")
+        return cls(**{**values, "methods": tuple(values.get("methods") or ())})
+
+
+def read(home: Path | str) -> RunConfig:
+    """Return the configuration of the run in `home`.
+
+    Raises:
+        InputError: the folder holds no readable `config.json`.
+    """
+    path = Path(home) / "config.json"
+    try:
+        return RunConfig.from_json(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise InputError(f"{home} holds no run: there is no config.json in it; give the folder of a run.") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} cannot be read ({error}); restore it or start a new run.") from None
+
+
+def settings_known(config: RunConfig, catalog: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return setting key to knob, for every key that the catalogue offers to this run."""
+    known = {k["name"]: k for k in catalog["settings"]}
+    for kind in ("methods", "probes", "problems"):
+        for entry in catalog[kind]:
+            known |= {f"{entry['name']}.{k['name']}": k for k in entry["knobs"]}
+    return known
+
+
+def validated(config: RunConfig, catalog: Mapping[str, Any]) -> RunConfig:
+    """Return the configuration with every value checked and converted.
+
+    Raises:
+        InputError: an unknown method, probe, problem or key (names the nearest known ones), a value out of its range,
+            or both or neither of a problem and a data file.
+    """
+    if bool(config.problem) == bool(config.data):
+        have = "both" if config.problem else "neither"
+        raise InputError(f"A run needs either a problem or a data file, and this has {have}; give one of the two.")
+    if config.problem:
+        _known(config.problem, "problem", catalog["problems"])
+    for name in config.methods:
+        _known(name, "method", catalog["methods"])
+    if len(set(config.methods)) < len(config.methods):
+        raise InputError(f"A method is listed twice in {', '.join(config.methods)}; list each once.")
+    for name in config.probes:
+        _known(name, "probe", catalog["probes"])
+    whole = {"type": "int", "low": 0, "high": MOST_STEPS}
+    probes = {name: checked(whole, every, f"the interval of probe {name}") for name, every in config.probes.items()}
+    known = settings_known(config, catalog)
+    settings = {}
+    for key, value in config.settings.items():
+        if key not in known:
+            raise InputError(f"There is no setting {key!r}{nearest(key, known)}.")
+        settings[key] = checked(known[key], value, key)
+    return RunConfig(
+        config.problem,
+        str(config.data) if config.data else None,
+        tuple(sorted(config.methods)),
+        probes,
+        checked(whole | {"low": 1}, config.steps, "steps"),
+        checked({"type": "int", "low": 0, "high": 2**63 - 1}, config.seed, "seed"),
+        str(config.device),
+        settings,
+    )
+
+
+def resolved(config: RunConfig, catalog: Mapping[str, Any]) -> dict[str, Any]:
+    """Return every setting key with its value: the default, what the problem prefers, what the run says, in that order."""
+    values = {key: k["default"] for key, k in settings_known(config, catalog).items()}
+    for entry in catalog["problems"]:
+        if entry["name"] == config.problem:
+            values |= entry["defaults"]
+    return values | config.settings
+
+
+def _known(name: str, kind: str, entries: list[dict[str, Any]]) -> None:
+    names = [entry["name"] for entry in entries]
+    if name not in names:
+        raise InputError(f"There is no {kind} {name!r}{nearest(name, names)}.")

@@ -1,0 +1,28 @@
+"""Lessons: a configuration or several, words about what to watch, and the claim that they show."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class Lesson:
+    """A card on Start and a claim that can be tested; override the attributes."""
+
+    name: ClassVar[str]
+    """Equal to the file's name."""
+    title: ClassVar[str]
+    words: ClassVar[str]
+    """Two to four sentences for a student: what to press and what to watch."""
+    claim: ClassVar[str]
+    """One sentence that the arms can show to be true or false."""
+    arms: ClassVar[dict[str, dict[str, Any]]]
+    """Arm to the JSON values of a run's configuration; the first is the one that Start offers."""
+    control: ClassVar[str]
+    """The arm that the first one is compared with."""
+    seeds: ClassVar[int] = 3
+    statistic: ClassVar[str]
+    """Name of the scalar whose last value is compared."""
+    expect: ClassVar[str]
+    """`lower` or `higher`: how the first arm's statistic differs from the control's if the claim holds."""
+    show: ClassVar[tuple[str, ...]]
+    """Pages to open, by name."""

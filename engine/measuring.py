@@ -1,0 +1,143 @@
+"""When to measure: intervals, the budget, and measurements under way, one slice between two training steps."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from engine.knobs import InputError
+from engine.probe import Budget, Probe, Record
+from engine.registry import named
+from engine.store import RunWriter
+from engine.training import Training
+
+
+@dataclass
+class Job:
+    """One measurement under way."""
+
+    probe: str
+    step: int
+    records: Iterator[Record | None]
+    asked: bool
+    """Whether a person asked for it, so that the budget does not hold it back."""
+    seconds: float = 0.0
+    made: int = 0
+
+
+class Measuring:
+    """The probes of a run: which are watched, when they are due, and what they cost."""
+
+    def __init__(self, training: Training, writer: RunWriter) -> None:
+        self.training, self.writer = training, writer
+        self.budget = Budget(training.own.budget)
+        self.jobs: deque[Job] = deque()
+        self.intervals: dict[str, int] = {}
+        self._next: dict[str, int] = {}
+        self.watched(training.config.probes)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a measurement is under way."""
+        return bool(self.jobs)
+
+    @property
+    def activity(self) -> str:
+        """What is being measured, in words, or nothing."""
+        return f"measuring {self.jobs[0].probe}" if self.jobs else ""
+
+    def watched(self, probes: Mapping[str, int]) -> None:
+        """Watch these probes and no others."""
+        self.intervals, self._next = {}, {}
+        for name, every in probes.items():
+            self.watch(name, True, every)
+
+    def watch(self, probe: str, on: bool, every: int = 0) -> None:
+        """Measure every `every` steps (0: the probe's own choice), or no longer.
+
+        Raises:
+            InputError: no such probe, or a negative interval.
+        """
+        kind = named("engine.probes", Probe, probe)
+        if every < 0:
+            raise InputError(f"The interval of probe {probe} must be 1 step or more, or 0 for its own, not {every}.")
+        self._next.pop(probe, None)
+        self.intervals.pop(probe, None)
+        if on:
+            self.intervals[probe] = every or kind.every
+            step, every = self.training.state.step, self.intervals[probe]
+            self._next[probe] = -(-max(step, 1) // every) * every
+
+    def due(self, step: int, *, last: bool = False) -> None:
+        """Mark what is due after `step` steps; at the last step everything watched is measured once more."""
+        for probe, at in self._next.items():
+            if step >= at or last:
+                waiting = [job for job in self.jobs if job.probe == probe]
+                if waiting and not last:
+                    continue
+                if last or self._allowed():
+                    self._start(probe, {}, asked=last)
+                    self._next[probe] = (step // self.intervals[probe] + 1) * self.intervals[probe]
+
+    def now(self, probe: str, settings: dict[str, Any]) -> None:
+        """Start a measurement that a person asked for; it goes before the others.
+
+        Raises:
+            InputError: no such probe or knob.
+        """
+        self._start(probe, settings, asked=True)
+        self.jobs.rotate(1)
+
+    def cancel(self, probe: str) -> None:
+        """Give up the measurements of a probe that are under way."""
+        self.jobs = deque(job for job in self.jobs if job.probe != probe)
+
+    def turn(self, trained: float, *, idle: bool = False) -> None:
+        """Go one slice further with the measurement under way; `trained` is the seconds spent on training so far."""
+        self._trained = trained
+        if not self.jobs:
+            return
+        job = self.jobs[0]
+        started = time.perf_counter()
+        try:
+            record = next(job.records)
+        except StopIteration:
+            self._finish(job)
+            return
+        except InputError as error:
+            self._fail(job, {"error": str(error)})
+            return
+        except Exception as error:  # a measurement that breaks is recorded whole and must not end the training
+            self._fail(job, {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()})
+            return
+        finally:
+            seconds = time.perf_counter() - started
+            job.seconds += seconds
+            self.budget.spend(0.0 if idle else seconds)
+        if record is not None:
+            job.made += 1
+            if record.seconds is None:
+                record = replace(record, seconds=job.seconds)
+            self.writer.record(job.step, record)
+
+    _trained = 0.0
+
+    def _allowed(self) -> bool:
+        return self.budget.allows(self._trained + self.budget.spent)
+
+    def _start(self, probe: str, settings: dict[str, Any], *, asked: bool) -> None:
+        snap = self.training.snapshot()
+        records = self.training.probe(probe, settings).measure(snap)
+        self.jobs.append(Job(probe, snap.step, iter(records), asked))
+
+    def _finish(self, job: Job) -> None:
+        self.jobs.remove(job)
+        self.writer.event(job.step, "probe", {"name": job.probe, "seconds": round(job.seconds, 4), "records": job.made})
+
+    def _fail(self, job: Job, detail: dict[str, Any]) -> None:
+        self.jobs.remove(job)
+        self.writer.event(job.step, "probe failed", {"name": job.probe} | detail)

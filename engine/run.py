@@ -1,0 +1,383 @@
+"""The loop: obey, step, measure, record, until the run is over."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import signal
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine import checkpoint
+from engine.config import RunConfig, read
+from engine.control import Command, Mailbox, from_json
+from engine.knobs import InputError
+from engine.measuring import Measuring
+from engine.store import RunReader, RunWriter
+from engine.training import Training, obey_due
+
+_IDLE = 0.05
+"""Seconds between two looks into the mailbox while a run is paused."""
+
+
+class Run:
+    """A training with a home: obeys commands, records what happens, leaves checkpoints.
+
+    The methods whose names are commands (`pause`, `toggle`, …) are what commands apply to.
+    """
+
+    def __init__(self, training: Training, home: Path, *, attended: bool = False) -> None:
+        """Prepare a run in `home`, whose lock the caller holds. `attended` runs wait for help when the loss diverges."""
+        self.training = training
+        self.home = Path(home)
+        self.attended = attended
+        self.writer = RunWriter(self.home)
+        self.mailbox = Mailbox(self.home)
+        self.steps = training.config.steps
+        self.measuring = Measuring(training, self.writer)
+        self.paused = self.stopping = self.diverged = False
+        self.stop_at: int | None = None
+        self.script: deque[tuple[int, Command]] = deque()
+        self.caught_up = 0
+        """Step up to which recorded commands are repeated before new ones are obeyed."""
+        self.read_up_to = 0
+        self.seconds = 0.0
+        self._names: tuple[str, ...] = ()
+        self._last_saved = -1
+        own = training.own
+        self._evaluate_every = own.evaluate or min(max(self.steps // 40, 20), 1000)
+
+    def begin(self) -> None:
+        """Write what a reader needs to know of the run before its first step."""
+        self._describe()
+        self.writer.event(0, "started", {"seed": self.training.config.seed, "device": str(self.training.device)})
+        self._save()
+        self._evaluate()
+
+    def resume_recorded(self) -> None:
+        """Go to the newest checkpoint and take up the commands recorded after it."""
+        reader = RunReader(self.home)
+        content = checkpoint.load(self.home, device=self.training.device)
+        if content is not None:
+            self.training.restore(content)
+        step = self.training.state.step
+        self.script = deque(recorded_commands(reader, since=step))
+        self.caught_up = max([reader.meta("step", 0), step, *(at for at, _ in self.script)])
+        self.read_up_to = max((e.detail["id"] for e in reader.events() if "id" in e.detail), default=0)
+        self.seconds = reader.meta("seconds", 0.0)
+        probes = reader.meta("probes", None)
+        if probes is not None:
+            self.measuring.watched(probes)
+        self._last_saved = step if content is not None else -1
+        self._describe()
+        self.writer.event(step, "resumed", {"from": step, "recorded": self.caught_up})
+
+    def go(self, progress: Callable[[int], None] = lambda step: None) -> str:
+        """Train until the last step or a stop; return the final state, `finished` or `stopped`.
+
+        An error in the loop is recorded with its traceback, the run is `failed`, and the error goes on to the caller.
+        """
+        with _stopped_by_signals(self):
+            try:
+                self._loop(progress)
+                return self._close()
+            except Exception as error:
+                self.writer.event(
+                    self.training.state.step, "failed", {"error": str(error), "traceback": traceback.format_exc()}
+                )
+                self._beat("failed")
+                self.writer.flush()
+                raise
+
+    def _loop(self, progress: Callable[[int], None]) -> None:
+        training = self.training
+        self._beat("running")
+        self.writer.flush()
+        while not self.stopping:
+            self._obey()
+            if self.stopping or (training.state.step >= self.steps and not self.measuring.busy):
+                break
+            if self.paused or training.state.step >= self.steps:
+                self._rest()
+                continue
+            started = time.perf_counter()
+            if self._step():
+                progress(training.state.step)
+            self.seconds += time.perf_counter() - started
+            self.measuring.turn(self.seconds)
+            if self.writer.due():
+                self._beat("running")
+                self.writer.flush()
+
+    def _step(self) -> bool:
+        """Take one step and record it; a step whose numbers are not finite is taken back. Return whether it holds."""
+        training = self.training
+        before, states = training.state, {m: m.state for m in training.stack.methods.values()}
+        view = training.step()
+        values = self._scalars(view)
+        bad = [name for name, value in values.items() if not abs(value) < float("inf")]
+        if bad:
+            training.state = before
+            for method, state in states.items():
+                method.state = state
+            self._diverge(bad[0])
+            return False
+        self.writer.scalars(view.step, values)
+        own = training.own
+        if view.step % own.report == 0:
+            for method in training.stack.methods.values():
+                for record in method.report(view):
+                    self.writer.record(view.step, record)
+        step = training.state.step
+        if step % self._evaluate_every == 0 or step == self.steps:
+            self._evaluate()
+        if step % own.checkpoint == 0 or step == self.steps:
+            self._save()
+        if step == self.stop_at:
+            self.pause()
+        self.measuring.due(step, last=step == self.steps)
+        return True
+
+    def _scalars(self, view) -> dict[str, float]:
+        """Return the step's numbers; they leave the device in one transfer."""
+        problem = self.training.problem
+        scores = problem.scores(view.logits, view.features, view.batch.y)
+        names = (*view.losses, *scores)
+        table = torch.cat(
+            [torch.stack((*view.losses.values(), *scores.values())), problem.layout.norms(view.grad), problem.layout.norms(view.moved)]
+        ).tolist()
+        if names != self._names:
+            self._names = names
+            parts = list(problem.layout.slices)
+            self._paths = (
+                [f"loss/{name}" for name in view.losses]
+                + [_train(name) for name in scores]
+                + [f"grad_norm/{part}" for part in parts]
+                + [f"update_norm/{part}" for part in parts]
+            )
+        return dict(zip(self._paths, table, strict=True)) | {"lr": view.rate.lr}
+
+    def _evaluate(self) -> None:
+        state = self.training.state
+        self.writer.scalars(state.step, self.training.problem.evaluate(state.theta))
+
+    def _obey(self) -> None:
+        """Obey recorded commands that belong here, then, once caught up, new ones."""
+        if self.training.state.step < self.caught_up or self.script:
+            obey_due(self.training, self.script)
+            if not self.script:
+                self._describe_methods()
+            return
+        if not self.mailbox.due():
+            return
+        for number, command in self.mailbox.unread(self.read_up_to):
+            self.read_up_to = number
+            detail = {"id": number, "command": command.to_json() if hasattr(command, "to_json") else command}
+            try:
+                command.apply(self)
+                self.writer.event(self.training.state.step, "applied", detail)
+            except InputError as error:
+                self.writer.event(self.training.state.step, "refused", detail | {"error": str(error)})
+            self._describe_methods()
+            self._beat("paused" if self.paused else "running")
+            self.writer.flush()
+
+    def _rest(self) -> None:
+        """Let time pass while paused: only measurements that were asked for go on."""
+        self.measuring.turn(self.seconds, idle=True)
+        if self.writer.due():
+            self._beat("paused" if self.paused else "running")
+            self.writer.flush()
+        if not self.measuring.busy:
+            time.sleep(_IDLE)
+
+    def _diverge(self, name: str) -> None:
+        step = self.training.state.step
+        words = (
+            f"{name} is no longer finite at step {step}, so that step was not taken; "
+            "lower optimizer.lr or a method's dose, then resume."
+        )
+        self.diverged = True
+        self.writer.event(step, "diverged", {"name": name, "error": words})
+        if self.attended:
+            self.pause()
+        else:
+            self.stopping = True
+
+    def _close(self) -> str:
+        state = self.training.state
+        final = "finished" if state.step >= self.steps and not self.diverged else "stopped"
+        self._save()
+        self.writer.event(state.step, final, {})
+        self._beat(final)
+        self.writer.flush()
+        self.writer.close()
+        return final
+
+    def _save(self) -> None:
+        """Write a checkpoint unless this step has one; a disk that refuses it is an event, not the end of training."""
+        state = self.training.state
+        if state.step == self._last_saved:
+            return
+        try:
+            path = checkpoint.save(self.home, self.training.content())
+        except OSError as error:
+            self.writer.event(state.step, "unsaved", {"error": f"No checkpoint could be written ({error}); free some space."})
+            return
+        self._last_saved = state.step
+        self.writer.meta("theta", {"step": state.step, "sha256": checkpoint.sha256(state.theta)})
+        if state.step > self.caught_up or state.step == 0:
+            self.writer.event(state.step, "checkpoint", {"file": path.name})
+
+    def _beat(self, state: str) -> None:
+        self.writer.meta("seconds", self.seconds + self.measuring.budget.spent)
+        self.writer.beat(state, self.training.state.step, {"activity": self.measuring.activity})
+
+    def _describe(self) -> None:
+        training, problem = self.training, self.training.problem
+        facts = {
+            "config": training.config.to_json() | {"steps": self.steps},
+            "steps": self.steps,
+            "title": problem.title,
+            "modalities": list(problem.modalities),
+            "parts": list(problem.layout.slices),
+            "layout": {name: list(shape) for name, shape in problem.layout.shapes.items()},
+            "parameters": problem.layout.size,
+            "rows": {part: len(rows) for part, rows in problem.rows.items()},
+            "batch": problem.batch_size,
+            "protocol": problem.protocol,
+            "score": problem.score,
+            "device": str(training.device),
+            "threads": training.own.threads,
+            "optimizer": {key: training.settings[f"optimizer.{key}"] for key in ("name", "lr", "momentum")},
+            "versions": {"python": platform.python_version(), "torch": torch.__version__, **_version()},
+        }
+        for key, value in facts.items():
+            self.writer.meta(key, value)
+        self._describe_methods()
+
+    def _describe_methods(self) -> None:
+        training = self.training
+        self.writer.meta("methods", {n: {"params": vars(m.params)} for n, m in training.stack.methods.items()})
+        self.writer.meta("pipeline", training.stack.pipeline())
+        self.writer.meta("probes", self.measuring.intervals)
+        self.writer.meta("settings", training.settings)
+        self.writer.meta("learning_rate", training.optimizer.settings.lr)
+
+    # What commands do.
+
+    def pause(self) -> None:
+        """Rest before the next step, with a checkpoint."""
+        if not self.paused:
+            self.paused, self.stop_at = True, None
+            self._save()
+            self.writer.event(self.training.state.step, "paused", {})
+            self._beat("paused")
+
+    def resume(self, steps: int | None = None) -> None:
+        """Go on, for `steps` steps or without end.
+
+        Raises:
+            InputError: `steps` is not positive.
+        """
+        if steps is not None and steps < 1:
+            raise InputError(f"A run cannot go on for {steps} steps; give 1 or more.")
+        self.paused = self.diverged = False
+        self.stop_at = None if steps is None else self.training.state.step + steps
+
+    def stop(self) -> None:
+        """End the run here; it can be resumed later."""
+        self.stopping = True
+
+    def toggle(self, method: str, on: bool) -> None:
+        """Switch a method on or off before the next step."""
+        self.training.toggle(method, on)
+
+    def tune(self, method: str, knob: str, value: Any) -> None:
+        """Change one knob before the next step."""
+        self.training.tune(method, knob, value)
+
+    def watch(self, probe: str, on: bool, every: int = 0) -> None:
+        """Measure with a probe every `every` steps, or no longer."""
+        self.measuring.watch(probe, on, every)
+
+    def measure(self, probe: str, settings: dict[str, Any] | None = None) -> None:
+        """Measure now, whatever the budget says."""
+        self.measuring.now(probe, settings or {})
+
+    def cancel(self, probe: str) -> None:
+        """Give up measurements of a probe that are under way."""
+        self.measuring.cancel(probe)
+
+    def save(self) -> None:
+        """Write a checkpoint here."""
+        self._save()
+
+    def note(self, text: str) -> None:
+        """Write a note into the log."""
+        self.writer.event(self.training.state.step, "note", {"text": text})
+
+
+def recorded_commands(reader: RunReader, since: int = 0) -> Iterator[tuple[int, Command]]:
+    """Yield (step, command) for each applied command that changed training at or after step `since`."""
+    for event in reader.events():
+        if event.kind == "applied" and event.step >= since:
+            command = from_json(event.detail["command"])
+            if command.affects_training:
+                yield event.step, command
+
+
+def recreated(home: Path, step: int | None = None, *, from_start: bool = False) -> Training:
+    """Return the training of a recorded run at `step` (default: its last checkpoint), steps repeated as needed.
+
+    Raises:
+        InputError: the run has not come that far.
+    """
+    reader = RunReader(home)
+    config = read(home)
+    training = Training(config)
+    newest = (checkpoint.steps(home) or [0])[-1]
+    until = newest if step is None else step
+    reached = max(newest, reader.meta("step", 0))
+    if until > reached:
+        raise InputError(f"The run in {home} has come to step {reached}, not to {until}; give a step up to {reached}.")
+    content = None if from_start else checkpoint.load(home, until, training.device)
+    if content is not None:
+        training.restore(content)
+    training.advance(until, recorded_commands(reader, since=training.state.step))
+    return training
+
+
+class _stopped_by_signals:  # noqa: N801  a context manager reads as a verb
+    """Turn SIGTERM and SIGINT into a stop between two steps."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def __enter__(self) -> None:
+        def stop(number, frame):
+            self.run.stopping = True
+
+        self.before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def __exit__(self, *error) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def _train(name: str) -> str:
+    head, _, tail = name.partition("/")
+    return f"{head}/train/{tail}" if tail else f"{head}/train"
+
+
+def _version() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("numpy", "scipy")}
+
+
+__all__ = ["Run", "RunConfig", "recorded_commands", "recreated"]

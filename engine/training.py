@@ -1,0 +1,206 @@
+"""A run in memory: built from its configuration, advanced step by step, changed by commands, saved and restored.
+
+Nothing here reads a clock or writes a file, so the same commands at the same steps give the same parameters bit for bit;
+`run.py` adds recording, `replay` repeats it without.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import deque
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine import networks, objectives
+from engine.catalog import catalog
+from engine.config import RunConfig, RunSettings, resolved
+from engine.control import Command
+from engine.data import npz
+from engine.data.dataset import Source
+from engine.knobs import InputError, checked, describe
+from engine.method import Method, Stack
+from engine.optim import Optimizer, Settings
+from engine.probe import Probe, Snapshot
+from engine.problem import Multimodal
+from engine.registry import named
+from engine.rng import Rng
+from engine.step import State, View, train_step
+
+_LR = next(k for k in describe(Settings) if k["name"] == "lr")
+
+
+class Training:
+    """The state of a run and the ways it may change."""
+
+    def __init__(self, config: RunConfig) -> None:
+        """Build problem, optimiser and stack at step 0.
+
+        Raises:
+            InputError: the data cannot be used, the device is not there, or two methods conflict.
+        """
+        self.config = config
+        self.settings = resolved(config, catalog())
+        own = RunSettings(**{key: self.settings[key] for key in RunSettings.__dataclass_fields__})
+        torch.set_num_threads(own.threads)
+        self.own = own
+        self.device = device(config.device)
+        self.rng = Rng(config.seed)
+        self.data = self._data()
+        self.problem = self._problem()
+        self.optimizer = Optimizer(self._params(Settings, "optimizer"), config.steps)
+        self.state = State(0, self.problem.init(), self.optimizer.init())
+        self.view: View | None = None
+        """The settled view of the last step."""
+        self.stack = Stack()
+        self.stack = Stack(self._method(name) for name in config.methods)
+
+    def step(self) -> View:
+        """Advance by one step; return the view of what happened."""
+        self.state, self.view = train_step(self.state, self.problem, self.optimizer, self.stack, self.rng)
+        return self.view
+
+    def toggle(self, method: str, on: bool) -> None:
+        """Switch a method on, with fresh state, or off, forgetting it; one that is so already stays as it is.
+
+        Raises:
+            InputError: there is no such method.
+            MethodConflict: it cannot be on together with another; the stack stays as it was.
+        """
+        named("engine.methods", Method, method)
+        if not on:
+            self.stack = self.stack.without(method)
+        elif method not in self.stack.methods:
+            self.stack = self.stack.having(self._method(method))
+
+    def tune(self, method: str, knob: str, value: Any) -> None:
+        """Change one knob of a method, on or off, or `optimizer` `lr`.
+
+        Raises:
+            InputError: no such knob, or a value out of its range.
+        """
+        if method == "optimizer":
+            if knob != "lr":
+                raise InputError(f"optimizer.{knob} cannot change while a run trains; only optimizer.lr can.")
+            self.optimizer = self.optimizer.tuned(checked(_LR, value, "optimizer.lr"))
+            self.settings["optimizer.lr"] = self.optimizer.settings.lr
+            return
+        current = self.stack.methods.get(method) or self._method(method, bare=True)
+        tuned = current.tuned(knob, value)
+        self.settings[f"{method}.{knob}"] = getattr(tuned.params, knob)
+        if method in self.stack.methods:
+            self.stack = self.stack.having(tuned)
+
+    def snapshot(self) -> Snapshot:
+        """Return what a probe measures."""
+        return Snapshot(self.state.step, self.state.theta, self.problem, self.rng, self.stack, self.view)
+
+    def probe(self, name: str, settings: dict[str, Any] | None = None) -> Probe:
+        """Return a probe with the run's knobs, some of them replaced by `settings`.
+
+        Raises:
+            InputError: no such probe or knob, or a value out of its range.
+        """
+        kind = named("engine.probes", Probe, name)
+        known = {k["name"]: k for k in kind.knobs()}
+        values = {key: self.settings[f"{name}.{key}"] for key in known}
+        for key, value in (settings or {}).items():
+            if key not in known:
+                raise InputError(f"The probe {name} has no knob {key!r}; it has {', '.join(known) or 'none'}.")
+            values[key] = checked(known[key], value, f"{name}.{key}")
+        return kind(kind.Params(**values))
+
+    def content(self) -> dict[str, Any]:
+        """Return all that a checkpoint holds."""
+        return {
+            "step": self.state.step,
+            "theta": self.state.theta,
+            "moments": self.state.moments,
+            "methods": {name: method.state for name, method in self.stack.methods.items()},
+            "settings": self.settings,
+        }
+
+    def restore(self, content: dict[str, Any]) -> None:
+        """Go to where a checkpoint was made."""
+        self.settings = dict(content["settings"])
+        self.optimizer = self.optimizer.tuned(self.settings["optimizer.lr"])
+        self.state = State(content["step"], content["theta"], content["moments"])
+        self.view = None
+        self.stack = Stack(self._method(name, state=state) for name, state in content["methods"].items())
+
+    def advance(self, until: int, script: Iterable[tuple[int, Command]]) -> None:
+        """Repeat a recorded run up to step `until`, obeying the commands of its log at the steps at which they were."""
+        waiting = deque(script)
+        while self.state.step < until:
+            obey_due(self, waiting)
+            self.step()
+        obey_due(self, waiting)
+
+    def _method(self, name: str, state: dict[str, Any] | None = None, *, bare: bool = False) -> Method:
+        kind = named("engine.methods", Method, name)
+        method = kind(self._params(kind.Params, name), state)
+        if state is None and not bare:
+            step = self.state.step
+            rate = self.optimizer.rate(step)
+            view = View(step, self.state.theta, self.problem.batch(step), self.problem, self.rng, rate)
+            method.state = method.init(view)
+        return method
+
+    def _params(self, kind: type, prefix: str) -> Any:
+        return kind(**{key: self.settings[f"{prefix}.{key}"] for key in kind.__dataclass_fields__})
+
+    def _data(self):
+        if self.config.data:
+            return npz.read(Path(self.config.data), self.rng.within("data"), self.own.split)
+        source = named("engine.problems", Source, self.config.problem)
+        return source(self._params(source.Params, self.config.problem)).load(self.rng.within("data"))
+
+    def _problem(self) -> Multimodal:
+        own, data = self.own, self.data
+        dtype = getattr(torch, own.dtype)
+        return Multimodal(
+            data.name,
+            data.title,
+            data.batches(),
+            lambda: networks.build(data, own).to(dtype),
+            objectives.build(own, data),
+            self.rng,
+            batch=own.batch,
+            micro=own.micro,
+            probe_rows=own.probe_rows,
+            device=self.device,
+        )
+
+
+def obey_due(training: Training, script: deque[tuple[int, Command]]) -> None:
+    """Apply the recorded commands that belong before the next step."""
+    while script and script[0][0] <= training.state.step:
+        script.popleft()[1].apply(training)
+
+
+def device(name: str) -> torch.device:
+    """Return the device of that name; `auto` takes a GPU when there is one.
+
+    Raises:
+        InputError: the name is unknown or the device is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(name)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError):
+        raise InputError(f"The device {name!r} is not available here; use --device cpu or --device auto.") from None
+    if found.type == "meta":
+        raise InputError("The device 'meta' holds no numbers; use --device cpu or --device auto.")
+    return found
+
+
+def deterministic() -> None:
+    """Ask torch for the same bits on every run of this device."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    warnings.filterwarnings("once", message=".*does not have a deterministic implementation.*")

@@ -1,0 +1,95 @@
+"""Runs for tests: small ones in this process, and real engines as processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from engine.catalog import catalog
+from engine.config import RunConfig, validated
+from engine.control import post
+from engine.foreground import _write
+from engine.handle import lock
+from engine.run import Run
+from engine.store import RunReader, create
+from engine.training import Training, deterministic
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = {"planted.rows": 600, "batch": 32, "width": 8, "hidden": 8, "checkpoint": 20}
+
+
+def small(**changes) -> RunConfig:
+    """Return the configuration of a run that takes well under a second."""
+    values = {"problem": "planted", "steps": 60, "device": "cpu", "settings": SMALL} | changes
+    if "settings" in changes:
+        values["settings"] = SMALL | changes["settings"]
+    return validated(RunConfig(**values), catalog())
+
+
+def trained(home: Path, config: RunConfig, commands: dict[int, list] | None = None, **options) -> Run:
+    """Train in this process; `commands` maps a step to what is posted when that many steps are done."""
+    deterministic()
+    home.mkdir(parents=True)
+    create(home)
+    _write(home / "config.json", config.to_json())
+    run = Run(Training(config), home, **options)
+    run.mailbox.due = lambda: True
+    waiting = dict(commands or {})
+
+    def send(step: int) -> None:
+        for command in waiting.pop(step, ()):
+            post(home, command)
+
+    with lock(home):
+        send(0)
+        run.begin()
+        run.go(send)
+    return run
+
+
+def engine(*arguments: str, **options) -> subprocess.Popen:
+    """Start `python -m engine …` from the root."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "engine", *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def said(*arguments: str, code: int = 0, seconds: float = 120) -> tuple[str, str]:
+    """Run `python -m engine …` to its end; return what it wrote, and insist on the exit code."""
+    process = engine(*arguments)
+    out, err = process.communicate(timeout=seconds)
+    assert process.returncode == code, f"exit {process.returncode}\n{out}\n{err}"
+    return out, err
+
+
+def json_of(*arguments: str, **options) -> dict:
+    """Return the JSON object on the last line of the command's output."""
+    return json.loads(said(*arguments, "--json", **options)[0].splitlines()[-1])
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60, what: str = "it") -> object:
+    """Return the first true value of `condition`, or fail when the deadline passes."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"waited {seconds} s in vain for {what}")
+
+
+def reader_of(home: Path) -> RunReader | None:
+    """Return a reader once the databases are there."""
+    return RunReader(home) if (home / "run.db").exists() else None
