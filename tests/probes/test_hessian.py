@@ -1,0 +1,75 @@
+"""The Hessian probe against the dense Hessian of a tiny problem."""
+
+import numpy as np
+import pytest
+import torch
+
+from engine.probes.hessian import Hessian
+from tests.probes.snapshots import dense, inside, measured, snapshot
+from tests.tiny import problem
+
+
+@pytest.mark.parametrize("part", ["", "image", "text", "shared"])
+def test_numbers_are_those_of_the_dense_hessian(part):
+    snap = snapshot()
+    matrix = dense(snap)
+    if part:
+        rows = inside(snap.problem.layout, part)
+        matrix = matrix[rows][:, rows]
+    truth = torch.linalg.eigvalsh(matrix).flip(0).numpy()
+    records = measured(Hessian(Hessian.Params(part_k=5, part_steps=40, part_probes=8)), snap)
+    path = f"hessian/{part}" if part else "hessian"
+    top, low, trace = (records[f"{path}/{name}"] for name in ("lambda_max", "lambda_min", "trace"))
+    assert abs(top.value - truth[0]) <= top.error < 1e-6
+    assert abs(low.value - truth[-1]) <= low.error
+    assert abs(trace.value - truth.sum()) <= 3 * trace.error
+    bars = records[f"{path}/top"]
+    assert bars.labels.tolist() == ["λ1", "λ2", "λ3", "λ4", "λ5"]
+    assert (np.abs(bars.values - truth[:5]) <= bars.error).all()
+
+
+def test_density_counts_the_eigenvalues():
+    snap = snapshot()
+    size = len(snap.theta)
+    curve = measured(Hessian(Hessian.Params(steps=size, parts=False)), snap)["hessian/spectrum"]
+    truth = torch.linalg.eigvalsh(dense(snap)).numpy()
+    sigma = 0.01 * (truth[-1] - truth[0])
+    counted = np.exp(-0.5 * ((curve.x[:, None] - truth) / sigma) ** 2).sum(1)
+    np.testing.assert_allclose(curve.y, np.where(counted > 1e-3, counted, 0), atol=2e-3)
+    assert curve.error.shape == curve.x.shape
+    np.testing.assert_allclose(sorted(curve.draw["lines"]), truth, atol=1e-9)
+
+
+def test_shares_of_each_eigenvector_add_up():
+    matrix = measured(Hessian(), snapshot())["hessian/shares"]
+    assert matrix.cols.tolist() == ["image", "text", "shared"]
+    np.testing.assert_allclose(matrix.values.sum(1), 1)
+
+
+def test_records_say_rows_matrix_and_seconds():
+    for name, record in measured(Hessian(), snapshot()).items():
+        assert record.n == 32 and record.mode.startswith("Hessian") and record.seconds > 0, name
+
+
+def test_training_may_go_on_between_products():
+    breaths = [r for r in Hessian().measure(snapshot()) if r is None]
+    assert len(breaths) >= 40 + 3 * 20
+
+
+def test_parts_can_be_left_out():
+    records = measured(Hessian(Hessian.Params(parts=False, k=3)), snapshot())
+    assert set(records) == {f"hessian/{n}" for n in ("lambda_max", "lambda_min", "trace", "top", "spectrum", "shares")}
+    assert len(records["hessian/top"].values) == 3
+
+
+def test_more_eigenvalues_than_steps_or_parameters_are_cut_to_what_there_is():
+    records = measured(Hessian(Hessian.Params(k=50, steps=10)), snapshot())
+    assert len(records["hessian/top"].values) == 10
+
+
+def test_float32_agrees_with_float64():
+    one, other = (
+        measured(Hessian(), snapshot(problem(heads=True, dtype=d), 0)) for d in (torch.float32, torch.float64)
+    )
+    for name in ("hessian/lambda_max", "hessian/text/lambda_max", "hessian/trace"):
+        assert one[name].value == pytest.approx(other[name].value, rel=1e-4)
