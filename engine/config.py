@@ -33,7 +33,7 @@ class RunSettings:
     activation: str = knob("gelu", help="Nonlinearity of the encoders.", choices=("gelu", "tanh", "relu"))
     temperature: float = knob(0.07, 0.005, 10.0, "Temperature of InfoNCE.", log=True)
     split: str = knob("split", help="Name of the array that splits a data file.")
-    probe_rows: int = knob(512, 1, 100_000, "Training rows that every measurement uses.", log=True)
+    probe_rows: int = knob(256, 1, 100_000, "Training rows that every measurement uses.", log=True)
     evaluate: int = knob(0, 0, MOST_STEPS, "Steps between two evaluations on held-out rows; 0 for about forty in a run.")
     report: int = knob(20, 1, MOST_STEPS, "Steps between two reports of the methods.", log=True)
     checkpoint: int = knob(200, 1, MOST_STEPS, "Steps between two checkpoints.", log=True)
@@ -73,7 +73,7 @@ class RunConfig:
         known = cls.__dataclass_fields__
         for key in values:
             if key not in known:
-                raise InputError(f"A run's configuration has no field {key!r}{nearest(key, known)}.")
+                raise InputError(f"A run's configuration has no field {key!r}{nearest(key, known)}")
         return cls(**{**values, "methods": tuple(values.get("methods") or ())})
 
 
@@ -125,7 +125,7 @@ def validated(config: RunConfig, catalog: Mapping[str, Any]) -> RunConfig:
     settings = {}
     for key, value in config.settings.items():
         if key not in known:
-            raise InputError(f"There is no setting {key!r}{nearest(key, known)}.")
+            raise InputError(f"There is no setting {key!r}{nearest(key, known)}")
         settings[key] = checked(known[key], value, key)
     return RunConfig(
         config.problem,
@@ -151,4 +151,4 @@ def resolved(config: RunConfig, catalog: Mapping[str, Any]) -> dict[str, Any]:
 def _known(name: str, kind: str, entries: list[dict[str, Any]]) -> None:
     names = [entry["name"] for entry in entries]
     if name not in names:
-        raise InputError(f"There is no {kind} {name!r}{nearest(name, names)}.")
+        raise InputError(f"There is no {kind} {name!r}{nearest(name, names)}")

@@ -40,12 +40,12 @@ def describe(params: type) -> list[dict[str, Any]]:
 
 
 def nearest(word: str, known) -> str:
-    """Return `; did you mean …?` with the known words nearest to `word`, or a list of all when none is near."""
+    """Return the end of a sentence about an unknown word: the known ones nearest to it, or all when none is near."""
     known = sorted(known)
     near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
     if near:
         return "; did you mean " + " or ".join(near) + "?"
-    return "; known are " + ", ".join(known) if known else ""
+    return "; known are " + ", ".join(known) + "." if known else "."
 
 
 def checked(knob: dict[str, Any], value: Any, path: str) -> Any:

@@ -15,6 +15,9 @@ from engine.registry import named
 from engine.store import RunWriter
 from engine.training import Training
 
+SLICE = 0.025
+"""Seconds of measuring between two training steps, as far as a measurement's breathing points allow."""
+
 
 @dataclass
 class Job:
@@ -79,6 +82,8 @@ class Measuring:
                 waiting = [job for job in self.jobs if job.probe == probe]
                 if waiting and not last:
                     continue
+                if last:
+                    self.cancel(probe)
                 if last or self._allowed():
                     self._start(probe, {}, asked=last)
                     self._next[probe] = (step // self.intervals[probe] + 1) * self.intervals[probe]
@@ -97,11 +102,14 @@ class Measuring:
         self.jobs = deque(job for job in self.jobs if job.probe != probe)
 
     def turn(self, trained: float, *, idle: bool = False) -> None:
-        """Go one slice further with the measurement under way; `trained` is the seconds spent on training so far."""
+        """Go on for about a slice with the measurements under way; `trained` is the seconds of training so far."""
         self._trained = trained
-        if not self.jobs:
-            return
-        job = self.jobs[0]
+        until = time.perf_counter() + SLICE
+        while self.jobs and time.perf_counter() < until:
+            self._go_on(self.jobs[0], idle=idle)
+
+    def _go_on(self, job: Job, *, idle: bool) -> None:
+        """Take a measurement to its next record or breathing point."""
         started = time.perf_counter()
         try:
             record = next(job.records)

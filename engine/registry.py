@@ -36,5 +36,5 @@ def named(package: str, base: type, name: str) -> type:
     """
     known = discover(package, base)
     if name not in known:
-        raise InputError(f"There is no {base.__name__.lower()} {name!r}{nearest(name, known)}.")
+        raise InputError(f"There is no {base.__name__.lower()} {name!r}{nearest(name, known)}")
     return known[name]

@@ -326,8 +326,7 @@ def _class_names(path: Path, archive: np.lib.npyio.NpzFile, y: np.ndarray) -> tu
 
 def _hint(word: str, known, none: str = "it has none") -> str:
     """Return the end of a sentence that names the known words near `word`, or says what to do where there is none."""
-    hint = nearest(word, known) or f"; {none}"
-    return hint if hint.endswith("?") else f"{hint}."
+    return nearest(word, known) if known else f"; {none}."
 
 
 def _brief(error: BaseException) -> str:
