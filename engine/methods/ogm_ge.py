@@ -1,0 +1,129 @@
+"""OGM-GE: the encoder of the modality that leads learns more slowly, with Gaussian noise to keep it general.
+
+With s_m the batch sum of the true class's probability under modality m alone, the lead is ρ_m = s_m / min of the other
+scores, and the gradients of encoder m are scaled by k_m = 1 - tanh(αρ_m) where ρ_m > 1, else left as they are. At
+ρ = 1 the factor therefore jumps from 1 to 1 - tanh(α).
+
+Scores come from the logits of a modality's head or slice where the network has them. Without, all other features are
+set to zero and the fused logits taken, without gradient; the fused bias then counts whole, not in shares of 1/M.
+
+*Acts at*: gradients.
+
+*Remembers*: nothing.
+
+*Composes with*: every `fuse`; rows `reg/…` are left alone. Adam and RMSprop largely cancel a constant damping of an
+encoder, since they divide by the gradient's size: use SGD. FANoise and ModDrop change the features that the scores see.
+
+*Source*: Peng et al., CVPR 2022, arXiv 2203.15332, and the authors' code. We differ: all parameters of an encoder are
+modulated unless `layers` is `convolutions` (the code's choice: 4-D weights); a modality's own head never is; the window
+is in steps, not epochs; three modalities or more divide by the smallest other score, as ports of the code do. GE noise
+has the standard deviation of each unmodulated tensor, as in the code, and is added to the first, the fused, row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.knobs import InputError
+from engine.layout import Layout
+from engine.method import Method, knob
+from engine.records import Record, Scalar
+from engine.step import View
+
+
+def confidence(logits: Tensor, y: Tensor) -> Tensor:
+    """Return Σᵢ softmax(z)ᵢ,yᵢ (0-d), for logits (B, C) and classes y (B,)."""
+    return logits.softmax(-1).gather(1, y[:, None]).sum()
+
+
+def leads(scores: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return ρ_m, the score of each modality over the smallest of the others; for two, the products of ρ are 1."""
+    return {
+        name: score / torch.stack([s for other, s in scores.items() if other != name]).min()
+        for name, score in scores.items()
+    }
+
+
+def coefficient(lead: Tensor, alpha: float) -> Tensor:
+    """Return k = 1 - tanh(αρ) for ρ > 1, else 1; elementwise."""
+    return torch.where(lead > 1, 1 - torch.tanh(alpha * lead), torch.ones_like(lead))
+
+
+def places(layout: Layout, modality: str, convolutions: bool) -> list[slice]:
+    """Return where the tensors of a modality's encoder lie in theta; only its 4-D weights if `convolutions`."""
+    found, start = [], 0
+    for (name, shape), size in zip(layout.shapes.items(), layout.sizes, strict=True):
+        if name.startswith(f"encoders.{modality}.") and (len(shape) == 4 or not convolutions):
+            found.append(slice(start, start + size))
+        start += size
+    return found
+
+
+def alone(view: View) -> dict[str, Tensor]:
+    """Return modality to the logits (B, C) that it gives by itself, without graph.
+
+    Raises:
+        InputError: the problem has no classes, or fewer than two modalities.
+    """
+    names = view.problem.modalities
+    if view.batch.y.is_floating_point() or "fused" not in view.logits:
+        raise InputError("OGM-GE compares class probabilities, but this problem has no classes; turn it off.")
+    if len(names) < 2:
+        raise InputError(f"OGM-GE balances modalities, but this problem has only {names[0]!r}; turn it off.")
+    if all(name in view.logits for name in names):
+        return {name: view.logits[name].detach() for name in names}
+    with torch.no_grad():
+        zero = {name: torch.zeros_like(value) for name, value in view.features.items()}
+        kept = {name: zero | {name: view.features[name].detach()} for name in names}
+        return {name: view.problem.objectives(view.theta, kept[name], view.batch)[1]["fused"] for name in names}
+
+
+def ratios(view: View) -> dict[str, Tensor]:
+    """Return ρ_m of each modality (0-d) for the view's logits or features."""
+    return leads({name: confidence(logits, view.batch.y) for name, logits in alone(view).items()})
+
+
+class OgmGe(Method):
+    """On-the-fly gradient modulation with generalisation enhancement."""
+
+    name = "ogm_ge"
+    title = "OGM-GE"
+    neutral = {"alpha": 0.0, "ge": False}
+
+    @dataclass(frozen=True)
+    class Params:
+        """How hard and when the leading modality is held back."""
+
+        alpha: float = knob(0.1, 0.0, 2.0, "Strength of the modulation; 0 leaves all gradients as they are.")
+        ge: bool = knob(True, help="Add Gaussian noise of each tensor's gradient size to the encoders' gradients.")
+        layers: str = knob("all", help="Which encoder tensors are modulated.", choices=("all", "convolutions"))
+        start: int = knob(0, 0, 10_000_000, "First step of modulation.")
+        stop: int = knob(0, 0, 10_000_000, "Step at which modulation ends; 0 for never.")
+
+    def gradients(self, grads: Tensor, view: View) -> Tensor:
+        """Return the rows (K, P) with the leading encoders' slices scaled and noise in the first row."""
+        p = self.params
+        if (p.alpha == 0.0 and not p.ge) or view.step < p.start or 0 < p.stop <= view.step:
+            return grads
+        rows = [i for i, name in enumerate(view.losses) if not name.startswith("reg/")]
+        modulated = grads.clone()
+        for name, lead in ratios(view).items():
+            factor = coefficient(lead, p.alpha).to(grads.dtype)
+            for where in places(view.problem.layout, name, p.layers == "convolutions"):
+                modulated[rows, where] = grads[rows, where] * factor
+                if p.ge and where.stop - where.start > 1:
+                    purpose = f"ogm_ge/{name}/{where.start}"
+                    tensor = grads[rows, where].sum(0)
+                    modulated[rows[0], where] += tensor.std() * view.rng.normal(purpose, view.step, tensor)
+        return modulated
+
+    def report(self, view: View) -> Iterator[Record]:
+        """Yield the lead and the coefficient of each modality."""
+        for name, lead in ratios(view).items():
+            factor = float(coefficient(lead, self.params.alpha))
+            yield Scalar(f"ogm_ge/lead/{name}", float(lead), n=len(view.batch), mode="score / smallest other score")
+            yield Scalar(f"ogm_ge/coefficient/{name}", factor, n=len(view.batch), mode="factor on encoder gradients")

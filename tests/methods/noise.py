@@ -1,0 +1,9 @@
+"""What the tests of the two noise methods share."""
+
+from engine.methods.gani import Gani
+
+
+def knobs(method=Gani, **values):
+    """Exact knobs: no warm-up, no clip, no floor, `second` and `fixed` unless told otherwise."""
+    plain = {"mode": "second", "sizing": "fixed", "warmup": 0, "clip": 0.0, "eps": 0.0, "anneal": "none"}
+    return method.Params(**(plain | values))

@@ -1,0 +1,115 @@
+"""The stability bound is where GANI's second moments cease to shrink; beyond it, sharp valleys are left."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from engine.layout import Layout
+from engine.maths import anisotropic_noise as maths
+from engine.methods.gani import Gani
+from engine.methods.isotropic_noise import IsotropicNoise
+from engine.problem import Batch
+from tests import tiny
+from tests.methods.noise import knobs
+
+PLACEMENTS = ("decoupled", "through_grad")
+F64 = torch.float64
+
+
+def chains(count: int, h=1.0, start=1.0, **others):
+    """A quadratic of `count` independent coordinates."""
+    return tiny.Quadratic(torch.full((count,), h, dtype=F64), torch.full((count,), start, dtype=F64), **others)
+
+
+def recursion(a: float, sigma: float, mu: float, placement: str, beta: float, correction: float = 1.0) -> np.ndarray:
+    """The exact map of (E[x²], E[xu], E[u²], E[v]) over one step with gradient x, buffer u and lr·λ = a."""
+    descent = np.array([1.0, 2 * mu, mu**2, 0.0])  # (x + μu)²
+    cross = np.array([1.0, mu, 0.0, 0.0])  # x(x + μu)
+    square = np.array([1.0, 0.0, 0.0, 0.0])
+    v = (1 - beta) * square + np.array([0.0, 0.0, 0.0, beta])
+    noise = sigma**2 * v / correction
+    buffer = descent + noise if placement == "through_grad" else descent
+    added = 0.0 * v if placement == "through_grad" else a**2 * noise
+    return np.stack([square - 2 * a * cross + a**2 * buffer + added, cross - a * buffer, buffer, v])
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.9, 0.99, 0.999])
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("mu", [0.0, 0.9])
+@pytest.mark.parametrize("sigma", [0.5, 1.0, 2.0])
+def test_second_moments_are_stable_just_below_the_bound_and_not_above(sigma, mu, placement, beta):
+    bound = maths.stability_bound(1.0, sigma, mu, placement)
+    below, above = (
+        max(abs(np.linalg.eigvals(recursion(bound * factor, sigma, mu, placement, beta)))) for factor in (0.995, 1.005)
+    )
+    assert below < 1 < above
+
+
+def test_the_bound_has_its_known_values():
+    assert maths.stability_bound(0.1, 0.0) == pytest.approx(20.0)
+    assert maths.stability_bound(0.1, 2.0) == pytest.approx(4.0)
+    assert maths.stability_bound(1.0, 0.0, 0.9) == pytest.approx(3.8)
+    assert maths.stability_bound(1.0, 1.0, 0.9) == pytest.approx(0.4276, abs=5e-5)
+    assert maths.stability_bound(1.0, 1.0, 0.9, "through_grad") == pytest.approx(0.19)
+    for sigma in (0.3, 1.0):
+        same = [maths.stability_bound(1.0, sigma, 0.0, placement) for placement in PLACEMENTS]
+        assert same[0] == pytest.approx(same[1])
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("mu", [0.0, 0.9])
+def test_the_method_follows_the_recursion(mu, placement):
+    """One coordinate a chain: the mean of x² over 200,000 chains is E[x²] of the recursion, within 4 SE."""
+    count, beta, sigma, lr = 200_000, 0.9, 0.7, 0.5
+    method = Gani(knobs(sigma=sigma, beta=beta, placement=placement))
+    _, views, _ = tiny.train(chains(count), [method], 7, tiny.sgd(lr, mu))
+    moments = np.array([1.0, 0.0, 0.0, 0.0])
+    for step, view in enumerate(views, start=1):
+        moments = recursion(lr, sigma, mu, placement, beta, 1 - beta**step) @ moments
+        squares = (view.theta + view.moved) ** 2
+        assert float(squares.mean()) == pytest.approx(moments[0], abs=4 * float(squares.std()) / math.sqrt(count))
+
+
+@pytest.mark.parametrize("factor, sign", [(0.85, -1), (1.15, 1)])
+def test_typical_paths_grow_above_the_bound_and_shrink_below(factor, sign):
+    count, steps, sigma = 1000, 1500, 1.0
+    lr = factor * maths.stability_bound(1.0, sigma)
+    method = Gani(knobs(sigma=sigma, beta=0.99))
+    state, _, stack = tiny.train(chains(count), [method], steps, tiny.sgd(lr))
+    size = 0.5 * torch.log(state.theta**2 + stack.methods["gani"].state["square"])
+    assert sign * float(size.mean()) > 4 * float(size.std()) / math.sqrt(count)
+
+
+class Valley:
+    """½(1 + x²)y² and 98 idle coordinates: curvature 1 + x² along y, a valley that gets wider towards x = 0."""
+
+    name, title, modalities, micro = "valley", "Valley", ("x", "y"), 0
+
+    def __init__(self) -> None:
+        self.layout = Layout({"x": (99,), "y": (1,)}, {"x": "x", "y": "y"})
+
+    def init(self):
+        theta = torch.zeros(100, dtype=F64)
+        theta[0], theta[99] = 3.0, 0.1
+        return theta
+
+    def batch(self, step):
+        return Batch({}, torch.zeros(1))
+
+    def encode(self, theta, batch):
+        return {name: value[None] for name, value in self.layout.unpack(theta).items()}
+
+    def objectives(self, theta, features, batch):
+        return {"loss": 0.5 * (1 + features["x"][0, 0] ** 2) * features["y"][0, 0] ** 2}, {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "method, sigma, low, high", [(Gani, 1.5, 1.5, 3.5), (Gani, 1.0, 5.0, 9.0), (IsotropicNoise, 2.0, 9.0, 10.5)]
+)
+def test_noise_along_the_gradient_leaves_the_sharp_valley(method, sigma, low, high):
+    params = knobs(method, sigma=sigma, beta=0.99, clip=0.2, clip_to="absolute")
+    state, _, _ = tiny.train(Valley(), [method(params)], 20_000, tiny.sgd(0.1))
+    assert low < 1 + float(state.theta[0]) ** 2 < high
