@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
+
+from engine.knobs import InputError
 
 
 class Lesson:
@@ -20,9 +23,22 @@ class Lesson:
     control: ClassVar[str]
     """The arm that the first one is compared with."""
     seeds: ClassVar[int] = 3
-    statistic: ClassVar[str]
-    """Name of the scalar whose last value is compared."""
+    scalar: ClassVar[str]
+    """Name of the scalar whose last value is compared, unless `statistic` says otherwise."""
     expect: ClassVar[str]
     """`lower` or `higher`: how the first arm's statistic differs from the control's if the claim holds."""
     show: ClassVar[tuple[str, ...]]
     """Pages to open, by name."""
+
+    @classmethod
+    def statistic(cls, scalars: Mapping[str, float]) -> float:
+        """Return the number that is compared, from the last values of a run's scalars.
+
+        Raises:
+            InputError: the run has not written the scalar.
+        """
+        if cls.scalar not in scalars:
+            raise InputError(
+                f"The run has no {cls.scalar!r}, which {cls.name} compares; give it the probe that writes it."
+            )
+        return float(scalars[cls.scalar])

@@ -1,0 +1,117 @@
+"""Whether a lesson's claim holds: its arms over seeds, the statistic of each, and the difference paired by seed.
+
+Each run is an engine of its own, as many at a time as there are cores; runs that are there already are not repeated, so
+a claim that was interrupted goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from engine.catalog import catalog
+from engine.config import RunConfig, validated
+from engine.handle import ROOT, RunHandle
+from engine.knobs import InputError
+from engine.lesson import Lesson
+from engine.registry import named
+from engine.summary import summary
+
+
+def claim(
+    name: str, seeds: int | None, data: Path | None, folder: Path, say: Callable[[str], None] = lambda line: None
+) -> dict[str, Any]:
+    """Run a lesson's arms over seeds; return arms, paired difference to the control, and the verdict.
+
+    `holds` is true or false when the 95 % interval of the difference lies on one side of zero, else None.
+
+    Raises:
+        InputError: no such lesson, an arm cannot be configured, or a run fails.
+    """
+    lesson = named("engine.lessons", Lesson, name)
+    count = lesson.seeds if seeds is None else seeds
+    jobs = {
+        (arm, seed): _config(values, seed, data) for arm, values in lesson.arms.items() for seed in range(count)
+    }
+    with ThreadPoolExecutor(max(os.cpu_count() or 1, 1)) as pool:
+        done = {key: pool.submit(_run, config, _home(folder / name, key, config), say) for key, config in jobs.items()}
+        values = {key: lesson.statistic(future.result()) for key, future in done.items()}
+    arms = {arm: [values[arm, seed] for seed in range(count)] for arm in lesson.arms}
+    first = next(arm for arm in arms if arm != lesson.control)
+    difference = interval(np.subtract(arms[first], arms[lesson.control]))
+    return {
+        "lesson": name,
+        "claim": lesson.claim,
+        "arms": {arm: interval(found) | {"n": count} for arm, found in arms.items()},
+        "difference": difference | {"of": first, "to": lesson.control},
+        "holds": verdict(difference, lesson.expect),
+    }
+
+
+def interval(values: Sequence[float]) -> dict[str, float | None]:
+    """Return the mean and its 95 % interval by Student's t; without an interval for fewer than two values.
+
+    >>> interval([1.0, 2.0, 3.0])["mean"]
+    2.0
+    """
+    values = np.asarray(values, dtype=float)
+    mean = float(values.mean())
+    if len(values) < 2:
+        return {"mean": mean, "low": None, "high": None}
+    half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+    return {"mean": mean, "low": mean - half, "high": mean + half}
+
+
+def verdict(difference: dict[str, Any], expect: str) -> bool | None:
+    """Return whether a difference that should be `lower` or `higher` than zero is so; None when it is undecided."""
+    low, high = difference["low"], difference["high"]
+    if low is None or low <= 0 <= high:
+        return None
+    return (high < 0) == (expect == "lower")
+
+
+def _config(values: dict[str, Any], seed: int, data: Path | None) -> RunConfig:
+    values = {"device": "cpu"} | values | {"seed": seed}
+    if data is not None:
+        prefix = f"{values.pop('problem', None)}."
+        kept = {key: value for key, value in values.get("settings", {}).items() if not key.startswith(prefix)}
+        values |= {"data": str(Path(data).absolute()), "settings": kept}
+    return validated(RunConfig.from_json(values), catalog())
+
+
+def _home(folder: Path, key: tuple[str, int], config: RunConfig) -> Path:
+    """Return the folder of one run; its name holds the configuration, so a changed lesson is run anew."""
+    arm, seed = key
+    word = "".join(c if c.isalnum() and c.isascii() else "-" for c in arm.lower())
+    sign = hashlib.sha256(json.dumps(config.to_json(), sort_keys=True).encode()).hexdigest()[:8]
+    return folder / f"{word}-{seed}-{sign}"
+
+
+def _run(config: RunConfig, home: Path, say: Callable[[str], None]) -> dict[str, float]:
+    """Bring a run to its end; return the last value of its scalars."""
+    handle = RunHandle(home)
+    command = "resume"
+    if not (home / "config.json").exists():
+        handle.prepare(config)
+        command = "run"
+    if handle.status().state != "finished":
+        line = [sys.executable, "-m", "engine", command, str(home.absolute())]
+        ended = subprocess.run(
+            line, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, env={"OMP_NUM_THREADS": "1", **os.environ}
+        )
+        if ended.returncode:
+            raise InputError(f"The run in {home} ended with exit code {ended.returncode}: {ended.stderr.strip()[-300:]}")
+    found = summary(home)
+    say(f"{home.name}: {found['state']} at step {found['step']}")
+    return {key: float(value) for key, value in found["scalars"].items()}

@@ -1,0 +1,86 @@
+"""The lessons show what they claim, on seeds of their own and with a margin."""
+
+import math
+
+import pytest
+
+from engine.catalog import catalog
+from engine.config import RunConfig, validated
+from engine.knobs import InputError
+from engine.lesson import Lesson
+from engine.maths.curvature import spectrum
+from engine.registry import discover
+from engine.training import Training
+
+LESSONS = discover("engine.lessons", Lesson)
+SEEDS = range(3)
+
+
+def trained(lesson: str, arm: str, seed: int = 0, share: float = 1.0) -> Training:
+    """The run of an arm, without probes, after a share of its steps."""
+    config = validated(RunConfig.from_json(LESSONS[lesson].arms[arm] | {"seed": seed}), catalog())
+    run = Training(config)
+    for _ in range(math.ceil(share * config.steps)):
+        run.step()
+    return run
+
+
+def sharpness(run: Training) -> float:
+    batch = run.problem.probe_batch()
+    return float(
+        spectrum(lambda theta: run.problem.loss(theta, batch), run.state.theta, k=1, steps=30, probes=2).values[0]
+    )
+
+
+@pytest.mark.parametrize("lesson", LESSONS.values(), ids=list(LESSONS))
+def test_every_arm_is_a_valid_run_of_known_methods(lesson):
+    known = catalog()
+    for arm in lesson.arms.values():
+        validated(RunConfig.from_json(arm), known)
+    assert lesson.control in list(lesson.arms)[1:]
+    assert lesson.expect in ("lower", "higher")
+    assert lesson.show
+    assert lesson.statistic({lesson.scalar: 2.5, "loss": 1.0}) == 2.5
+    with pytest.raises(InputError, match="give it the probe"):
+        lesson.statistic({"loss": 1.0})
+
+
+@pytest.mark.parametrize("lesson", LESSONS.values(), ids=list(LESSONS))
+def test_every_arm_trains(lesson):
+    for arm in lesson.arms:
+        assert trained(lesson.name, arm, share=0.003).state.step >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", SEEDS)
+def test_full_batch_descent_rides_at_two_over_lr(seed):
+    """From well below it; over the last third of the run within 15 % everywhere and within 6 % on average."""
+    run = trained("edge_of_stability", "full_batch", seed, 0.0)
+    assert sharpness(run) < 0.7 * 5.0
+    last = []
+    while run.state.step < 1500:
+        run.step()
+        if run.state.step >= 1000 and run.state.step % 50 == 0:
+            last.append(sharpness(run))
+    assert all(abs(value - 5.0) < 0.15 * 5.0 for value in last), last
+    assert sum(last) / len(last) == pytest.approx(5.0, rel=0.06)
+
+
+@pytest.mark.slow
+def test_the_ceiling_moves_with_the_step():
+    assert sharpness(trained("edge_of_stability", "shorter_step")) == pytest.approx(2 / 0.3, rel=0.08)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", SEEDS)
+def test_small_batches_stay_below_the_edge(seed):
+    assert sharpness(trained("edge_of_stability", "small_batch", seed)) < 0.9 * 5.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", SEEDS)
+def test_noise_keeps_a_large_batch_out_of_sharp_places(seed):
+    found = {arm: sharpness(trained("label_noise", arm, seed)) for arm in LESSONS["label_noise"].arms}
+    assert found["gani"] < 0.75 * found["large_batch"]
+    assert found["isotropic_noise"] < 0.85 * found["large_batch"]
+    assert found["small_batch"] < 0.75 * found["gani"]
