@@ -18,6 +18,14 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
 _HOME = click.argument("home", type=click.Path(path_type=Path))
 
 
+class Ended(Exception):
+    """A command that has said everything and ends with an exit code of its own."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 def main() -> None:
     """Train a multimodal network, measure what training does to it, and repeat it bit for bit."""
@@ -71,7 +79,8 @@ def replay(home, as_json) -> None:
     click.echo(f"{home}: parameters at step {result['step']} are {words}.", err=as_json)
     if as_json:
         click.echo(json.dumps(result))
-    sys.exit(0 if result["identical"] else 1)
+    if not result["identical"]:
+        raise Ended(1)
 
 
 @main.command()
@@ -170,7 +179,8 @@ def claim(lesson, seeds, data, folder, as_json) -> None:
 
 def _end(code: int, home: Path, as_json: bool) -> None:
     _shown(home, as_json)
-    sys.exit(code)
+    if code:
+        raise Ended(code)
 
 
 def _shown(home: Path, as_json: bool) -> None:
@@ -217,25 +227,27 @@ def _intervals(probes: tuple[str, ...]) -> dict[str, int]:
     return found
 
 
-def entry() -> None:
-    """Run the command line; input errors become one sentence and exit code 2, a busy home exit code 3."""
+def entry(arguments: list[str] | None = None) -> int:
+    """Run the command line; return the exit code. Input errors become one sentence and 2, a busy home 3."""
     try:
-        main(standalone_mode=False)
+        main(arguments, standalone_mode=False)
+    except Ended as ended:
+        return ended.code
     except Busy as error:
-        _fail(error, 3)
+        return _said(error, 3)
     except InputError as error:
-        _fail(error, 2)
+        return _said(error, 2)
     except click.ClickException as error:
-        error.show()
-        sys.exit(2)
+        return _said(error.format_message(), 2)
     except click.Abort:
-        sys.exit(130)
+        return 130
+    return 0
 
 
-def _fail(error: Exception, code: int) -> None:
+def _said(error: Exception | str, code: int) -> int:
     click.echo(f"Error: {error}", err=True)
-    sys.exit(code)
+    return code
 
 
 if __name__ == "__main__":
-    entry()
+    sys.exit(entry())

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+from engine.__main__ import entry
 from engine.catalog import catalog
 from engine.config import RunConfig, validated
 from engine.control import post
@@ -66,17 +69,18 @@ def engine(*arguments: str, **options) -> subprocess.Popen:
     )
 
 
-def said(*arguments: str, code: int = 0, seconds: float = 120) -> tuple[str, str]:
-    """Run `python -m engine …` to its end; return what it wrote, and insist on the exit code."""
-    process = engine(*arguments)
-    out, err = process.communicate(timeout=seconds)
-    assert process.returncode == code, f"exit {process.returncode}\n{out}\n{err}"
-    return out, err
+def said(*arguments: str, code: int = 0) -> tuple[str, str]:
+    """Run the command line to its end in this process; return what it wrote, and insist on the exit code."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        got = entry([str(a) for a in arguments])
+    assert got == code, f"exit {got}\n{out.getvalue()}\n{err.getvalue()}"
+    return out.getvalue(), err.getvalue()
 
 
-def json_of(*arguments: str, **options) -> dict:
+def json_of(*arguments: str, code: int = 0) -> dict:
     """Return the JSON object on the last line of the command's output."""
-    return json.loads(said(*arguments, "--json", **options)[0].splitlines()[-1])
+    return json.loads(said(*arguments, "--json", code=code)[0].splitlines()[-1])
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60, what: str = "it") -> object:

@@ -5,6 +5,8 @@ import os
 import random
 import signal
 import sqlite3
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from engine.store import RunReader
 from tests.homes import SMALL, engine, json_of, reader_of, said, wait_for
 
 PLANTED = [f"--set={key}={value}" for key, value in SMALL.items()]
+RARE = [f"--set={key}={value}" for key, value in (SMALL | {"checkpoint": 150}).items()]
 
 
 def test_run_show_list_replay_export(tmp_path):
@@ -36,10 +39,10 @@ def test_run_show_list_replay_export(tmp_path):
 def test_kill_at_a_random_step_and_resume_is_exact(tmp_path, draw):
     at = random.Random(draw).randrange(100, 900)
     home = tmp_path / "killed"
-    settings = [*PLANTED, "--set=checkpoint=150"]
-    process = engine("run", "--problem", "planted", "--steps", 1500, "--home", home, "--probe", "imbalance:100", *settings)
+    process = engine("run", "--problem", "planted", "--steps", 1500, "--home", home, "--probe", "imbalance:100", *RARE)
 
     def reached(step):
+        assert process.poll() is None, process.communicate()
         reader = reader_of(home)
         return reader and reader.meta("step", 0) >= step
 
@@ -154,10 +157,14 @@ def test_a_damaged_checkpoint_is_answered_by_one_sentence(tmp_path):
     assert newest.name in err and "Traceback" not in err
 
 
-def test_show_and_list_do_without_torch(tmp_path):
-    import subprocess
-    import sys
+def test_the_program_itself_ends_with_these_codes(tmp_path):
+    for arguments, code in ((["run", "--problem", "plantd"], 2), (["show", tmp_path], 2)):
+        process = engine(*arguments)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == code and err.startswith("Error: ") and not out
 
+
+def test_show_and_list_do_without_torch():
     code = "import sys, engine.__main__, engine.summary; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=os.path.dirname(os.path.dirname(__file__))).returncode == 0
 
