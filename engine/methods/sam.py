@@ -5,8 +5,8 @@
 *Remembers*: nothing.
 
 *Composes with*: everything. Both passes run all methods of the inner points, with the same draws, since draws are keyed
-by step; the ascent follows the gradient that training would descend, after `gradients` and `fuse`. The losses,
-features and rows in the view are those of the second pass, at the perturbed point. A step costs two passes.
+by step; the ascent follows the gradient that training would descend, after `gradients` and `fuse`. The gradient rows in
+the view are those of the second pass, losses and features those at theta itself. A step costs two passes.
 
 *Source*: SAM, Foret et al., arXiv 2010.01412, equations 2 and 3; `adaptive` is ASAM, Kwon et al., arXiv 2102.11600,
 equation 6 with T = |theta| + 0.01 for all parameters, biases included. The ball is around all parameters together,
@@ -54,23 +54,25 @@ class Sam(Method):
         adaptive: bool = knob(False, help="ASAM: radius in units of each parameter's size; wants a rho of 0.5 to 2.")
 
     def around(self, gradient: Callable[[Tensor], View], view: View) -> Callable[[Tensor], View]:
-        """Return the function that maps theta to the view of the pass at the perturbed theta."""
+        """Return the function that maps theta to its view, with the gradient rows of the perturbed theta."""
         rho, adaptive = self.params.rho, self.params.adaptive
         if rho == 0.0:
             return gradient
 
         def sharp(theta: Tensor) -> View:
-            grad = gradient(theta).grad.detach()
-            return gradient(theta.detach() + ascent(grad, theta.detach(), rho, adaptive))
+            here = gradient(theta)
+            there = gradient(theta.detach() + ascent(here.grad.detach(), theta.detach(), rho, adaptive))
+            seen = {"theta": here.theta, "clean": here.clean, "features": here.features}
+            return there.having(**seen, logits=here.logits, losses=here.losses)
 
         return sharp
 
     def report(self, view: View) -> Iterator[Record]:
-        """Yield the rise of the batch loss over one more ascent, from the point where the gradient was taken."""
+        """Yield the rise of the batch loss over one ascent along the gradient that was used."""
         with torch.no_grad():
             offset = ascent(view.grad, view.theta, self.params.rho, self.params.adaptive)
             here, there = (view.problem.loss(point, view.batch) for point in (view.theta, view.theta + offset))
             values = torch.stack([there - here, offset.norm() / view.theta.norm()]).tolist()
-        how = "loss rise over one ascent from the perturbed point, no method active"
+        how = "loss rise over one ascent, no method active"
         yield Scalar("sam/sharpness", values[0], n=len(view.batch), mode=how)
         yield Scalar("sam/relative_radius", values[1], mode="‖offset‖/‖theta‖")
