@@ -1,7 +1,7 @@
 """Commands to a run and the mailbox that carries them. Free of torch.
 
-`control.db` is written by the dashboard and the command line alone. Which commands were obeyed, and at which step, is in
-the run's events, so each file has one writer.
+`control.db` is written by the dashboard and the command line alone. Which commands were obeyed, and at which step, is
+in the run's events, so each file has one writer.
 """
 
 from __future__ import annotations
@@ -10,11 +10,15 @@ import dataclasses
 import json
 import sqlite3
 import time
+import typing
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from engine.knobs import InputError, nearest
+from engine.reader import readonly
 
 LOOK_EVERY = 0.1
 """Seconds between two looks into the mailbox while a run trains."""
@@ -27,17 +31,40 @@ class Command:
     affects_training: ClassVar[bool] = False
     """Whether a replay must repeat it."""
 
+    def __post_init__(self) -> None:
+        """Check the types of the fields, so that a command made is a command that can be obeyed.
+
+        Raises:
+            InputError: a field has another type than declared.
+        """
+        for name, kind in _fields(type(self)).items():
+            value = getattr(self, name)
+            whole_for_true = isinstance(value, bool) and kind in (int, int | None)
+            if whole_for_true or (kind is not Any and not isinstance(value, kind)):
+                raise InputError(f"The command {self.word} takes {_NAMED[kind]} as {name}, not {value!r}.")
+
+    @property
+    def word(self) -> str:
+        """The command in one word, also the name of the run's method that obeys it."""
+        return type(self).__name__.lower()
+
     def apply(self, run: Any) -> None:
         """Ask `run` for it.
 
         Raises:
             InputError: the run cannot do that; says why.
         """
-        getattr(run, type(self).__name__.lower())(*(getattr(self, f.name) for f in dataclasses.fields(self)))
+        getattr(run, self.word)(*(getattr(self, name) for name in _fields(type(self))))
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values, from which `from_json` makes the same command."""
-        return {"do": type(self).__name__.lower()} | dataclasses.asdict(self)
+        return {"do": self.word} | dataclasses.asdict(self)
+
+
+def _fields(command: type[Command]) -> dict[str, Any]:
+    """Return field to type, in order."""
+    hints = typing.get_type_hints(command)
+    return {f.name: hints[f.name] for f in dataclasses.fields(command)}
 
 
 @dataclass(frozen=True)
@@ -75,7 +102,7 @@ class Tune(Command):
 
     method: str
     knob: str
-    value: Any
+    value: bool | int | float | str
 
 
 @dataclass(frozen=True)
@@ -92,7 +119,7 @@ class Measure(Command):
     """Measure now, whatever the budget says."""
 
     probe: str
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -114,6 +141,32 @@ class Note(Command):
     text: str
 
 
+@dataclass(frozen=True)
+class Garbled(Command):
+    """What another version or another program put into the mailbox and this one cannot read; the run refuses it."""
+
+    body: str
+    error: str
+
+    def apply(self, run: Any) -> None:
+        """Refuse.
+
+        Raises:
+            InputError: always; says what is wrong with the command.
+        """
+        raise InputError(self.error)
+
+
+_NAMED = {
+    str: "text",
+    bool: "true or false",
+    int: "a whole number",
+    int | None: "a whole number or nothing",
+    bool | int | float | str: "a number, text, or true or false",
+    dict: "settings by name",
+}
+"""Type of a field in words."""
+
 COMMANDS = {c.__name__.lower(): c for c in (Pause, Resume, Stop, Toggle, Tune, Watch, Measure, Cancel, Save, Note)}
 
 
@@ -123,47 +176,73 @@ def from_json(values: dict[str, Any]) -> Command:
     Raises:
         InputError: the command or one of its fields is unknown or missing.
     """
+    if not isinstance(values, dict):
+        raise InputError(f"A command is a JSON object such as {{'do': 'pause'}}, not {values!r}.")
     values = dict(values)
     name = values.pop("do", None)
-    if name not in COMMANDS:
-        raise InputError(f"There is no command {name!r}{nearest(str(name), COMMANDS)}.")
+    if not isinstance(name, str) or name not in COMMANDS:
+        raise InputError(f"There is no command {name!r}{nearest(str(name), COMMANDS)}")
+    known = _fields(COMMANDS[name])
     try:
         return COMMANDS[name](**values)
     except TypeError:
-        known = ", ".join(f.name for f in dataclasses.fields(COMMANDS[name])) or "no fields"
-        raise InputError(f"The command {name} takes {known}, not {', '.join(values) or 'nothing'}.") from None
+        takes, given = ", ".join(known) or "no fields", ", ".join(map(str, values)) or "nothing"
+        raise InputError(f"The command {name} takes {takes}, not {given}.") from None
 
 
 def create(home: Path | str) -> None:
-    """Make `control.db`, in write-ahead mode, unless it is there."""
-    with _connected(home) as db:
+    """Make `control.db`, in write-ahead mode, in a folder that has none; `engine.store.create` makes both of a run."""
+    db = sqlite3.connect(Path(home) / "control.db", isolation_level=None)
+    try:
         db.execute("PRAGMA journal_mode=WAL")
         db.execute(
-            "CREATE TABLE IF NOT EXISTS command(id INTEGER PRIMARY KEY AUTOINCREMENT, time REAL, who TEXT, body TEXT)"
+            "CREATE TABLE command(id INTEGER PRIMARY KEY AUTOINCREMENT, time REAL, who TEXT, body TEXT NOT NULL)"
         )
-        db.execute("CREATE TABLE IF NOT EXISTS meta(key TEXT PRIMARY KEY, value TEXT)")
+        db.execute("CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT)")
+    finally:
+        db.close()
 
 
 def post(home: Path | str, command: Command, who: str = "") -> int:
-    """Put a command into the mailbox; return its number. Callable from any thread or process."""
+    """Put a command into the mailbox; return its number. Callable from any thread or process.
+
+    Raises:
+        InputError: there is no run in `home`.
+    """
     with _connected(home) as db:
         body = json.dumps(command.to_json())
         return db.execute("INSERT INTO command(time, who, body) VALUES (?, ?, ?)", (time.time(), who, body)).lastrowid
 
 
 def set_meta(home: Path | str, key: str, value: Any) -> None:
-    """Write one of the dashboard's own facts about a run, such as the exit code of its engine."""
+    """Write one of the dashboard's own facts about a run, such as the exit code of its engine.
+
+    Raises:
+        InputError: there is no run in `home`.
+    """
     with _connected(home) as db:
         db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value)))
+
+
+@contextmanager
+def _connected(home: Path | str) -> Generator[sqlite3.Connection]:
+    """Give a short connection for one write."""
+    path = (Path(home) / "control.db").absolute()
+    if not path.exists():
+        raise InputError(f"{home} holds no run: there is no control.db in it; give the folder of a run.")
+    db = sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=10.0, isolation_level=None)
+    try:
+        db.execute("PRAGMA synchronous=NORMAL")
+        yield db
+    finally:
+        db.close()
 
 
 class Mailbox:
     """The engine's view of `control.db`: it only reads."""
 
     def __init__(self, home: Path | str) -> None:
-        self._db = sqlite3.connect(
-            f"file:{Path(home) / 'control.db'}?mode=ro", uri=True, isolation_level=None, check_same_thread=False
-        )
+        self._db = readonly(Path(home) / "control.db")
         self._next = 0.0
 
     def due(self) -> bool:
@@ -177,7 +256,7 @@ class Mailbox:
     def unread(self, after: int = 0) -> list[tuple[int, Command]]:
         """Return (number, command) of what was posted after number `after`, in order."""
         rows = self._db.execute("SELECT id, body FROM command WHERE id > ? ORDER BY id", (after,)).fetchall()
-        return [(number, from_json(json.loads(body))) for number, body in rows]
+        return [(number, _read(body)) for number, body in rows]
 
     def meta(self, key: str, default: Any = None) -> Any:
         """Return one of the dashboard's facts."""
@@ -189,16 +268,10 @@ class Mailbox:
         self._db.close()
 
 
-class _connected:  # noqa: N801  a context manager reads as a verb
-    """A short connection for one write."""
-
-    def __init__(self, home: Path | str) -> None:
-        self.path = Path(home) / "control.db"
-
-    def __enter__(self) -> sqlite3.Connection:
-        self.db = sqlite3.connect(self.path, timeout=10.0, isolation_level=None)
-        self.db.execute("PRAGMA synchronous=NORMAL")
-        return self.db
-
-    def __exit__(self, *error: object) -> None:
-        self.db.close()
+def _read(body: str) -> Command:
+    try:
+        return from_json(json.loads(body))
+    except InputError as error:
+        return Garbled(body, str(error))
+    except json.JSONDecodeError:
+        return Garbled(body, f"A command is JSON, not {body[:80]!r}.")

@@ -6,14 +6,16 @@ import fcntl
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from engine import control
 from engine.control import Command, Mailbox, set_meta
@@ -28,9 +30,13 @@ STALL_AFTER = 15.0
 """Seconds without a heartbeat after which an engine that holds its lock is called stalled."""
 START_WITHIN = 30.0
 """Seconds an engine may take to take its lock."""
+LOAD_WITHIN = 120.0
+"""Seconds an engine that holds its lock may take to give the first sign, reading its data meanwhile."""
 
 OVER = ("finished", "stopped", "failed", "crashed")
 """States in which no engine is at work."""
+ENDED = ("finished", "stopped", "failed")
+"""States that an engine leaves behind when it ends of its own will."""
 
 
 class Busy(InputError):
@@ -59,8 +65,50 @@ class Status:
     exit_code: int | None
 
 
+@dataclass(frozen=True)
+class Signs:
+    """What can be seen of a run from outside; times are seconds since 1970."""
+
+    said: str | None = None
+    """The state that the engine wrote last."""
+    beat: float | None = None
+    """When it wrote that."""
+    held: float | None = None
+    """When the lock was taken; None while it is free."""
+    begun: bool = False
+    """Whether any engine ever took the lock."""
+    launched: float | None = None
+    """When an engine was last started from here."""
+    code: int | None = None
+    """Exit code of that engine; None while it runs or when nobody waited for it."""
+    activity: str = ""
+
+    def state(self, now: float) -> str:
+        """Return the state that these signs together mean, as in `Status.state`.
+
+        The lock is the proof of life: whatever the engine wrote last, without the lock it is no longer at work.
+        """
+        beat = self.beat or 0.0
+        silent = self.launched is not None and self.launched > beat
+        if self.held is not None:
+            if self.held > beat or (silent and self.code is None):
+                return "starting" if now - max(self.held, beat) < LOAD_WITHIN else "stalled"
+            quiet = now - beat > STALL_AFTER and not self.activity
+            return "stalled" if quiet and self.said not in ENDED else self.said
+        if silent and self.code is None and now - self.launched < START_WITHIN:
+            return "starting"
+        if silent and self.code:
+            return "failed" if self.code > 0 else "crashed"
+        if self.said is None:
+            return "crashed" if self.begun or self.launched is not None else "queued"
+        return self.said if self.said in ENDED else "crashed"
+
+
 class RunHandle:
     """One run, from outside."""
+
+    program: ClassVar[tuple[str, ...]] = (sys.executable, "-m", "engine")
+    """What is started, before the words `run HOME` or `resume HOME`."""
 
     def __init__(self, home: Path | str) -> None:
         self.home = Path(home)
@@ -105,15 +153,17 @@ class RunHandle:
             partial = self.home / "config.partial"
             partial.write_text(json.dumps(values, indent=1))
             partial.replace(self.home / "config.json")
-        except OSError as error:
-            raise InputError(f"The home {self.home} cannot be written ({error.strerror}); give another.") from None
+        except (OSError, sqlite3.Error) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"The home {self.home} cannot be written ({reason}); give another.") from None
         set_meta(self.home, "queued", time.time())
 
     def launch(self, command: str = "run", *arguments: str) -> None:
         """Start `python -m engine COMMAND HOME` in a session of its own, and record its exit code when it ends."""
+        launched = time.time()
         set_meta(self.home, "exit_code", None)
-        set_meta(self.home, "launched", time.time())
-        line = [sys.executable, "-m", "engine", command, str(self.home.absolute()), "--attended", *arguments]
+        set_meta(self.home, "launched", launched)
+        line = [*self.program, command, str(self.home.absolute()), "--attended", *arguments]
         with (self.home / "log.txt").open("ab") as log:
             process = subprocess.Popen(
                 line,
@@ -124,7 +174,7 @@ class RunHandle:
                 start_new_session=True,
                 env={"OMP_NUM_THREADS": "1", **os.environ},
             )
-        threading.Thread(target=self._reap, args=(process,), daemon=True).start()
+        threading.Thread(target=self._reap, args=(process, launched), daemon=True).start()
 
     def resume(self, steps: int | None = None) -> None:
         """Start an engine that goes on from the last checkpoint, to a new length if `steps` is given.
@@ -141,14 +191,11 @@ class RunHandle:
         return control.post(self.home, command, who)
 
     def pending(self) -> list[tuple[int, Command]]:
-        """Return the commands that were sent and neither applied nor refused yet, with their numbers."""
-        answered = {e.detail["id"] for e in self.reader().events() if e.kind in ("applied", "refused")}
-        newest = max(answered, default=0)
-        mailbox = Mailbox(self.home)
-        try:
-            return [(number, command) for number, command in mailbox.unread(newest) if number not in answered]
-        finally:
-            mailbox.close()
+        """Return the commands that were sent and neither applied nor refused yet, with their numbers, in order."""
+        reader = self.reader()
+        answered = [reader.newest("applied"), reader.newest("refused")]
+        with self._mailbox() as mailbox:
+            return mailbox.unread(max((event.detail.get("id", 0) for event in answered if event), default=0))
 
     def reader(self) -> RunReader:
         """Return a reader of what the run recorded."""
@@ -157,21 +204,32 @@ class RunHandle:
     def status(self) -> Status:
         """Return how the run stands: what it last said, checked against its lock, heartbeat and exit code."""
         reader = self.reader()
-        mailbox = Mailbox(self.home)
-        try:
-            launched, code = mailbox.meta("launched"), mailbox.meta("exit_code")
-        finally:
-            mailbox.close()
-        alive = is_locked(self.home)
-        said, beat = reader.meta("state"), reader.meta("beat")
-        age = None if beat is None else max(time.time() - beat, 0.0)
-        state = _state(said, alive, age, reader.meta("activity", ""), launched, beat, code)
-        step, steps = reader.meta("step", 0), reader.meta("steps", 0) or self._planned()
-        seconds = reader.meta("seconds", 0.0)
+        signs, facts = self._signs(reader)
+        state = signs.state(time.time())
+        if state == "crashed":  # perhaps an engine took the lock between two looks; a second look tells
+            signs, facts = self._signs(reader)
+            state = signs.state(time.time())
+        alive = signs.held is not None
+        age = None if signs.beat is None else max(time.time() - signs.beat, 0.0)
+        step, steps = facts.get("step", 0), facts.get("steps") or self._planned()
+        seconds = facts.get("seconds", 0.0)
         rate = step / seconds if seconds > 0.5 and step else None
         eta = (steps - step) / rate if rate and state == "running" else None
-        activity = reader.meta("activity", "") if alive else ""
-        return Status(state, step, steps, rate, eta, age, activity, self._error(reader, state), alive, code)
+        error = self._error(reader, state, step, age, signs.code)
+        return Status(state, step, steps, rate, eta, age, signs.activity if alive else "", error, alive, signs.code)
+
+    def _signs(self, reader: RunReader) -> tuple[Signs, dict[str, Any]]:
+        with self._mailbox() as mailbox:
+            launched, code = mailbox.meta("launched"), mailbox.meta("exit_code")
+        # The lock before the words: an engine writes its last word while it still holds the lock.
+        held = held_since(self.home)
+        begun = (self.home / "lock").exists()
+        facts = reader.facts("state", "beat", "activity", "step", "steps", "seconds")
+        activity = facts.get("activity", "")
+        return Signs(facts.get("state"), facts.get("beat"), held, begun, launched, code, activity), facts
+
+    def _mailbox(self) -> closing[Mailbox]:
+        return closing(Mailbox(self.home))
 
     def _planned(self) -> int:
         try:
@@ -179,38 +237,45 @@ class RunHandle:
         except (OSError, ValueError):
             return 0
 
-    def _error(self, reader: RunReader, state: str) -> str | None:
-        said = [e.detail.get("error") for e in reader.events() if e.kind in ("failed", "diverged", "resumed", "started")]
-        if said and said[-1]:
-            return said[-1]
+    def _error(self, reader: RunReader, state: str, step: int, age: float | None, code: int | None) -> str | None:
+        """Return what went wrong and what to do about it, or None."""
+        if state == "stalled":
+            return f"The engine has given no sign for {age or 0.0:.0f} s; wait, or end its process and resume."
         if state == "crashed":
-            return "The engine ended without a word; what it recorded is safe. Resume goes on from the last checkpoint."
+            how = "" if code is None else f" (killed by signal {-code})" if code < 0 else f" (exit code {code})"
+            return f"The engine ended without a word{how}; what it recorded is safe. Resume goes on from a checkpoint."
+        if state == "failed":
+            last = reader.newest("failed", "started", "resumed")
+            if last is not None and last.kind == "failed":
+                return last.detail.get("error")
+            return self._last_words() or f"The engine ended with exit code {code}; see {self.home / 'log.txt'}."
+        if state in ("paused", "stopped"):
+            last = reader.newest("diverged")
+            return last.detail.get("error") if last is not None and last.step == step else None
         return None
 
-    def _reap(self, process: subprocess.Popen) -> None:
-        """Wait for the engine, so that it leaves no zombie, and record its exit code."""
+    def _last_words(self) -> str:
+        """Return the last line of the log."""
+        try:
+            with (self.home / "log.txt").open("rb") as log:
+                log.seek(max(log.seek(0, os.SEEK_END) - 4096, 0))
+                lines = log.read().decode(errors="replace").splitlines()
+        except OSError:
+            return ""
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+    def _reap(self, process: subprocess.Popen, launched: float) -> None:
+        """Wait for the engine, so that it leaves no zombie, and record its exit code unless a newer one was started."""
         code = process.wait()
-        if self.home.exists():
+        if not (self.home / "control.db").exists():
+            return
+        with self._mailbox() as mailbox:
+            newer = mailbox.meta("launched") != launched
+        if not newer:
             set_meta(self.home, "exit_code", code)
 
 
-def _state(said, alive, age, activity, launched, beat, code) -> str:
-    """Return the state that what the run said, its lock, and its launch together mean."""
-    waiting = launched is not None and (beat is None or launched > beat) and code is None
-    if not alive:
-        if waiting and time.time() - launched < START_WITHIN:
-            return "starting"
-        if said in ("finished", "stopped", "failed"):
-            return said
-        if said is None and launched is None:
-            return "queued"
-        return "failed" if said is None and code else "crashed"
-    if said is None or waiting or said in OVER:
-        return "starting"
-    return "stalled" if age is not None and age > STALL_AFTER and not activity else said
-
-
-class lock:  # noqa: N801  a context manager reads as a verb
+class lock:
     """Hold the lock of a home; the proof of life of an engine, released by the system however it ends."""
 
     def __init__(self, home: Path | str) -> None:
@@ -251,17 +316,22 @@ class lock:  # noqa: N801  a context manager reads as a verb
                 time.sleep(0.02)
 
 
-def is_locked(home: Path | str) -> bool:
-    """Return whether an engine holds the home."""
+def held_since(home: Path | str) -> float | None:
+    """Return when the lock of a home was taken, in seconds since 1970, or None while it is free."""
     try:
         with (Path(home) / "lock").open() as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                return True
-            return False
+                return os.fstat(file.fileno()).st_mtime
+            return None
     except FileNotFoundError:
-        return False
+        return None
+
+
+def is_locked(home: Path | str) -> bool:
+    """Return whether an engine holds the home."""
+    return held_since(home) is not None
 
 
 def runs_folder() -> Path:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sqlite3
 import threading
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,44 +34,51 @@ class RunReader:
     """The reader of `run.db`; every call is one short read, and each thread has a connection of its own."""
 
     def __init__(self, home: Path | str) -> None:
-        """Open the run in `home`.
+        """Open the run in `home`; a run that waits for its engine has recorded nothing yet.
 
         Raises:
-            InputError: there is no `run.db` in it.
+            InputError: there is no run in it.
         """
-        self.path = Path(home) / "run.db"
-        if not self.path.exists():
-            raise InputError(f"{home} holds no recorded run: there is no run.db in it; give the folder of a run.")
+        self.path = (Path(home) / "run.db").absolute()
+        if not self.path.exists() and not (Path(home) / "config.json").exists():
+            raise InputError(f"{home} holds no run: there is no run.db in it; give the folder of a run.")
         self._local = threading.local()
 
     def names(self) -> dict[str, Any]:
         """Return `scalars`, a sorted list of names, and `records`, a dict of name to kind."""
-        # One index probe a name: a plain DISTINCT would walk every row of a long run.
-        walk = """WITH RECURSIVE names(name) AS (SELECT min(name) FROM scalar UNION ALL
-                  SELECT (SELECT min(name) FROM scalar WHERE name > names.name) FROM names WHERE names.name IS NOT NULL)
-                  SELECT name FROM names WHERE name IS NOT NULL"""
-        records = self._all("SELECT name, kind FROM array GROUP BY name ORDER BY name")
-        return {"scalars": [name for (name,) in self._all(walk)], "records": dict(records)}
+        # One index probe a name: a plain GROUP BY would walk every row of a long run.
+        walk = """WITH RECURSIVE known(name) AS (SELECT min(name) FROM array UNION ALL
+                  SELECT (SELECT min(name) FROM array WHERE name > known.name) FROM known WHERE known.name IS NOT NULL)
+                  SELECT name, (SELECT kind FROM array WHERE array.name = known.name ORDER BY step DESC LIMIT 1)
+                  FROM known WHERE name IS NOT NULL"""
+        scalars = self._all("SELECT name FROM name ORDER BY name")
+        return {"scalars": [name for (name,) in scalars], "records": dict(self._all(walk))}
 
-    def scalars(self, name: str, since: int = -1, points: int = 1000) -> tuple[np.ndarray, np.ndarray]:
-        """Return steps (N,) and values (N,) after step `since`, thinned to at most `points` with all extremes kept."""
-        rows = self._all("SELECT step, value FROM scalar WHERE name = ? AND step > ? ORDER BY step", name, since)
+    def scalars(self, name: str, since: int = -1, points: int | None = 1000) -> tuple[np.ndarray, np.ndarray]:
+        """Return steps (N,) and values (N,) after `since`, thinned to at most `points` (None: all), spikes kept."""
+        rows = self._all(
+            """SELECT step, value FROM number WHERE name = (SELECT id FROM name WHERE name = ?) AND step > ?
+               ORDER BY step""",
+            name,
+            since,
+        )
         steps = np.array([step for step, _ in rows], dtype=np.int64)
         values = np.array([value for _, value in rows], dtype=np.float64)
-        return thinned(steps, values, points)
+        return (steps, values) if points is None else thinned(steps, values, points)
 
-    def tail(self, names: list[str], since: dict[str, int]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Return name to the steps and values that came after `since[name]`."""
-        return {name: self.scalars(name, since.get(name, -1)) for name in names}
+    def tail(
+        self, names: Iterable[str], since: Mapping[str, int], points: int | None = 1000
+    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Return name to the steps and values that came after `since[name]`, thinned as in `scalars`."""
+        return {name: self.scalars(name, since.get(name, -1), points) for name in names}
 
     def last(self) -> dict[str, float]:
         """Return name to the last value of every scalar."""
-        found = {}
-        for name in self.names()["scalars"]:
-            rows = self._all("SELECT value FROM scalar WHERE name = ? ORDER BY step DESC LIMIT 1", name)
-            if rows:
-                found[name] = float(rows[0][0])
-        return found
+        rows = self._all(
+            """SELECT name, (SELECT value FROM number WHERE number.name = name.id ORDER BY step DESC LIMIT 1)
+               FROM name ORDER BY name"""
+        )
+        return {name: float("nan") if value is None else value for name, value in rows}
 
     def latest(self, name: str) -> tuple[int, Record] | None:
         """Return step and record of the newest measurement of that name."""
@@ -87,54 +96,89 @@ class RunReader:
         )
         return unpacked(name, *rows[0]) if rows else None
 
-    def events(self, since: int = 0) -> list[Event]:
-        """Return the events after event number `since`, in order."""
-        rows = self._all("SELECT id, step, time, kind, detail FROM event WHERE id > ? ORDER BY id", since)
+    def events(self, since: int = 0, kinds: Iterable[str] = ()) -> list[Event]:
+        """Return the events after event number `since`, in order; only those of `kinds` where any are given."""
+        kinds = tuple(kinds)
+        chosen = f"AND kind IN ({', '.join('?' * len(kinds))})" if kinds else ""
+        rows = self._all(
+            f"SELECT id, step, time, kind, detail FROM event WHERE id > ? {chosen} ORDER BY id", since, *kinds
+        )
         return [Event(*row[:4], json.loads(row[4])) for row in rows]
+
+    def newest(self, *kinds: str) -> Event | None:
+        """Return the newest event of any of these kinds."""
+        marks = ", ".join("?" * len(kinds))
+        rows = self._all(
+            f"SELECT id, step, time, kind, detail FROM event WHERE kind IN ({marks}) ORDER BY id DESC LIMIT 1", *kinds
+        )
+        return Event(*rows[0][:4], json.loads(rows[0][4])) if rows else None
 
     def meta(self, key: str, default: Any = None) -> Any:
         """Return a fact about the run."""
         rows = self._all("SELECT value FROM meta WHERE key = ?", key)
         return json.loads(rows[0][0]) if rows else default
 
+    def facts(self, *keys: str) -> dict[str, Any]:
+        """Return key to fact, all of one moment; keys without a fact are left out."""
+        rows = self._all(f"SELECT key, value FROM meta WHERE key IN ({', '.join('?' * len(keys))})", *keys)
+        return {key: json.loads(value) for key, value in rows}
+
     def version(self) -> int:
-        """Return a number that grows with every flush of the engine."""
+        """Return a number that grows with every flush that brings more than a heartbeat."""
         return self.meta("version", 0)
 
     def _all(self, query: str, *values: Any) -> list[tuple]:
         db = getattr(self._local, "db", None)
         if db is None:
-            # Immutable pages are never assumed: the engine may be writing.
-            db = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True, timeout=5.0, isolation_level=None)
-            self._local.db = db
+            if not self.path.exists():
+                return []
+            db = self._local.db = readonly(self.path)
         return db.execute(query, values).fetchall()
 
 
+def readonly(path: Path) -> sqlite3.Connection:
+    """Return a connection that cannot write, each query its own short transaction."""
+    uri = f"{path.absolute().as_uri()}?mode=ro"
+    # On a read-only disk nobody can be writing, and the index of the write-ahead log could not be made.
+    if not os.access(path.parent, os.W_OK) and not path.with_name(f"{path.name}-wal").exists():
+        uri += "&immutable=1"
+    return sqlite3.connect(uri, uri=True, timeout=5.0, isolation_level=None, check_same_thread=False)
+
+
 def unpacked(name: str, kind: str, data: bytes, about: str) -> Record:
-    """Return the record that was stored."""
+    """Return the record that was stored.
+
+    Raises:
+        InputError: the record was written by a version with more kinds than this one.
+    """
+    if kind not in KINDS:
+        raise InputError(f"The record {name} is of the unknown kind {kind!r}; read it with the version that wrote it.")
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         values = {key: arrays[key] for key in arrays.files}
-    if kind == "scalar":
-        values = {key: float(value) for key, value in values.items()}
+    values = {key: float(value) if value.ndim == 0 else value for key, value in values.items()}
     return KINDS[kind](name=name, **values, **json.loads(about))
 
 
 def thinned(x: np.ndarray, y: np.ndarray, points: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return at most about `points` of the samples: first, last, and minimum and maximum of each of equal buckets.
+    """Return at most `points` of the samples: first, last, and minimum and maximum of each of equal buckets.
 
-    Spikes survive, unlike with random or strided sampling. Samples that are not finite count as extremes.
+    Spikes survive, unlike with random or strided sampling; infinities are spikes too. A bucket shows not-a-number only
+    when it holds nothing else.
+
+    >>> thinned(np.arange(9), np.array([0, 1, 9, 1, 1, 1, -5, 1, 0]), 5)[1].tolist()
+    [0, 9, -5, 0]
     """
-    if len(x) <= points or points < 4:
+    if len(x) <= max(points, 2):
         return x, y
     buckets = (points - 2) // 2
-    inner = y[1:-1]
-    edges = np.linspace(0, len(inner), buckets + 1).astype(int)
-    low = np.where(np.isnan(inner), -np.inf, inner)
-    high = np.where(np.isnan(inner), np.inf, inner)
-    keep = {0, len(x) - 1}
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
-        if stop > start:
-            keep.add(1 + start + int(low[start:stop].argmin()))
-            keep.add(1 + start + int(high[start:stop].argmax()))
-    where = np.array(sorted(keep))
+    if buckets < 1:
+        return x[[0, -1]], y[[0, -1]]
+    inner = np.asarray(y[1:-1], dtype=np.float64)
+    width = -(-len(inner) // buckets)
+    rows = -(-len(inner) // width)
+    padded = np.full((2, rows * width), [[np.inf], [-np.inf]])
+    padded[:, : len(inner)] = np.where(np.isnan(inner), padded[:, : len(inner)], inner)
+    low, high = padded.reshape(2, rows, width)
+    starts = 1 + width * np.arange(rows)
+    where = np.unique(np.concatenate(([0], starts + low.argmin(1), starts + high.argmax(1), [len(x) - 1])))
     return x[where], y[where]
