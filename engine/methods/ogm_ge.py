@@ -23,7 +23,7 @@ has the standard deviation of each unmodulated tensor, as in the code, and is ad
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -77,9 +77,19 @@ def alone(view: View) -> dict[str, Tensor]:
     if all(name in view.logits for name in names):
         return {name: view.logits[name].detach() for name in names}
     with torch.no_grad():
-        zero = {name: torch.zeros_like(value) for name, value in view.features.items()}
-        kept = {name: zero | {name: view.features[name].detach()} for name in names}
-        return {name: view.problem.objectives(view.theta, kept[name], view.batch)[1]["fused"] for name in names}
+        # One pass over M batches, in the m-th of which only modality m is not zero.
+        features = {name: _alone_at(i, view.features[name].detach(), len(names)) for i, name in enumerate(names)}
+        batch = replace(view.batch, y=view.batch.y.repeat(len(names)))
+        fused = view.problem.objectives(view.theta, features, batch)[1]["fused"]
+        return dict(zip(names, fused.split(len(view.batch)), strict=True))
+
+
+def _alone_at(place: int, value: Tensor, count: int) -> Tensor:
+    """Return `count` copies of value (B, D) below each other, all but one of them zero."""
+    rows = len(value)
+    copies = value.new_zeros(count * rows, *value.shape[1:])
+    copies[place * rows : (place + 1) * rows] = value
+    return copies
 
 
 def ratios(view: View) -> dict[str, Tensor]:
@@ -109,16 +119,19 @@ class OgmGe(Method):
         p = self.params
         if (p.alpha == 0.0 and not p.ge) or view.step < p.start or 0 < p.stop <= view.step:
             return grads
-        rows = [i for i, name in enumerate(view.losses) if not name.startswith("reg/")]
+        count = sum(not name.startswith("reg/") for name in view.losses)
+        own = {name: places(view.problem.layout, name, p.layers == "convolutions") for name in view.problem.modalities}
         modulated = grads.clone()
         for name, lead in ratios(view).items():
             factor = coefficient(lead, p.alpha).to(grads.dtype)
-            for where in places(view.problem.layout, name, p.layers == "convolutions"):
-                modulated[rows, where] = grads[rows, where] * factor
-                if p.ge and where.stop - where.start > 1:
-                    purpose = f"ogm_ge/{name}/{where.start}"
-                    tensor = grads[rows, where].sum(0)
-                    modulated[rows[0], where] += tensor.std() * view.rng.normal(purpose, view.step, tensor)
+            torch._foreach_mul_([modulated[:count, where] for where in own[name]], factor)
+        if p.ge:
+            total = grads[:count].sum(0)
+            pieces = [where for found in own.values() for where in found if where.stop - where.start > 1]
+            noise = view.rng.normal("ogm_ge", view.step, total)
+            sizes = torch.stack([total[where].std() for where in pieces]).unbind()
+            noise = torch._foreach_mul([noise[where] for where in pieces], sizes)
+            torch._foreach_add_([modulated[0, where] for where in pieces], noise)
         return modulated
 
     def report(self, view: View) -> Iterator[Record]:
