@@ -57,7 +57,9 @@ def test_rows_are_the_gradients_of_the_losses_in_their_order():
     for row, name in zip(rows, losses, strict=True):
 
         def loss(named, name=name):
-            features = {m: functional_call(net.encoders[m], prefix(named, f"encoders.{m}."), batch.x[m]) for m in tiny.WIDTHS}
+            features = {
+                m: functional_call(net.encoders[m], prefix(named, f"encoders.{m}."), batch.x[m]) for m in tiny.WIDTHS
+            }
             logits = functional_call(net.trunk, prefix(named, "trunk."), features)
             return torch.nn.functional.cross_entropy(logits[name], batch.y)
 

@@ -71,14 +71,25 @@ def problem(
     batch: int = 16, micro: int = 0, heads: bool = False, seed: int = 0, dtype: torch.dtype = torch.float64, noise=0.2
 ) -> Multimodal:
     """A three-class problem of 96 training rows and about 100 parameters."""
-    parts = {name: rows(count, i, noise, dtype) for i, (name, count) in enumerate({"train": 96, "val": 40, "test": 40}.items())}
+    parts = {
+        name: rows(count, i, noise, dtype)
+        for i, (name, count) in enumerate({"train": 96, "val": 40, "test": 40}.items())
+    }
     return Multimodal(
-        "tiny", "Tiny", parts, lambda: Net(heads).to(dtype), CrossEntropy(), Rng(seed), batch=batch, micro=micro, probe_rows=32
+        "tiny",
+        "Tiny",
+        parts,
+        lambda: Net(heads).to(dtype),
+        CrossEntropy(),
+        Rng(seed),
+        batch=batch,
+        micro=micro,
+        probe_rows=32,
     )
 
 
 class Quadratic:
-    """½Σhᵢθᵢ² + slope(step)·θ: every coordinate is a chain of its own, so that means over coordinates are expectations."""
+    """½Σhᵢθᵢ² + slope(step)·θ: each coordinate is a chain of its own, so a mean over coordinates is an expectation."""
 
     name, title, modalities, micro = "quadratic", "Quadratic", ("left", "right"), 0
 
@@ -109,7 +120,10 @@ def sgd(lr: float, momentum: float = 0.0, **others) -> Settings:
     return Settings(name="sgd", lr=lr, momentum=momentum, **others)
 
 
-def started(problem, methods, settings: Settings = sgd(0.1), steps: int = 1000) -> tuple[State, Optimizer, Stack, Rng]:
+PLAIN = sgd(0.1)
+
+
+def started(problem, methods, settings: Settings = PLAIN, steps: int = 1000) -> tuple[State, Optimizer, Stack, Rng]:
     """The state before the first step, every method with fresh state."""
     optimizer, rng = Optimizer(settings, steps), Rng(7)
     state = State(0, problem.init(), optimizer.init())
@@ -120,7 +134,7 @@ def started(problem, methods, settings: Settings = sgd(0.1), steps: int = 1000) 
     return state, optimizer, stack, rng
 
 
-def train(problem, methods: list[Method], steps: int, settings: Settings = sgd(0.1)) -> tuple[State, list[View], Stack]:
+def train(problem, methods: list[Method], steps: int, settings: Settings = PLAIN) -> tuple[State, list[View], Stack]:
     """The state after some steps, the views on the way, and the stack."""
     state, optimizer, stack, rng = started(problem, methods, settings)
     views = []
