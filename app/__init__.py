@@ -1,0 +1,1 @@
+"""The dashboard: reads what engines record and sends them commands; imports no torch."""

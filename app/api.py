@@ -1,0 +1,232 @@
+"""What the server answers to the pages' poller: one GET a tick with everything that changed, and the scripts.
+
+Handlers are plain functions on a reader, read-only; commands go through the page's session, never by a route.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from functools import cache
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from app import catalog
+from app.charts import CHARTS, ChartError, Drawing, checked
+from app.status import DEAD, Standing, folder, home_of, listed, standing, tag
+from app.tails import Tails
+from app.theme import Look, look
+from engine.store import RunReader
+
+BASE = "/modalscape"
+MOST_CHARTS = 16
+FAST, SLOW, RESTING = 250, 1000, 3000
+"""Milliseconds to the next tick: while a command waits, while a run lives, when nothing can change."""
+REDRAW = 0.8
+"""Seconds for which a drawing is good enough, however fast the run records."""
+_FOREVER = {"Cache-Control": "public, max-age=31536000, immutable"}
+_NEVER = {"Cache-Control": "no-store"}
+
+
+class Kept:
+    """Values that are expensive to make, each made once: the newest `most` of them, one maker at a time per key."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.values: OrderedDict[Any, tuple[Any, Any, float]] = OrderedDict()
+        self.locks: dict[Any, threading.Lock] = {}
+        self.guard = threading.Lock()
+
+    def get(self, key: Any, stamp: Any, make: Callable[[], Any], fresh: float = 0.0) -> Any:
+        """Return the value kept under `key` if it has this `stamp` or is younger than `fresh` seconds; else make it."""
+        with self.guard:
+            lock = self.locks.setdefault(key, threading.Lock())
+        with lock:
+            held = self.values.get(key)
+            now = time.monotonic()
+            if held is not None and (held[0] == stamp or now - held[2] < fresh):
+                return held[1]
+            value = make()
+            with self.guard:
+                self.values[key] = (stamp, value, now)
+                self.values.move_to_end(key)
+                while len(self.values) > self.most:
+                    old, _ = self.values.popitem(last=False)
+                    self.locks.pop(old, None)
+            return value
+
+
+class Desk:
+    """Answers the poller of every page of one server; a drawing is made once per (run, chart, version)."""
+
+    def __init__(self) -> None:
+        self.tails = Tails()
+        self.drawings, self.bodies = Kept(400), Kept(200)
+        self.standings, self.lists = Kept(200), Kept(2)
+
+    def standing(self, run: str, home: Path) -> Standing:
+        """Return how a run stands, read at most five times a second however many look."""
+        return self.standings.get(run, int(time.monotonic() * 5), lambda: standing(run, home))
+
+    def runs_tag(self) -> str:
+        """Return a text that changes when a run appears, goes, changes state or gets visibly further."""
+        return self.lists.get("tag", int(time.monotonic()), lambda: tag(roll(folder())))
+
+    def drawing(self, run: str, home: Path, name: str, args: dict[str, Any], dark: bool) -> tuple[str, bytes]:
+        """Return (version, JSON of figure, caption, empty and steps) of one chart of a run."""
+        reader = self.tails.reader(home)
+        chart = CHARTS[name]
+        key = (run, name, json.dumps(args, sort_keys=True), dark)
+        make = lambda: packed(chart.draw(reader, args, looks(reader, dark)))  # noqa: E731  made only when it is needed
+        return self.drawings.get(key, chart.stamp(reader, args), make, fresh=REDRAW)
+
+    def pulse(self, run: str, asked: str, dark: bool) -> bytes:
+        """Return one tick as JSON: how the run stands, and of the `asked` charts those that changed.
+
+        `asked` is a JSON list of `[name, arguments, version that the page has]`.
+
+        Raises:
+            ChartError: a request that no page makes.
+        """
+        wanted = _requests(asked)
+        if not run:
+            return json.dumps({"next": SLOW, "tags": {"runs": self.runs_tag()}, "status": None, "charts": []}).encode()
+        home = home_of(folder(), run)
+        if home is None:
+            raise ChartError("There is no such run.")
+        stands = self.standing(run, home)
+        parts = []
+        for name, args, has in wanted:
+            now, body = self.drawing(run, home, name, args, dark)
+            parts.append(b"null" if now == has else body)
+        wait = FAST if stands.pending else RESTING if stands.state in DEAD else SLOW
+        head = json.dumps({"next": wait, "tags": stands.tags, "status": stands.to_json()})
+        return head[:-1].encode() + b',"charts":[' + b",".join(parts) + b"]}"
+
+
+def roll(runs: Path) -> list[tuple]:
+    """Return what the list of runs shows of each: id, state, progress in fiftieths."""
+    out = []
+    for run, home in listed(runs)[:60]:
+        now = standing(run, home)
+        out.append((run, now.state, 50 * now.step // max(now.steps, 1)))
+    return out
+
+
+def looks(reader: RunReader, dark: bool) -> Look:
+    """Return the colours for a run."""
+    parts = [part for part in reader.meta("modalities", []) or []]
+    return look(dark, parts, sorted(catalog.titles()))
+
+
+def packed(drawing: Drawing) -> tuple[str, bytes]:
+    """Return a drawing as JSON with its version, a hash of what is drawn; arrays travel as base64."""
+    figure = "null" if drawing.figure is None else drawing.figure.to_json()
+    words = json.dumps({"caption": drawing.caption, "empty": drawing.empty, "steps": [int(s) for s in drawing.steps]})
+    mark = hashlib.sha256(figure.encode() + words.encode()).hexdigest()[:16]
+    return mark, f'{{"tag":"{mark}","figure":{figure},{words[1:]}'.encode()
+
+
+def _requests(asked: str) -> list[tuple[str, dict[str, Any], str]]:
+    try:
+        wanted = json.loads(asked or "[]")
+    except json.JSONDecodeError:
+        raise ChartError("The charts asked for are not JSON.") from None
+    if not isinstance(wanted, list) or len(wanted) > MOST_CHARTS:
+        raise ChartError(f"A page asks for up to {MOST_CHARTS} charts.")
+    out = []
+    for entry in wanted:
+        if not (isinstance(entry, list) and len(entry) == 3 and isinstance(entry[0], str)):
+            raise ChartError("A chart is asked for as [name, arguments, version].")
+        out.append((entry[0], checked(entry[0], entry[1]), str(entry[2])))
+    return out
+
+
+def routes() -> list[Route]:
+    """Return the server's own routes: GET only, below `/modalscape`."""
+    desk = Desk()
+
+    def pulse(request: Request) -> Response:
+        query = request.query_params
+        try:
+            body = desk.pulse(query.get("run", ""), query.get("charts", ""), query.get("dark") == "1")
+        except ChartError as error:
+            return PlainTextResponse(str(error), 400, _NEVER)
+        if len(body) < 2048 or "gzip" not in request.headers.get("accept-encoding", ""):
+            return Response(body, media_type="application/json", headers=_NEVER)
+        small = desk.bodies.get(hashlib.sha256(body).digest(), 0, lambda: gzip.compress(body, 4))
+        return Response(small, media_type="application/json", headers=_NEVER | {"Content-Encoding": "gzip"})
+
+    return [
+        Route(f"{BASE}/pulse", pulse, methods=["GET"]),
+        Route(plotly_path(), lambda request: _script(plotly_script()), methods=["GET"]),
+        Route(live_path(), lambda request: _script(live_script()), methods=["GET"]),
+    ]
+
+
+def plotly_path() -> str:
+    """Return where plotly.js is served; the path names its version, so browsers may keep it for good."""
+    return f"{BASE}/plotly-{version('plotly')}.js"
+
+
+def live_path() -> str:
+    """Return where the live component's script is served."""
+    return f"{BASE}/live-{hashlib.sha256(live_script()).hexdigest()[:12]}.js"
+
+
+@cache
+def plotly_script() -> bytes:
+    """Return plotly.js, gzipped once; the Python package carries it."""
+    return gzip.compress(files("plotly").joinpath("package_data/plotly.min.js").read_bytes(), 9, mtime=0)
+
+
+@cache
+def live_script() -> bytes:
+    """Return the live component's script, gzipped."""
+    return gzip.compress((Path(__file__).parent / "live.js").read_bytes(), 9, mtime=0)
+
+
+def _script(content: bytes) -> Response:
+    return Response(content, media_type="text/javascript", headers=_FOREVER | {"Content-Encoding": "gzip"})
+
+
+def headers() -> Iterable[tuple[bytes, bytes]]:
+    """Return the security headers of every answer."""
+    return (
+        (b"x-content-type-options", b"nosniff"),
+        (b"x-frame-options", b"SAMEORIGIN"),
+        (b"referrer-policy", b"same-origin"),
+        (b"cross-origin-resource-policy", b"same-origin"),
+    )
+
+
+class SecurityHeaders:
+    """Middleware that adds the security headers to HTTP answers."""
+
+    def __init__(self, app) -> None:
+        self.app = app
+
+    async def __call__(self, scope, receive, send) -> None:
+        """Pass a request on, its answer with the headers."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def guarded(message):
+            if message["type"] == "http.response.start":
+                held = {name.lower() for name, _ in message["headers"]}
+                message["headers"] = [*message["headers"], *((n, v) for n, v in headers() if n not in held)]
+            await send(message)
+
+        await self.app(scope, receive, guarded)

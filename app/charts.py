@@ -1,0 +1,353 @@
+"""Charts by name: what a page may ask to have drawn of a run, with the version by which a drawing is cached.
+
+A chart is asked for by name and JSON arguments, the same from a page and from the poller; every argument is checked
+here, since requests come from outside. Free of Streamlit.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from app import catalog, figures
+from app.figures.curves import Line, Scale, history, overlay, series
+from app.figures.marks import Mark
+from app.figures.pipeline import POINTS_IN_ORDER, pipeline
+from app.figures.spectrum import density, sharpness, top
+from app.figures.surface import surface
+from app.status import sentence
+from app.theme import METHOD_HUES, Look
+
+POINTS = 1000
+"""Points of one curve on the page; the store keeps each bucket's minimum and maximum."""
+ERRORS = 150
+"""Measurements whose error is read for one curve."""
+_NAME = re.compile(r"[\w./@*'()+ :-]{1,120}")
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure with the words below it, or the words that stand in its place."""
+
+    figure: go.Figure | None
+    caption: str = ""
+    empty: str = ""
+    steps: tuple[int, ...] = ()
+    """Steps at which the drawn record was measured, for scrubbing."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """How a chart is drawn, and what must change before it is drawn again."""
+
+    draw: Callable[[Any, Mapping[str, Any], Look], Drawing]
+    stamp: Callable[[Any, Mapping[str, Any]], Any]
+
+
+class ChartError(ValueError):
+    """A request that no page makes."""
+
+
+def checked(name: str, args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of chart `name`, checked.
+
+    Raises:
+        ChartError: an unknown chart or an argument of the wrong kind.
+    """
+    if name not in CHARTS or not isinstance(args, Mapping):
+        raise ChartError("There is no such chart.")
+    names = args.get("names", [])
+    if (
+        not isinstance(names, list)
+        or len(names) > 24
+        or not all(isinstance(n, str) and _NAME.fullmatch(n) for n in names)
+    ):
+        raise ChartError("The names of a chart must be a list of up to 24 record names.")
+    number = args.get("half", 0)
+    step = args.get("step")
+    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= 1e7:
+        raise ChartError("The half-life must be a number of steps.")
+    if step is not None and (isinstance(step, bool) or not isinstance(step, int) or not 0 <= step <= 2**40):
+        raise ChartError("The step must be a whole number.")
+    return {
+        "names": names,
+        "half": float(number),
+        "step": step,
+        "as": str(args.get("as", ""))[:20],
+        "y": str(args.get("y", ""))[:80],
+        "empty": str(args.get("empty", ""))[:300],
+        **{flag: bool(args.get(flag, False)) for flag in ("xlog", "ylog", "log")},
+    }
+
+
+def marks(reader, look: Look, titles: Mapping[str, str]) -> list[Mark]:
+    """Return the events of a run that belong on a time axis."""
+    found = []
+    for event in reader.events():
+        if event.kind == "applied":
+            command = event.detail.get("command", {})
+            if command.get("do") in ("toggle", "tune"):
+                colour = look.methods.get(command["method"], look.muted)
+                found.append(Mark(event.step, sentence(command, titles), colour))
+        elif event.kind == "resumed":
+            found.append(Mark(event.step, "resumed", look.muted))
+        elif event.kind in ("diverged", "failed"):
+            found.append(Mark(event.step, event.kind, look.alarm))
+        elif event.kind == "note":
+            found.append(Mark(event.step, str(event.detail.get("text", ""))[:24], look.muted))
+    return found
+
+
+def matching(known, patterns) -> list[str]:
+    """Return the known names that match one of the patterns, patterns in order, names sorted within."""
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        found |= dict.fromkeys(sorted(fnmatch.filter(known, pattern)))
+    return list(found)
+
+
+def labels(names: list[str], reader=None) -> dict[str, str]:
+    """Return short labels: the first segment goes where all share it; `val` and `train` become words.
+
+    >>> labels(["accuracy/train", "accuracy/val/audio"])
+    {'accuracy/train': 'training', 'accuracy/val/audio': 'audio, held out'}
+    """
+    ends = {n.split("/")[-1] for n in names}
+    if len(names) > 1 and len(ends) == 1 and len({n.split("/")[0] for n in names}) == 1:
+        return {name: part_of(name, "whole") for name in names}
+    shared = len({n.split("/")[0] for n in names}) == 1
+    shared_two = shared and len(names) > 1 and len({tuple(n.split("/")[:2]) for n in names}) == 1
+    out = {}
+    for name in names:
+        parts = name.split("/")
+        parts = (parts[2:] or ["joint"]) if shared_two else parts[1:] if shared and len(parts) > 1 else parts
+        words = [{"val": "held out", "train": "training", "test": "test"}.get(p, p.replace("_", " ")) for p in parts]
+        split = [w for w in words if w in ("held out", "training", "test")]
+        rest = [w for w in words if w not in split]
+        out[name] = ", ".join([" ".join(rest), *split] if rest else split) or name
+    return out
+
+
+def colours(names: list[str], look: Look) -> dict[str, str]:
+    """Return a colour for each name: its modality's or method's, else ink, muted for training, then further hues."""
+    out, plain = {}, 0
+    for name in names:
+        colour = look.part(name)
+        if colour == look.ink:
+            if "train" in name.split("/"):
+                colour = look.muted
+            elif name in ("loss/val", "error/val"):
+                colour = look.ink
+            else:
+                colour = look.ink if plain == 0 else METHOD_HUES[(plain - 1) % len(METHOD_HUES)][look.dark]
+                plain += 1
+        out[name] = colour
+    return out
+
+
+def _series(reader, args, look) -> Drawing:
+    names = matching(reader.names()["scalars"], args["names"])[:24]
+    drawn = [line for line in (_line(reader, name, look, args) for name in names) if line is not None]
+    if not drawn:
+        return Drawing(None, empty=args["empty"] or "Nothing has been recorded here yet.")
+    scale = Scale(args["half"], args["xlog"], args["ylog"])
+    words, hues = labels(names, reader), colours(names, look)
+    lines = [_styled(line, words, hues) for line in drawn]
+    figure = series(lines, look, scale=scale, y=args["y"], marks=marks(reader, look, catalog.titles()))
+    last = max(int(line.steps[-1]) for line in lines)
+    caption = f"through step {last:,}" + _measured_as(reader, names)
+    if any(len(line.steps) >= POINTS for line in lines):
+        caption += f" · thinned to {POINTS:,} points, extremes kept"
+    if args["half"] > 0:
+        caption += f" · smoothed with a half-life of {args['half']:g} steps, measured values behind"
+    return Drawing(figure, caption)
+
+
+def _measured_as(reader, names: list[str]) -> str:
+    """Return n and protocol where what is drawn was measured by a probe or reported by a method."""
+    known = reader.names()["records"]
+    held = [reader.latest(name) for name in names if known.get(name) == "scalar"]
+    return _about(held[0][1], cost=False) if held and held[0] is not None else ""
+
+
+def _line(reader, name: str, look: Look, args) -> Line | None:
+    at, values = reader.scalars(name, points=POINTS)
+    if len(at) == 0:
+        return None
+    sparse = len(at) < POINTS and len(at) > 1 and (at[-1] - at[0]) >= 2 * (len(at) - 1)
+    error = _errors(reader, name, at) if sparse else None
+    return Line(name, at, values, look.ink, error, sparse=sparse or len(at) == 1)
+
+
+def _errors(reader, name: str, at: np.ndarray) -> np.ndarray | None:
+    """Return the standard error of each value (N,), NaN where it is not known, or None where none is."""
+    if reader.names()["records"].get(name) != "scalar":
+        return None
+    held = reader.history(name)
+    wanted = set(held[:: -(-len(held) // ERRORS)]) | {held[-1]} if len(held) else set()
+    found = {}
+    for step in sorted(wanted & set(at.tolist())):
+        record = reader.at(name, step)
+        if record is not None and record.error is not None:
+            found[step] = record.error
+    return np.array([found.get(s, np.nan) for s in at.tolist()]) if found else None
+
+
+def _styled(line: Line, words: Mapping[str, str], hues: Mapping[str, str]) -> Line:
+    name = line.label
+    train = "train" in name.split("/")
+    return Line(
+        words[name],
+        line.steps,
+        line.values,
+        hues[name],
+        line.error,
+        line.sparse,
+        dash="dash" if name in ("loss/val", "error/val") else "solid",
+        width=1.3 if train else 1.8,
+    )
+
+
+def _sharpness(reader, args, look) -> Drawing:
+    names = matching(reader.names()["scalars"], ["hessian/lambda_max", "hessian/*/lambda_max"])
+    lines = [line for line in (_line(reader, name, look, args) for name in names) if line is not None]
+    if not lines:
+        return Drawing(None, empty=args["empty"] or "λ_max has not been measured yet.")
+    rate = dict(reader.meta("optimizer", {}) or {})
+    rate["lr"] = reader.meta("learning_rate", rate.get("lr")) or rate.get("lr")
+    known = rate if str(rate.get("name", "sgd")).lower() == "sgd" else {}
+    words = {name: part_of(name, "whole") for name in names}
+    hues = {name: look.part(name) for name in names}
+    lines = [_styled(line, words, hues) for line in lines]
+    figure = sharpness(lines, look, rate=known, marks=marks(reader, look, catalog.titles()), ylog=args["ylog"])
+    last = max(int(line.steps[-1]) for line in lines)
+    caption = f"through step {last:,}"
+    latest = reader.latest("hessian/lambda_max")
+    if latest is not None:
+        caption += _about(latest[1], cost=False)
+    if known:
+        caption += f" · η = {float(rate['lr']):g}" + (
+            f", β = {float(rate['momentum']):g}" if rate.get("momentum") else ""
+        )
+    else:
+        caption += " · no stability edge is drawn: 2/η holds for SGD only"
+    return Drawing(figure, caption)
+
+
+def part_of(name: str, whole: str) -> str:
+    """Return the part that a record is about: what stands between its first and last segment, or `whole`.
+
+    >>> part_of("hessian/audio/spectrum", "whole"), part_of("hessian/spectrum", "whole")
+    ('audio', 'whole')
+    """
+    return "/".join(name.split("/")[1:-1]) or whole
+
+
+def _record(reader, args, look) -> Drawing:
+    found = _at(reader, args, args["names"][:1])
+    if not found:
+        return Drawing(None, empty=args["empty"] or "This has not been measured yet.")
+    name, step, record = found[0]
+    kept = tuple(reader.history(name))
+    if record.kind == "scalar" and len(kept) > 1:
+        records = [(s, r) for s in kept[-ERRORS:] if (r := reader.at(name, s)) is not None]
+        return Drawing(
+            history(records, look, marks=marks(reader, look, catalog.titles())), _caption(step, record), steps=kept
+        )
+    if record.kind == "surface":
+        draw = surface if args["as"] == "surface" else figures.FOR_KIND["surface"]
+        return Drawing(draw(record, look, log=args["log"]), _caption(step, record), steps=kept)
+    return Drawing(figures.default(record, look), _caption(step, record), steps=kept)
+
+
+def _several(draw: Callable, whole: str, tail: bool) -> Callable:
+    """Return a chart that draws several records in one figure, labelled by their part."""
+
+    def chart(reader, args, look) -> Drawing:
+        found = _at(reader, args, args["names"])
+        if not found:
+            return Drawing(None, empty=args["empty"] or "This has not been measured yet.")
+        label = (lambda n: part_of(n, whole)) if tail else (lambda n: "/".join(n.split("/")[2:]) or whole)
+        blocks = [(label(name), record, look.part(name)) for name, _, record in found]
+        name, step, record = found[0]
+        if all(r.kind == blocks[0][1].kind for _, r, _ in blocks):
+            return Drawing(draw(blocks, look), _caption(step, record), steps=tuple(reader.history(name)))
+        return Drawing(figures.default(record, look), _caption(step, record), steps=tuple(reader.history(name)))
+
+    return chart
+
+
+def _steps(reader, args, look) -> Drawing:
+    names = matching(reader.names()["records"], args["names"])
+    return Drawing(None, steps=tuple(reader.history(names[0])) if names else ())
+
+
+def _pipeline(reader, args, look) -> Drawing:
+    known = {entry["name"]: entry for entry in catalog.methods()}
+    on = reader.meta("methods", {}) or {}
+    order = reader.meta("pipeline", {}) or {}
+    places = {
+        point: [(known[n]["title"] if n in known else n, look.methods.get(n, look.muted)) for n in order.get(point, [])]
+        for point in POINTS_IN_ORDER
+    }
+    words = ", ".join(known[n]["title"] if n in known else n for n in on) or "none"
+    return Drawing(pipeline(places, look), f"methods on: {words}")
+
+
+def _at(reader, args, patterns) -> list[tuple[str, int, Any]]:
+    """Return (name, step, record) of the records that match, at the asked step or the latest before it."""
+    found = []
+    for name in matching(reader.names()["records"], patterns)[:16]:
+        steps = [s for s in reader.history(name) if args["step"] is None or s <= args["step"]]
+        record = reader.at(name, steps[-1]) if steps else None
+        if record is not None:
+            found.append((name, int(steps[-1]), record))
+    return found
+
+
+def _caption(step: int, record) -> str:
+    return f"step {step:,}" + _about(record)
+
+
+def _about(record, *, cost: bool = True) -> str:
+    """Return n, mode, checked error and cost of a record, as the end of a caption."""
+    words = []
+    if record.n is not None:
+        words.append(f"n = {record.n:,}")
+    if record.mode:
+        words.append(record.mode)
+    if record.draw.get("checked_error") == 0:
+        words.append("every point evaluated")
+    if cost and record.seconds is not None:
+        words.append(f"{record.seconds:.2g} s" if record.seconds >= 0.1 else f"{1000 * record.seconds:.0f} ms")
+    return "".join(f" · {word}" for word in words)
+
+
+def _moving(reader, args) -> Any:
+    return reader.version()
+
+
+def _measured(reader, args) -> Any:
+    names = matching(reader.names()["records"], args["names"])
+    return [(name, len(h), h[-1] if h else None) for name in names for h in [list(reader.history(name))]]
+
+
+CHARTS: dict[str, Chart] = {
+    "series": Chart(_series, _moving),
+    "sharpness": Chart(
+        _sharpness, lambda reader, args: (_measured(reader, {"names": ["hessian/*"]}), len(reader.events()))
+    ),
+    "record": Chart(_record, lambda reader, args: (_measured(reader, args), len(reader.events()))),
+    "overlay": Chart(_several(overlay, "joint", tail=False), _measured),
+    "density": Chart(_several(density, "whole", tail=True), _measured),
+    "top": Chart(_several(top, "whole", tail=True), _measured),
+    "steps": Chart(_steps, _measured),
+    "pipeline": Chart(_pipeline, lambda reader, args: (sorted(reader.meta("methods", {}) or {}), catalog.titles())),
+}
+"""Name of a chart to how it is drawn."""

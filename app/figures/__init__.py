@@ -1,0 +1,18 @@
+"""Figures: pure functions from records and arrays to plotly figures. No Streamlit, no store."""
+
+from __future__ import annotations
+
+import plotly.graph_objects as go
+
+from app.figures.bars import bars, scalar
+from app.figures.curves import curve
+from app.figures.surface import contour, matrix
+from app.theme import Look
+
+FOR_KIND = {"scalar": scalar, "curve": curve, "surface": contour, "bars": bars, "matrix": matrix}
+"""Kind of record to its default figure."""
+
+
+def default(record, look: Look) -> go.Figure:
+    """Return the default figure of a record."""
+    return FOR_KIND[record.kind](record, look)

@@ -1,0 +1,59 @@
+"""Bars and single numbers, with error bars where an error is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import plotly.graph_objects as go
+
+from app.figures.base import blank, numbers, short
+from app.theme import Look
+
+
+def bars(record, look: Look) -> go.Figure:
+    """Return a `bars` record; each bar takes the colour of the modality or part that it is named after."""
+    labels = [str(label) for label in record.labels]
+    values = numbers(record.values)
+    plain = look.part(record.name)
+    colours = [look.part(label) if look.part(label) != look.ink else plain for label in labels]
+    figure = blank(look, revision=f"bars/{record.name}", x=record.draw.get("x", ""), y=record.draw.get("y", ""))
+    error = None if record.error is None else numbers(record.error)
+    figure.add_trace(
+        go.Bar(
+            x=labels,
+            y=values,
+            marker={"color": [look.faint(c, 0.85) for c in colours], "line": {"width": 0}},
+            error_y=None if error is None else _whiskers(error, look),
+            text=[short(float(v)) for v in values],
+            textposition="outside" if error is None else "none",
+            textfont={"size": 11, "color": look.muted},
+            cliponaxis=False,
+            customdata=np.full(len(labels), np.nan, np.float32) if error is None else error,
+            hovertemplate="%{x}: %{y:.5~g}" + ("" if error is None else " ± %{customdata:.2~g}") + "<extra></extra>",
+        )
+    )
+    figure.update_layout(bargap=0.45 if len(labels) < 8 else 0.25)
+    figure.update_xaxes(type="category", showgrid=False)
+    figure.update_yaxes(type="log" if record.draw.get("ylog") else "linear", zeroline=True, zerolinecolor=look.grid)
+    return figure
+
+
+def scalar(record, look: Look) -> go.Figure:
+    """Return a `scalar` record as a point with its error on a horizontal axis."""
+    figure = blank(look, revision=f"scalar/{record.name}", x=record.draw.get("x") or record.draw.get("y", ""))
+    colour = look.part(record.name)
+    error = None if record.error is None else _whiskers(numbers([record.error]), look)
+    figure.add_trace(
+        go.Scatter(
+            x=numbers([record.value]),
+            y=[record.name],
+            mode="markers",
+            marker={"size": 11, "color": colour},
+            error_x=error,
+            hovertemplate="%{x:.6~g}<extra></extra>",
+        )
+    )
+    return figure
+
+
+def _whiskers(error: np.ndarray, look: Look) -> dict:
+    return {"type": "data", "array": error, "color": look.ink, "thickness": 1.2, "width": 4}

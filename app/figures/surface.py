@@ -1,0 +1,129 @@
+"""Functions of two variables: a landscape as contours or in three dimensions, and matrices as heat maps."""
+
+from __future__ import annotations
+
+import numpy as np
+import plotly.graph_objects as go
+
+from app.figures.base import blank, numbers, short
+from app.theme import Look
+
+
+def contour(record, look: Look, *, log: bool = False) -> go.Figure:
+    """Return a `surface` record as filled contours, the centre marked; `log` colours by the logarithm of the height."""
+    z, bar = _height(record, look, log)
+    figure = blank(look, revision=f"contour/{record.name}", x=record.draw.get("x", ""), y=record.draw.get("y", ""))
+    figure.add_trace(
+        go.Contour(
+            x=numbers(record.x),
+            y=numbers(record.y),
+            z=z,
+            colorscale=look.scale,
+            ncontours=22,
+            customdata=numbers(record.z),
+            hovertemplate="(%{x:.3f}, %{y:.3f}): %{customdata:.5~g}<extra></extra>",
+            line={"width": 0.6, "color": "rgba(255,255,255,0.35)"},
+            colorbar=bar,
+        )
+    )
+    figure.add_trace(
+        go.Scatter(
+            x=np.zeros(1, np.float32),
+            y=np.zeros(1, np.float32),
+            mode="markers",
+            hoverinfo="skip",
+            marker={"symbol": "x-thin", "size": 11, "line": {"width": 2, "color": "#FFFFFF"}},
+        )
+    )
+    figure.update_xaxes(showgrid=False, constrain="domain")
+    figure.update_yaxes(showgrid=False, scaleanchor="x", constrain="domain")
+    return figure
+
+
+def surface(record, look: Look, *, log: bool = False) -> go.Figure:
+    """Return a `surface` record in three dimensions; the camera is the viewer's and survives updates."""
+    z, bar = _height(record, look, log)
+    figure = blank(look, revision=f"surface/{record.name}")
+    figure.add_trace(
+        go.Surface(
+            x=numbers(record.x),
+            y=numbers(record.y),
+            z=z,
+            colorscale=look.scale,
+            showscale=False,
+            customdata=numbers(record.z),
+            hovertemplate="(%{x:.3f}, %{y:.3f}): %{customdata:.5~g}<extra></extra>",
+            contours={"z": {"show": True, "usecolormap": True, "width": 1}},
+            lighting={"ambient": 0.75, "diffuse": 0.5, "specular": 0.05},
+        )
+    )
+    ticks = {key: bar[key] for key in ("tickvals", "ticktext") if key in bar}
+    figure.update_layout(
+        margin={"l": 0, "r": 0, "t": 0, "b": 0},
+        scene={
+            "aspectmode": "manual",
+            "aspectratio": {"x": 1, "y": 1, "z": 0.7},
+            "camera": {"eye": {"x": 1.3, "y": -1.3, "z": 0.95}, "center": {"x": 0, "y": 0, "z": -0.14}},
+            "xaxis": {"title": {"text": _short(record.draw.get("x", "x"))}},
+            "yaxis": {"title": {"text": _short(record.draw.get("y", "y"))}},
+            "zaxis": {"title": {"text": record.draw.get("z", "loss")}} | ticks,
+        },
+    )
+    return figure
+
+
+def matrix(record, look: Look) -> go.Figure:
+    """Return a `matrix` record as a heat map, diverging around zero when it has both signs."""
+    values = numbers(record.values)
+    figure = blank(look, revision=f"matrix/{record.name}", x=record.draw.get("x", ""), y=record.draw.get("y", ""))
+    low, high = (float(np.nanmin(values)), float(np.nanmax(values))) if np.isfinite(values).any() else (0.0, 1.0)
+    reach = max(abs(low), abs(high)) or 1.0
+    signed = low < 0 < high
+    small = values.size <= 144
+    figure.add_trace(
+        go.Heatmap(
+            x=[str(c) for c in record.cols],
+            y=[str(r) for r in record.rows],
+            z=values,
+            colorscale="RdBu" if signed else look.scale,
+            reversescale=signed,
+            zmin=-reach if signed else None,
+            zmax=reach if signed else None,
+            text=[[short(float(v)) for v in row] for row in values] if small else None,
+            texttemplate="%{text}" if small else None,
+            textfont={"size": 11},
+            hovertemplate="%{y}, %{x}: %{z:.5~g}<extra></extra>",
+            colorbar={"thickness": 10, "outlinewidth": 0},
+        )
+    )
+    figure.update_xaxes(showgrid=False, type="category")
+    figure.update_yaxes(showgrid=False, type="category", autorange="reversed")
+    return figure
+
+
+def _height(record, look: Look, log: bool) -> tuple[np.ndarray, dict]:
+    """Return heights (len(y), len(x)) and the colour bar; in logarithms when asked for and everything is positive."""
+    z = np.asarray(record.z, dtype=np.float64)
+    bar = {
+        "orientation": "h",
+        "x": 0.5,
+        "xanchor": "center",
+        "y": 1.0,
+        "yanchor": "bottom",
+        "len": 0.55,
+        "thickness": 8,
+        "outlinewidth": 0,
+        "ticklen": 0,
+        "tickfont": {"size": 11, "color": look.muted},
+        "ticklabelposition": "outside top",
+    }
+    held = z[np.isfinite(z)]
+    if not log or not held.size or held.min() <= 0:
+        return numbers(z), bar
+    low, high = np.log10(held.min()), np.log10(held.max())
+    ticks = np.linspace(low, high, 6)
+    return numbers(np.log10(z)), bar | {"tickvals": ticks.astype(np.float32), "ticktext": [short(10**t) for t in ticks]}
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 28 else f"{text[:26]}…"

@@ -1,0 +1,117 @@
+"""The one live component: charts, the state panel and watches, fed by one poller a page.
+
+Where the server's own routes are absent (a test, or `streamlit run app/ui.py`), the same charts are drawn by Streamlit.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import streamlit as st
+
+from app import api
+from app.charts import CHARTS, checked
+from app.figures.base import HEIGHT
+from app.status import folder
+from engine.store import RunReader
+
+_SERVED = "MODALSCAPE_SERVED"
+
+_START = """
+const started = new Map();
+export default function (component) {
+  const url = new URL(component.data.script, window.location.origin).href;
+  if (!started.has(url)) started.set(url, import(url));
+  const ready = started.get(url);
+  ready.then((m) => m.mount(component), () => {
+    component.parentElement.textContent = "Live charts need the server's own routes: start with `make run`.";
+  });
+  return () => ready.then((m) => m.unmount(component.key), () => {});
+}
+"""
+
+_mount = st.components.v2.component("modalscape.live", js=_START, isolate_styles=False)
+
+
+def serving(on: bool) -> None:
+    """Say whether this process serves the routes that the component needs."""
+    if on:
+        os.environ[_SERVED] = "1"
+    else:
+        os.environ.pop(_SERVED, None)
+
+
+def served() -> bool:
+    """Return whether the component's routes are there."""
+    return os.environ.get(_SERVED) == "1"
+
+
+def dark() -> bool:
+    """Return whether the page is dark, as far as the server knows."""
+    return st.context.theme.type == "dark"
+
+
+def chart(
+    run: str,
+    name: str,
+    *,
+    key: str,
+    title: str = "",
+    height: int = HEIGHT,
+    names: Sequence[str] = (),
+    group: str = "",
+    **args: Any,
+) -> None:
+    """Draw chart `name` of `run` and keep it current; charts of one `group` are scrubbed through time together."""
+    asked = {"names": list(names)} | {k: v for k, v in args.items() if v not in (None, "", False, 0)}
+    held = checked(name, asked)
+    if not served():
+        _plain(run, name, held, key=key, title=title, height=height)
+        return
+    data = {"kind": "chart", "run": run, "name": name, "args": asked, "title": title, "height": height, "group": group}
+    _mount(key=key, data=data | _scripts())
+
+
+def scrubber(run: str, names: Sequence[str], *, key: str, group: str) -> None:
+    """Draw a slider over the steps at which the first of `names` was measured; it moves the charts of `group`."""
+    if served():
+        data = {"kind": "scrub", "run": run, "name": "steps", "args": {"names": list(names)}, "group": group}
+        _mount(key=key, data=data | _scripts())
+
+
+def panel(standing, *, key: str) -> bool:
+    """Draw the live state of a run; return whether it asks for the controls to be drawn again."""
+    if not served():
+        return False
+    data = {"kind": "panel", "run": standing.id, "status": standing.to_json(), "topic": "control"}
+    return _watching(data | {"drawn": standing.tags["control"]}, key)
+
+
+def watch(run: str, topic: str, drawn: str, *, key: str) -> bool:
+    """Have the surrounding fragment run again when `topic` of `run` is no longer as `drawn` says."""
+    return served() and _watching({"kind": "watch", "run": run, "topic": topic, "drawn": drawn}, key)
+
+
+def _watching(data: dict[str, Any], key: str) -> bool:
+    return bool(_mount(key=key, data=data | _scripts(), on_changed_change=lambda: None).changed)
+
+
+def _scripts() -> dict[str, str]:
+    return {"script": api.live_path(), "plotly": api.plotly_path(), "base": api.BASE}
+
+
+def _plain(run: str, name: str, args: dict[str, Any], *, key: str, title: str, height: int) -> None:
+    """Draw a chart without the component: no live updates, zoom lost when the page is drawn again."""
+    reader = RunReader(folder() / run)
+    drawing = CHARTS[name].draw(reader, args, api.looks(reader, dark()))
+    with st.container(key=f"{key}-plain"):
+        if title:
+            st.markdown(f"**{title}**")
+        if drawing.figure is None:
+            st.info(drawing.empty)
+            return
+        drawing.figure.update_layout(height=height)
+        st.plotly_chart(drawing.figure, key=f"{key}-figure", theme=None)
+        st.caption(drawing.caption)

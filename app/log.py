@@ -1,0 +1,256 @@
+"""The parts of the Log page: events, records, configuration, export."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from app import catalog, controls, live, shell
+from app.status import folder, sentence
+
+ICONS = {
+    "started": "▶",
+    "resumed": "▶",
+    "applied": "✓",
+    "refused": "✕",
+    "checkpoint": "▪",
+    "paused": "‖",
+    "stopped": "■",
+    "finished": "■",
+    "failed": "✕",
+    "diverged": "✕",
+    "note": "✎",
+    "probe": "◦",
+    "probe failed": "✕",
+    "lost": "✕",
+    "unsaved": "✕",
+}
+MOST = 2000
+
+
+@st.fragment
+def events(run: str) -> None:
+    """Draw errors with their tracebacks, then every event, newest first."""
+    now = shell.now(run)
+    live.watch(run, "events", now.tags["events"], key=f"watch-events/{run}")
+    found = shell.reader(run).events()
+    if not found:
+        st.info("Nothing has happened yet: the engine has not started.", icon=":material/hourglass_empty:")
+        return
+    for event in [e for e in found if e.kind in ("failed", "diverged", "probe failed", "lost", "unsaved")][-5:]:
+        st.error(f"Step {event.step:,}: {event.detail.get('error') or told(event)}", icon=":material/error:")
+        if event.detail.get("traceback"):
+            with st.expander(f"Traceback of step {event.step:,}"):
+                st.code(event.detail["traceback"], language=None)
+    kinds = sorted({e.kind for e in found})
+    telling = [kind for kind in kinds if kind not in ("probe", "checkpoint")]
+    shown = st.pills(
+        "Kinds",
+        kinds,
+        selection_mode="multi",
+        default=telling,
+        key="log-kinds",
+        persist_state="session",
+        label_visibility="collapsed",
+    )
+    rows = [e for e in found if not shown or e.kind in shown][-MOST:][::-1]
+    st.dataframe(
+        pd.DataFrame(
+            {
+                "step": [e.step for e in rows],
+                "time": [datetime.fromtimestamp(e.time) for e in rows],
+                "event": [f"{ICONS.get(e.kind, '·')} {e.kind}" for e in rows],
+                "what": [told(e) for e in rows],
+            }
+        ),
+        hide_index=True,
+        height="auto" if len(rows) <= 10 else 480,
+        key=f"events/{run}",
+        column_config={
+            "step": st.column_config.NumberColumn(format="localized", width=90),
+            "time": st.column_config.DatetimeColumn(format="HH:mm:ss", width=90),
+            "event": st.column_config.TextColumn(width=130),
+            "what": st.column_config.TextColumn(width=900),
+        },
+    )
+    st.caption(f"{len(found):,} events")
+    controls.noting(run)
+    tail = logged(run)
+    if tail:
+        with st.expander("What the engine printed"):
+            st.code(tail, language=None)
+
+
+def told(event) -> str:
+    """Return what an event says in words."""
+    detail = event.detail
+    if event.kind in ("applied", "refused"):
+        said = sentence(detail.get("command", {}), catalog.titles())
+        return f"{said}: {detail['error']}" if "error" in detail else said
+    if event.kind == "probe":
+        return f"{detail.get('name')} took {detail.get('seconds', 0):.3g} s"
+    if "error" in detail:
+        return str(detail["error"])
+    return ", ".join(f"{k} {v}" for k, v in detail.items() if k != "traceback")
+
+
+def logged(run: str, most: int = 6000) -> str:
+    """Return the end of what the engine printed, the last state of each progress line only."""
+    try:
+        with open(folder() / run / "log.txt", "rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - 50 * most))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))[-most:].strip()
+
+
+@st.fragment
+def records(run: str) -> None:
+    """Draw any record by its default figure, at any step at which it was measured."""
+    now = shell.now(run)
+    live.watch(run, "records", now.tags["records"], key=f"watch-records/{run}")
+    known = shell.reader(run).names()["records"]
+    if not known:
+        st.info(
+            "No records yet. Probes leave them: open Landscape, Curvature or Balance and press Measure now.",
+            icon=":material/straighten:",
+        )
+        return
+    name = st.selectbox(
+        "Record", sorted(known), key="log-record", persist_state="session", format_func=lambda n: f"{n}  ({known[n]})"
+    )
+    live.scrubber(run, [name], key=f"scrub-record/{run}", group="record")
+    live.chart(run, "record", key=f"record/{run}", title=name, names=[name], height=420, group="record")
+
+
+def configuration(run: str) -> None:
+    """Draw the configuration as it was asked for, and what the engine made of it."""
+    reader = shell.reader(run)
+    asked = json.loads((folder() / run / "config.json").read_text())
+    left, right = st.columns(2, gap="medium")
+    with left:
+        st.markdown("**Asked for**")
+        st.json(asked)
+    with right:
+        st.markdown("**As it runs**")
+        facts = (
+            "title",
+            "modalities",
+            "parameters",
+            "rows",
+            "batch",
+            "protocol",
+            "device",
+            "threads",
+            "optimizer",
+            "versions",
+        )
+        known = {key: reader.meta(key) for key in facts}
+        st.json({key: value for key, value in known.items() if value is not None} or {"state": "not started"})
+    with st.expander("Every setting with its value"):
+        st.dataframe(
+            pd.DataFrame(
+                sorted((k, str(v)) for k, v in (reader.meta("settings", {}) or {}).items()),
+                columns=["setting", "value"],
+            ),
+            hide_index=True,
+            key=f"settings/{run}",
+        )
+    with st.expander("Parameters of the model"):
+        shapes = reader.meta("layout", {}) or {}
+        st.dataframe(
+            pd.DataFrame([(n, " × ".join(map(str, s))) for n, s in shapes.items()], columns=["parameter", "shape"]),
+            hide_index=True,
+            key=f"layout/{run}",
+        )
+
+
+def export(run: str) -> None:
+    """Offer the run's numbers, events and configuration as files."""
+    st.markdown("Every number, event and setting of this run, to keep or to draw elsewhere.")
+    with st.container(horizontal=True):
+        st.download_button(
+            "Numbers as CSV",
+            lambda: numbers_csv(run),
+            f"{run}.csv",
+            "text/csv",
+            key="export-csv",
+            icon=":material/table:",
+            on_click="ignore",
+        )
+        st.download_button(
+            "Events as CSV",
+            lambda: events_csv(run),
+            f"{run}-events.csv",
+            "text/csv",
+            key="export-events",
+            icon=":material/event_note:",
+            on_click="ignore",
+        )
+        st.download_button(
+            "Records as NPZ files",
+            lambda: records_zip(run),
+            f"{run}-records.zip",
+            "application/zip",
+            key="export-records",
+            icon=":material/data_array:",
+            on_click="ignore",
+        )
+        st.download_button(
+            "Configuration",
+            lambda: (folder() / run / "config.json").read_text(),
+            f"{run}-config.json",
+            "application/json",
+            key="export-config",
+            icon=":material/settings:",
+            on_click="ignore",
+        )
+    st.caption("The camera above each chart saves it as a picture.")
+
+
+def numbers_csv(run: str) -> str:
+    """Return every recorded number, long form: name, step, value; in full, nothing thinned."""
+    reader = shell.reader(run)
+    parts = []
+    for name in reader.names()["scalars"]:
+        at, values = reader.scalars(name, points=None)
+        parts.append(pd.DataFrame({"name": name, "step": at, "value": values}))
+    return (pd.concat(parts) if parts else pd.DataFrame(columns=["name", "step", "value"])).to_csv(index=False)
+
+
+def events_csv(run: str) -> str:
+    """Return the events, one a line, details as JSON."""
+    rows = [(e.id, e.step, e.time, e.kind, json.dumps(e.detail)) for e in shell.reader(run).events()]
+    return pd.DataFrame(rows, columns=["id", "step", "time", "kind", "detail"]).to_csv(index=False)
+
+
+def records_zip(run: str) -> bytes:
+    """Return the latest record of every name as an NPZ file, with what is known about it as JSON beside it."""
+    reader, made = shell.reader(run), io.BytesIO()
+    with zipfile.ZipFile(made, "w") as bundle:
+        for name in reader.names()["records"]:
+            step, record = reader.latest(name)
+            arrays: Mapping[str, Any] = {k: getattr(record, k) for k in record.arrays if getattr(record, k) is not None}
+            content = io.BytesIO()
+            np.savez(content, **arrays)
+            bundle.writestr(f"{name}.npz", content.getvalue())
+            about = {
+                "name": name,
+                "step": step,
+                "kind": record.kind,
+                "n": record.n,
+                "mode": record.mode,
+                "seconds": record.seconds,
+            }
+            bundle.writestr(f"{name}.json", json.dumps(about | {"draw": record.draw}, default=str))
+    return made.getvalue()

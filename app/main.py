@@ -1,0 +1,41 @@
+"""Entry of the server: `streamlit run app/main.py`."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import streamlit as st
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from app import api, catalog, live  # noqa: E402  the root has to be on the path first
+
+
+@asynccontextmanager
+async def lifespan(app):
+    """While the server runs, pages may rely on its routes; the catalogue is read ahead, since torch takes seconds."""
+    live.serving(True)
+    threading.Thread(target=catalog.titles, daemon=True).start()
+    threading.Thread(target=api.plotly_script, daemon=True).start()
+    yield
+    live.serving(False)
+
+
+def allowed_hosts() -> list[str]:
+    """Return the host names that the server answers to: those of the configuration, or any if it names none."""
+    return list(st.get_option("server.allowedHosts") or ["*"])
+
+
+app = st.App(
+    Path(__file__).with_name("ui.py"),
+    routes=api.routes(),
+    middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts()), Middleware(api.SecurityHeaders)],
+    lifespan=lifespan,
+)

@@ -1,0 +1,280 @@
+"""What every page has: which run is in view, the sidebar with its state and controls, the page's head."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from app import catalog, controls, live
+from app.status import ALIVE, DEAD, Standing, folder, home_of, listed, standing
+from app.supervisor import Supervisor, note_of
+from engine.control import Pause, Resume, Stop
+from engine.handle import RunHandle
+from engine.knobs import InputError
+from engine.store import RunReader
+
+PAGES = Path(__file__).resolve().parents[1] / "pages"
+NEWEST = 200
+"""Runs offered in the picker."""
+
+
+@st.cache_resource
+def supervisor() -> Supervisor:
+    """Return the server's supervisor, which has taken up what waited from an earlier server."""
+    made = Supervisor()
+    made.adopt()
+    return made
+
+
+def catalogue() -> dict[str, Any]:
+    """Return the catalogue; where the engine cannot list it, say so on the page and stop there."""
+    try:
+        with st.spinner("Reading the catalogue of methods …", show_time=False):
+            return catalog.load()
+    except InputError as error:
+        st.error(str(error), icon=":material/error:")
+        st.stop()
+
+
+def page_path(name: str) -> Path:
+    """Return the file of the page whose name without its number is `name`."""
+    return next(path for path in sorted(PAGES.glob("*.py")) if path.stem.partition("_")[2] == name)
+
+
+def go(name: str, run: str) -> None:
+    """Leave for another page with `run` in view."""
+    st.session_state["run"] = run
+    st.switch_page(page_path(name), query_params={"run": run})
+
+
+def choose(known: list[str]) -> str | None:
+    """Return the id of the run in view: from the URL, else from this session, else the newest; None without runs."""
+    asked = st.query_params.get("run", "")
+    if asked == "latest" and known:
+        asked = known[0]
+    for run in (asked, st.session_state.get("run", "")):
+        if run in known or home_of(folder(), run):
+            return run
+    return known[0] if known else None
+
+
+def sidebar() -> None:
+    """Draw the sidebar and settle which run the page is about."""
+    known = [run for run, _ in listed(folder())[:NEWEST]]
+    run = choose(known)
+    with st.sidebar:
+        if run is None:
+            st.markdown("**No run yet**")
+            st.caption("Start one on the Start page; its state and controls appear here.")
+            return
+        if run not in known:
+            known.insert(0, run)
+        st.session_state["run"] = st.session_state["picker"] = run
+        if st.query_params.get("run") != run:
+            st.query_params["run"] = run
+        st.selectbox("Run", known, key="picker", format_func=words, on_change=_picked)
+        st.fragment(_steering, run_every=None if live.served() else 1.0)(run)
+
+
+def words(run: str) -> str:
+    """Return a run's id as a person would say it: what, day and time."""
+    stem, _, tail = run.rpartition("-")
+    what, _, stamp = stem.rpartition("-")
+    what, _, day = what.rpartition("-")
+    try:
+        when = datetime.strptime(day + stamp, "%y%m%d%H%M%S")
+    except ValueError:
+        return run
+    return f"{what} · {when:%d %b %H:%M:%S}"
+
+
+def _picked() -> None:
+    st.session_state["run"] = st.session_state["picker"]
+    st.query_params["run"] = st.session_state["picker"]
+
+
+def _steering(run: str) -> None:
+    """Draw state, buttons and one switch per method; drawn again when the engine has acknowledged something."""
+    home = home_of(folder(), run)
+    if home is None:
+        st.caption("This run has been deleted.")
+        return
+    now = standing(run, home)
+    live.panel(now, key=f"panel/{run}")
+    if not live.served():
+        _facts(now)
+    problem = supervisor().problems.get(run)
+    if problem:
+        st.error(problem)
+    with st.container(gap="xsmall", key="steering"):
+        _buttons(now)
+    if now.refused:
+        st.warning(now.refused[1], icon=":material/block:")
+    st.markdown("**Methods**")
+    if now.state not in ALIVE:
+        st.caption(
+            "Resume the run to switch methods." if now.state in DEAD else "Switches work once the run has started."
+        )
+    with st.container(gap="xsmall", key="method-switches"):
+        for entry in catalog.load()["methods"] if catalog.titles() else ():
+            controls.toggle(now, entry, "side")
+
+
+def _buttons(now: Standing) -> None:
+    """Draw start, pause, single step and stop: always in the same places, disabled where they make no sense."""
+    on = now.state in ALIVE
+    (first, second), (third, fourth) = st.columns(2, gap="xsmall"), st.columns(2, gap="xsmall")
+    wide = {"width": "stretch"}
+    if now.state == "queued":
+        st.button(
+            "Leave the queue",
+            key="cancel-queued",
+            icon=":material/close:",
+            on_click=_cancel,
+            args=(now.id,),
+            help="Take this run out of the queue.",
+            **wide,
+        )
+        return
+    dead = now.state in DEAD
+    first.button(
+        "Resume",
+        key="resume",
+        icon=":material/play_arrow:",
+        type="primary" if dead or now.state == "paused" else "secondary",
+        disabled=not dead and now.state != "paused",
+        on_click=resumed,
+        args=(now,),
+        shortcut="g",
+        help=_resuming(now),
+        **wide,
+    )
+    second.button(
+        "Pause",
+        key="pause",
+        icon=":material/pause:",
+        disabled=not on or now.state in ("paused", "stopping"),
+        on_click=controls.send,
+        args=(now.id, Pause()),
+        shortcut="p",
+        help="Pause before the next step",
+        **wide,
+    )
+    third.button(
+        "Step",
+        key="step",
+        icon=":material/skip_next:",
+        disabled=now.state != "paused",
+        on_click=controls.send,
+        args=(now.id, Resume(1)),
+        shortcut="s",
+        help="One single step",
+        **wide,
+    )
+    fourth.button(
+        "Stop",
+        key="stop",
+        icon=":material/stop:",
+        disabled=not on or now.state == "stopping",
+        on_click=controls.send,
+        args=(now.id, Stop()),
+        help="Stop with a checkpoint; the run can be resumed",
+        **wide,
+    )
+
+
+def _resuming(now: Standing) -> str:
+    if now.state == "finished":
+        return f"Train on, to step {2 * now.steps:,}"
+    return "Go on from the last checkpoint" if now.state in DEAD else "Resume"
+
+
+def resumed(now: Standing) -> None:
+    """Go on with a run: from its last checkpoint when its engine has ended, else from its pause."""
+    if now.state in DEAD:
+        supervisor().resume(now.id, 2 * now.steps if now.state == "finished" else None)
+    else:
+        controls.send(now.id, Resume())
+
+
+def _cancel(run: str) -> None:
+    if not supervisor().cancel(run):
+        st.toast("This run has already started.")
+
+
+def _facts(now: Standing) -> None:
+    """Draw the state where there is no live panel."""
+    st.markdown(f"**{now.to_json()['word']}** · step {now.step:,} of {now.steps:,}")
+    st.progress(min(1.0, now.step / now.steps) if now.steps else 0.0)
+    if now.pending:
+        st.caption("requested: " + ", ".join(now.pending))
+    if now.error:
+        st.error(now.error)
+
+
+def page(title: str, purpose: str) -> str:
+    """Draw a page's head and return the run in view; without one, say how to start one and stop."""
+    st.title(title, anchor=False)
+    st.caption(purpose)
+    run = st.session_state.get("run")
+    if run and home_of(folder(), run) is not None and now(run).state == "unreadable":
+        st.error(now(run).error, icon=":material/error:")
+        st.stop()
+    if not run or home_of(folder(), run) is None:
+        st.info(
+            "There is no run to look at yet. Open a lesson or start a run of your own.", icon=":material/rocket_launch:"
+        )
+        st.page_link(page_path("start"), label="Go to Start", icon=":material/arrow_forward:")
+        st.stop()
+    return run
+
+
+def reader(run: str) -> RunReader:
+    """Return the reader of a run."""
+    return RunHandle.attach(folder() / run).reader()
+
+
+def now(run: str) -> Standing:
+    """Return how a run stands."""
+    return standing(run, folder() / run)
+
+
+def probe(name: str) -> dict[str, Any] | None:
+    """Return the catalogue entry of a probe, or None where it is not installed."""
+    return catalog.named(catalogue()["probes"]).get(name)
+
+
+def others(run: str) -> list[str]:
+    """Return the numbers of a run that the Live page does not draw by itself."""
+    drawn = ("loss/", "accuracy/", "error/", "grad_norm/", "update_norm/", "lr")
+    return sorted(name for name in reader(run).names()["scalars"] if not name.startswith(drawn))
+
+
+def surface_choice(run: str) -> str:
+    """Draw the choice between the surfaces that a run has measured, if there are several; return the record's name."""
+    known = sorted(
+        n for n, kind in reader(run).names()["records"].items() if kind == "surface" and n.startswith("landscape/")
+    )
+    if len(known) < 2:
+        return known[0] if known else "landscape/2d"
+    return st.selectbox(
+        "Surface", known, key="landscape-which", persist_state="session", label_visibility="collapsed", width=260
+    )
+
+
+def protocol(run: str) -> str:
+    """Return how the unimodal scores of a run arise, in words."""
+    said = reader(run).meta("protocol", "") or ""
+    if said:
+        return f"Unimodal scores: {said}."
+    return (
+        "This run has no unimodal heads: scores of one modality alone need a run with unimodal set to heads or slices."
+    )
+
+
+def note(run: str) -> str:
+    """Return the note that a person left on a run."""
+    return note_of(folder() / run)

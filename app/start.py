@@ -1,0 +1,283 @@
+"""The parts of the Start page: lessons as cards, the form of a new run, the list of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import streamlit as st
+
+from app import catalog, controls, live, shell
+from app.api import roll
+from app.status import ALIVE, DEAD, WORDS, folder, home_of, listed, standing, tag
+from app.supervisor import delete, write_note
+from engine.config import RunConfig, validated
+from engine.knobs import InputError
+
+COLOURS = {
+    "running": "green",
+    "starting": "blue",
+    "queued": "blue",
+    "paused": "orange",
+    "stopping": "orange",
+} | dict.fromkeys(("failed", "crashed", "stalled"), "red")
+SHOWN = 40
+"""Runs listed at first."""
+
+
+def lessons(catalogue: Mapping[str, Any]) -> None:
+    """Draw each lesson as a card with one button for each of its arms."""
+    entries = catalogue["lessons"]
+    if not entries:
+        return
+    st.markdown("##### Lessons")
+    for start in range(0, len(entries), 3):
+        for column, entry in zip(st.columns(3, gap="medium"), entries[start : start + 3], strict=False):
+            with column.container(border=True, height="stretch", key=f"lesson-{entry['name']}"):
+                st.markdown(f"**{entry['title']}**")
+                st.markdown(entry["words"])
+                st.caption(f"What it shows: {entry['claim']}")
+                with st.container(horizontal=True, gap="small"):
+                    for arm, config in entry["arms"].items():
+                        if st.button(
+                            arm.replace("_", " "), key=f"lesson/{entry['name']}/{arm}", icon=":material/play_arrow:"
+                        ):
+                            _begin(
+                                config,
+                                catalogue,
+                                note=f"{entry['title']}: {arm.replace('_', ' ')}",
+                                page=(list(entry["show"]) or ["live"])[0],
+                            )
+
+
+def form(catalogue: Mapping[str, Any]) -> None:
+    """Draw the form of a new run; its widgets come from the catalogue."""
+    st.markdown("##### New run")
+    with st.container(border=True, key="new-run"):
+        config, values = _what(catalogue)
+        first = st.columns(3)
+        steps = first[0].number_input("Steps", 1, 100_000_000, 1000, step=100, key="new-steps", persist_state="session")
+        seed = first[1].number_input(
+            "Seed",
+            0,
+            2**53 - 1,
+            0,
+            step=1,
+            key="new-seed",
+            persist_state="session",
+            help="Source of every random draw; the same seed gives the same run.",
+        )
+        device = first[2].selectbox(
+            "Device",
+            ["auto", "cpu", "cuda", "mps"],
+            key="new-device",
+            persist_state="session",
+            help="auto takes a GPU when there is one.",
+        )
+        asked = _settings(catalogue, values, config)
+        methods = _methods(catalogue, asked, values)
+        probes = _probes(catalogue)
+        note = st.text_input("Note", key="new-note", placeholder="What do you want to see? (optional)", max_chars=200)
+        if st.button(
+            "Start",
+            key="new-start",
+            type="primary",
+            icon=":material/play_arrow:",
+            width="stretch",
+            disabled=not (config["problem"] or config["data"]),
+        ):
+            kept = {key: value for key, value in asked.items() if value is not None and value != values.get(key)}
+            made = config | {
+                "methods": methods,
+                "probes": probes,
+                "steps": steps,
+                "seed": seed,
+                "device": device,
+                "settings": kept,
+            }
+            _begin(made, catalogue, note=note)
+
+
+def _what(catalogue: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Draw what is trained on; return the start of a configuration, and what every setting is before it is changed."""
+    values = {k["name"]: k["default"] for k in catalogue["settings"]}
+    for kind in ("methods", "probes", "problems"):
+        for entry in catalogue[kind]:
+            values |= {f"{entry['name']}.{k['name']}": k["default"] for k in entry["knobs"]}
+    known, files = catalog.named(catalogue["problems"]), controls.files()
+    kinds = ["Built-in problem", "Data file"]
+    kind = st.segmented_control(
+        "Train on",
+        kinds,
+        default=kinds[0],
+        required=True,
+        key="new-kind",
+        persist_state="session",
+        label_visibility="collapsed",
+    )
+    if kind == kinds[1]:
+        if not files:
+            st.info(
+                "No data files are offered. Set MODALSCAPE_FILES to a folder of .npz files and restart the server.",
+                icon=":material/folder_open:",
+            )
+            return {"problem": None, "data": None}, values
+        name = st.selectbox(
+            "Data file",
+            list(files),
+            key="new-file",
+            persist_state="session",
+            help="The .npz files in the server's folder MODALSCAPE_FILES.",
+        )
+        return {"problem": None, "data": str(files[name])}, values
+    name = st.selectbox(
+        "Problem", list(known), format_func=lambda n: known[n]["title"], key="new-problem", persist_state="session"
+    )
+    if name is None:
+        return {"problem": None, "data": None}, values
+    st.caption(known[name]["summary"])
+    return {"problem": name, "data": None}, values | known[name].get("defaults", {})
+
+
+_FRONT = ("optimizer.name", "optimizer.lr", "batch", "objective", "unimodal", "fusion")
+
+
+def _settings(catalogue: Mapping[str, Any], values: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Draw the settings: six in front, the others behind; return setting key to value."""
+    known = {k["name"]: k for k in catalogue["settings"]}
+    place = f"new/{config['problem'] or 'file'}"
+    front = [known[name] for name in _FRONT if name in known]
+    found = controls.knobs("", front, values, place)
+    with st.expander("More settings"):
+        problem = catalog.named(catalogue["problems"]).get(config["problem"] or "")
+        if problem and problem["knobs"]:
+            st.markdown(f"**{problem['title']}**")
+            found |= controls.knobs(problem["name"], problem["knobs"], values, place)
+        groups = {"Model and training": "", "Optimiser and schedule": "optimizer."}
+        for title, prefix in groups.items():
+            st.markdown(f"**{title}**")
+            rest = [k for n, k in known.items() if n not in _FRONT and n.startswith("optimizer.") == bool(prefix)]
+            found |= controls.knobs("", rest, values, place)
+    return found
+
+
+def _methods(catalogue: Mapping[str, Any], asked: dict[str, Any], values: Mapping[str, Any]) -> list[str]:
+    """Draw the choice of methods with the knobs of those chosen; add these to `asked`; return the methods."""
+    known = catalog.named(catalogue["methods"])
+    chosen = st.pills(
+        "Methods from the start",
+        list(known),
+        format_func=lambda n: known[n]["title"],
+        selection_mode="multi",
+        key="new-methods",
+        persist_state="session",
+        help="All of them can be switched on and off later, while the run trains.",
+    )
+    for name in chosen or ():
+        if known[name]["knobs"]:
+            with st.expander(f"{known[name]['title']}: knobs"):
+                asked |= controls.knobs(name, known[name]["knobs"], values, "new")
+    return list(chosen or ())
+
+
+def _probes(catalogue: Mapping[str, Any]) -> dict[str, int]:
+    """Draw the choice of probes; return probe to interval."""
+    known = catalog.named(catalogue["probes"])
+    chosen = st.pills(
+        "Measure while it trains",
+        list(known),
+        format_func=lambda n: known[n]["title"],
+        selection_mode="multi",
+        default=[n for n, e in known.items() if e["cost"] != "dear"],
+        key="new-probes",
+        persist_state="session",
+        help="Each at its own interval, together within a tenth of the run's time; all can be changed later.",
+    )
+    return {name: 0 for name in chosen or ()}
+
+
+def _begin(config: Mapping[str, Any], catalogue: Mapping[str, Any], *, note: str = "", page: str = "live") -> None:
+    """Start a run and show it; what is wrong with the configuration is said in place."""
+    try:
+        checked = validated(RunConfig.from_json(config), catalogue)
+        run = shell.supervisor().begin(checked.to_json(), note)
+    except InputError as error:
+        st.error(str(error), icon=":material/error:")
+        return
+    shell.go(page if any(p.stem.partition("_")[2] == page for p in shell.PAGES.glob("*.py")) else "live", run)
+
+
+@st.fragment
+def runs() -> None:
+    """Draw the list of runs, newest first; it follows their progress."""
+    st.markdown("##### Runs")
+    known = listed(folder())
+    live.watch("", "runs", tag(roll(folder())), key="watch-runs")
+    if not known:
+        st.info("No run yet. Start one with a lesson, or with the form.", icon=":material/science:")
+        return
+    shown = known if st.session_state.get("all-runs") else known[:SHOWN]
+    with st.container(gap="xsmall", key="run-list"):
+        for run, home in shown:
+            _row(run, standing(run, home))
+    if len(known) > SHOWN:
+        st.toggle(f"Show all {len(known):,}", key="all-runs")
+
+
+def _row(run: str, now) -> None:
+    with st.container(border=True, key=f"row-{run}"):
+        what, state, further, more = st.columns([5, 3, 4, 1.6], vertical_alignment="center")
+        with what:
+            st.page_link(shell.page_path("live"), label=shell.words(run), query_params={"run": run})
+            note = shell.note(run)
+            if note:
+                st.caption(note)
+        state.badge(WORDS.get(now.state, now.state), color=COLOURS.get(now.state, "gray"))
+        share = min(1.0, now.step / now.steps) if now.steps else 0.0
+        further.progress(share, text=f"{now.step:,} of {now.steps:,} steps")
+        with more.popover("", icon=":material/more_horiz:", key=f"more-{run}", help="Note, resume, delete"):
+            text = st.text_input("Note", note, key=f"note-{run}", max_chars=200)
+            if text != note:
+                write_note(folder() / run, text)
+                st.rerun(scope="fragment")
+            if now.state in DEAD:
+                st.button(
+                    "Resume" if now.state != "finished" else f"Train on to step {2 * now.steps:,}",
+                    key=f"again-{run}",
+                    icon=":material/play_arrow:",
+                    on_click=shell.resumed,
+                    args=(now,),
+                    width="stretch",
+                )
+            sure = st.checkbox(
+                "I am sure",
+                key=f"sure-{run}",
+                disabled=now.state in ALIVE,
+                help="A run that trains cannot be deleted: stop it first.",
+            )
+            st.button(
+                "Delete for good",
+                key=f"delete-{run}",
+                icon=":material/delete:",
+                disabled=not sure or now.state in ALIVE,
+                on_click=_delete,
+                args=(run,),
+                width="stretch",
+            )
+        if now.error and now.state in ("failed", "crashed"):
+            st.caption(f":red[{now.error}]")
+
+
+def _delete(run: str) -> None:
+    if home_of(folder(), run) is None or not st.session_state.get(f"sure-{run}"):
+        return
+    if shell.supervisor().cancel(run):
+        return
+    try:
+        delete(run)
+    except InputError as error:
+        st.toast(str(error), icon=":material/error:")
+        return
+    if st.session_state.get("run") == run:
+        del st.session_state["run"]
+        st.query_params.pop("run", None)

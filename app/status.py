@@ -1,0 +1,224 @@
+"""What pages and the poller say of a run: its state, what was asked and what was applied. Free of Streamlit."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.handle import OVER, RUN_ID, RunHandle, Status, runs, runs_folder
+
+ALIVE = ("starting", "running", "paused", "stopping", "stalled")
+DEAD = OVER
+
+WORDS = {
+    "queued": "waiting for a free core",
+    "starting": "starting",
+    "running": "training",
+    "paused": "paused",
+    "stopping": "stopping",
+    "finished": "finished",
+    "stopped": "stopped",
+    "failed": "failed",
+    "crashed": "crashed",
+    "stalled": "not responding",
+    "unreadable": "cannot be read",
+}
+"""State to what a page says."""
+
+
+@dataclass(frozen=True)
+class MethodStand:
+    """How a method stands: `on` as the engine says, `asked` if a command waits, and since which step."""
+
+    on: bool
+    asked: bool | None
+    since: int | None
+    """Step at which the last toggle took effect; None when it was so from the start."""
+    params: Mapping[str, Any]
+
+    @property
+    def words(self) -> str:
+        """What a page writes below the toggle."""
+        if self.asked is not None:
+            return f"requested: {'on' if self.asked else 'off'}"
+        if self.since is not None:
+            return f"{'on' if self.on else 'off'} · applied at step {self.since:,}"
+        return "on from the start" if self.on else ""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A run at one moment."""
+
+    id: str
+    state: str
+    step: int
+    steps: int
+    rate: float
+    eta: float | None
+    activity: str
+    error: str | None
+    alive: bool
+    pending: tuple[str, ...]
+    asked: Mapping[str, Any]
+    """Values that wait to be applied: `gani.sigma` to a value, `probe hessian` to an interval (0: off)."""
+    methods: Mapping[str, MethodStand]
+    probes: Mapping[str, int]
+    refused: tuple[int, str] | None
+    """Event id and sentence of the last command, when it was refused."""
+    records: int
+    events: int
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """Topic to a tag that changes when that topic does; a page is then drawn again."""
+        control = [
+            self.state,
+            self.pending,
+            sorted((n, m.on, m.asked, m.since, dict(m.params)) for n, m in self.methods.items()),
+        ]
+        return {
+            "control": tag([control, self.refused, sorted(self.probes.items()), self.steps]),
+            "events": tag([self.events, self.state]),
+            "records": tag([self.records, sorted(self.probes.items()), self.pending, self.state]),
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what the live panel shows."""
+        return {
+            "id": self.id,
+            "state": self.state,
+            "word": WORDS.get(self.state, self.state),
+            "step": self.step,
+            "steps": self.steps,
+            "rate": round(self.rate, 2) if self.rate else 0,
+            "eta": None if self.eta is None else round(self.eta, 1),
+            "activity": self.activity,
+            "error": self.error,
+            "pending": list(self.pending),
+            "tags": self.tags,
+        }
+
+
+def tag(values: Any) -> str:
+    """Return a short text that differs when JSON `values` do."""
+    return f"{zlib.crc32(json.dumps(values, default=str, sort_keys=True).encode()):08x}"
+
+
+def folder() -> Path:
+    """Return the folder of all runs."""
+    return runs_folder()
+
+
+def home_of(folder: Path | str, run: str) -> Path | None:
+    """Return the folder of run `run` below `folder`, or None when the id is not one or there is no such run."""
+    if not RUN_ID.fullmatch(run or ""):
+        return None
+    home = Path(folder) / run
+    return home if (home / "run.db").is_file() and (home / "config.json").is_file() else None
+
+
+def listed(folder: Path | str) -> list[tuple[str, Path]]:
+    """Return (id, home) of the runs in `folder` whose id is well formed, newest first."""
+    return [(run, Path(home)) for run, home in runs(folder) if RUN_ID.fullmatch(run)]
+
+
+def standing(run: str, home: Path) -> Standing:
+    """Return how the run in `home` stands, from its two databases and its lock; one that cannot be read says so."""
+    try:
+        return _standing(run, home)
+    except (sqlite3.Error, OSError, ValueError) as error:
+        said = f"This run cannot be read ({error}); its folder may be damaged or half copied."
+        return Standing(run, "unreadable", 0, 0, 0.0, None, "", said, False, (), {}, {}, {}, None, 0, 0)
+
+
+def _standing(run: str, home: Path) -> Standing:
+    engine = RunHandle(home)
+    status: Status = engine.status()
+    reader = engine.reader()
+    pending = [_json(command) for _, command in engine.pending()]
+    events = reader.events()
+    known = reader.names()["records"]
+    return Standing(
+        run,
+        status.state,
+        status.step or 0,
+        status.steps or 0,
+        status.rate or 0.0,
+        status.eta,
+        status.activity or "",
+        status.error,
+        status.alive,
+        tuple(sentence(command) for command in pending),
+        _asked(pending),
+        stands(reader.meta("methods", {}) or {}, events, pending),
+        reader.meta("probes", {}) or {},
+        _refused(events),
+        len(known),
+        events[-1].id if events else 0,
+    )
+
+
+def stands(on: Mapping[str, Any], events: Sequence, pending: Sequence[Mapping[str, Any]]) -> dict[str, MethodStand]:
+    """Return how each method stands that is on, was ever toggled, or is asked for."""
+    since = {}
+    for event in events:
+        command = event.detail.get("command") if event.kind == "applied" else None
+        if command and command.get("do") == "toggle":
+            since[command["method"]] = event.step
+    asked = {c["method"]: c["on"] for c in pending if c.get("do") == "toggle"}
+    names = [*on, *(n for n in (*since, *asked) if n not in on)]
+    return {
+        name: MethodStand(
+            name in on,
+            asked.get(name) if asked.get(name) != (name in on) else None,
+            since.get(name),
+            (on.get(name) or {}).get("params", {}),
+        )
+        for name in dict.fromkeys(names)
+    }
+
+
+def sentence(command: Mapping[str, Any], titles: Mapping[str, str] | None = None) -> str:
+    """Return a command in a few words, such as `GANI on` or `lr = 0.01`."""
+    do, titles = command.get("do"), titles or {}
+    if do == "toggle":
+        return f"{titles.get(command['method'], command['method'])} {'on' if command['on'] else 'off'}"
+    if do == "tune":
+        owner = "" if command["method"] == "optimizer" else f"{titles.get(command['method'], command['method'])} "
+        value = command["value"]
+        return f"{owner}{command['knob']} = {format(value, 'g') if isinstance(value, float) else value}"
+    if do == "watch":
+        every = f" every {command['every']:,}" if command["on"] and command.get("every") else ""
+        return f"{command['probe']}{every}" if command["on"] else f"{command['probe']} off"
+    if do == "measure":
+        return f"measure {command['probe']}"
+    if do == "resume":
+        return "single step" if command.get("steps") == 1 else "resume"
+    if do == "note":
+        return f"note “{command['text']}”"
+    return str(do)
+
+
+def _asked(pending: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    asked = {}
+    for command in pending:
+        if command.get("do") == "tune":
+            asked[f"{command['method']}.{command['knob']}"] = command["value"]
+        elif command.get("do") == "watch":
+            asked[f"probe {command['probe']}"] = command["every"] if command["on"] else 0
+    return asked
+
+
+def _refused(events: Sequence) -> tuple[int, str] | None:
+    last = next((e for e in reversed(events) if e.kind in ("applied", "refused")), None)
+    return (last.id, last.detail.get("error", "")) if last is not None and last.kind == "refused" else None
+
+
+def _json(command: Any) -> dict[str, Any]:
+    return command.to_json() if hasattr(command, "to_json") else dict(command)

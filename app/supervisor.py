@@ -1,0 +1,174 @@
+"""Starts engines: no more at once than there are free cores, the others in a queue on disk. Free of Streamlit."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from app.status import folder, home_of, listed
+from engine.handle import OVER, RunHandle, lock
+from engine.knobs import InputError
+
+_LOOK = 0.3
+"""Seconds between two looks at the engines that run while others wait."""
+
+
+def parallel() -> int:
+    """Return how many engines may run at once: all cores but one, at least one."""
+    return max(1, (os.cpu_count() or 2) - 1)
+
+
+def new_id(config: Mapping[str, Any]) -> str:
+    """Return an id for a run: what is trained, the time, four letters against collisions."""
+    stem = Path(config["data"]).stem if config.get("data") else config.get("problem") or "run"
+    stem = re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")[:24] or "run"
+    return f"{stem}-{time.strftime('%y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+class Supervisor:
+    """The engines of one server: those at work, and the queue of those that wait.
+
+    A waiting run is a prepared folder that was never launched, so a restarted server finds it again.
+    """
+
+    def __init__(self, most: int | None = None) -> None:
+        """Let up to `most` engines work at once, by default one fewer than there are cores."""
+        self.most = most or parallel()
+        self._queue: deque[tuple[str, Callable[[RunHandle], None]]] = deque()
+        self._working: set[str] = set()
+        self._change = threading.Condition()
+        self._tender: threading.Thread | None = None
+        self.problems: dict[str, str] = {}
+        """Run to the sentence that says why its engine could not be started."""
+
+    def begin(self, config: Mapping[str, Any], note: str = "") -> str:
+        """Prepare a new run and put it into the queue; return its id.
+
+        Raises:
+            InputError: the folder of runs cannot be written.
+        """
+        run = new_id(config)
+        handle = RunHandle(folder() / run)
+        handle.prepare(config)
+        if note:
+            write_note(handle.home, note)
+        self._enqueue(run, lambda handle: handle.launch("run"))
+        return run
+
+    def resume(self, run: str, steps: int | None = None) -> None:
+        """Put a run that has ended into the queue, to go on from its last checkpoint, up to `steps` if given."""
+        self._enqueue(run, lambda handle: handle.resume(steps))
+
+    def cancel(self, run: str) -> bool:
+        """Take a run out of the queue; one that never began is deleted. Return whether it was waiting."""
+        with self._change:
+            waiting = [entry for entry in self._queue if entry[0] == run]
+            for entry in waiting:
+                self._queue.remove(entry)
+        home = home_of(folder(), run)
+        if waiting and home is not None and RunHandle(home).status().state == "queued":
+            shutil.rmtree(home, ignore_errors=True)
+        return bool(waiting)
+
+    def adopt(self) -> list[str]:
+        """Take up what an earlier server left: engines at work are counted, waiting runs queued and returned."""
+        found = []
+        for run, home in reversed(listed(folder())):
+            state = RunHandle(home).status().state
+            if state == "queued":
+                found.append(run)
+            elif state not in OVER:
+                with self._change:
+                    self._working.add(run)
+        for run in found:
+            self._enqueue(run, lambda handle: handle.launch("run"))
+        return found
+
+    def waiting(self) -> list[str]:
+        """Return the ids in the queue, next first."""
+        with self._change:
+            return [run for run, _ in self._queue]
+
+    def working(self) -> list[str]:
+        """Return the ids whose engine is at work."""
+        with self._change:
+            return sorted(self._working)
+
+    def settle(self, seconds: float) -> bool:
+        """Wait up to `seconds` until the queue is empty and every engine has ended; return whether so."""
+        with self._change:
+            return self._change.wait_for(lambda: not self._queue and not self._working, seconds)
+
+    def _enqueue(self, run: str, launch: Callable[[RunHandle], None]) -> None:
+        with self._change:
+            if run in self._working or any(waiting == run for waiting, _ in self._queue):
+                return
+            self.problems.pop(run, None)
+            self._queue.append((run, launch))
+            self._advance()
+            if self._tender is None:
+                self._tender = threading.Thread(target=self._tend, daemon=True, name="supervisor")
+                self._tender.start()
+
+    def _tend(self) -> None:
+        with self._change:
+            while self._queue or self._working:
+                self._change.wait(_LOOK)
+                self._advance()
+            self._tender = None
+
+    def _advance(self) -> None:
+        """Let go of engines that have ended and launch those that may; the condition is held."""
+        for run in list(self._working):
+            home = home_of(folder(), run)
+            if home is None or RunHandle(home).status().state in OVER:
+                self._working.discard(run)
+        while self._queue and len(self._working) < self.most:
+            run, launch = self._queue.popleft()
+            home = home_of(folder(), run)
+            if home is None:
+                continue
+            try:
+                launch(RunHandle(home))
+                self._working.add(run)
+            except (InputError, OSError, sqlite3.Error) as error:
+                self.problems[run] = str(error)
+        if not self._queue and not self._working:
+            self._change.notify_all()
+
+
+def delete(run: str) -> None:
+    """Delete a run for good.
+
+    Raises:
+        InputError: an engine trains it.
+    """
+    home = home_of(folder(), run)
+    if home is None:
+        return
+    with lock(home):
+        shutil.rmtree(home)
+
+
+def note_of(home: Path) -> str:
+    """Return the note that a person left on a run."""
+    try:
+        return (home / "note.txt").read_text()[:500]
+    except OSError:
+        return ""
+
+
+def write_note(home: Path, text: str) -> None:
+    """Leave a note on a run."""
+    partial = home / "note.partial"
+    partial.write_text(text.strip()[:500])
+    partial.replace(home / "note.txt")

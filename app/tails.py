@@ -1,0 +1,84 @@
+"""The numbers of runs kept in memory and only added to, so that a tick reads what is new and not the whole run."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.reader import thinned
+from engine.store import RunReader
+
+MOST = 600
+"""Series kept; the least recently drawn are let go."""
+MOST_READERS = 40
+
+
+class Tail:
+    """One growing series: steps and values, in arrays that double when they are full."""
+
+    def __init__(self) -> None:
+        self.steps = np.empty(256, np.int64)
+        self.values = np.empty(256, np.float64)
+        self.size = 0
+        self.lock = threading.Lock()
+
+    def extended(self, reader: RunReader, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return steps (N,) and values (N,), after reading what was recorded since the last look."""
+        with self.lock:
+            last = int(self.steps[self.size - 1]) if self.size else -1
+            steps, values = reader.scalars(name, since=last, points=None)
+            need = self.size + len(steps)
+            while need > len(self.steps):
+                self.steps = np.concatenate([self.steps, np.empty_like(self.steps)])
+                self.values = np.concatenate([self.values, np.empty_like(self.values)])
+            self.steps[self.size : need] = steps
+            self.values[self.size : need] = values
+            self.size = need
+            return self.steps[:need], self.values[:need]
+
+
+class Tails:
+    """The series of every run of one server."""
+
+    def __init__(self) -> None:
+        self.kept: OrderedDict[tuple[str, str], Tail] = OrderedDict()
+        self.readers: OrderedDict[str, TailReader] = OrderedDict()
+        self.lock = threading.Lock()
+
+    def reader(self, home: Path) -> TailReader:
+        """Return the reader of the run in `home`."""
+        with self.lock:
+            reader = self.readers.setdefault(str(home), TailReader(home, self))
+            self.readers.move_to_end(str(home))
+            while len(self.readers) > MOST_READERS:
+                self.readers.popitem(last=False)
+            return reader
+
+    def of(self, home: Path, name: str) -> Tail:
+        """Return the series `name` of the run in `home`."""
+        with self.lock:
+            tail = self.kept.setdefault((str(home), name), Tail())
+            self.kept.move_to_end((str(home), name))
+            while len(self.kept) > MOST:
+                self.kept.popitem(last=False)
+            return tail
+
+
+class TailReader:
+    """A run's reader whose numbers come from memory; everything else is the reader's own."""
+
+    def __init__(self, home: Path, tails: Tails) -> None:
+        self.home, self.tails = home, tails
+        self.reader = RunReader(home)
+
+    def scalars(self, name: str, points: int | None = 1000) -> tuple[np.ndarray, np.ndarray]:
+        """Return steps and values, thinned to at most `points` (None: all), each bucket's extremes kept."""
+        steps, values = self.tails.of(self.home, name).extended(self.reader, name)
+        return (steps, values) if points is None else thinned(steps, values, points)
+
+    def __getattr__(self, key: str) -> Any:
+        return getattr(self.reader, key)

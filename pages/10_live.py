@@ -1,0 +1,73 @@
+"""Live: losses, scores and norms while the run trains."""
+
+import streamlit as st
+
+from app import controls, live, shell
+
+TITLE = "Live"
+ICON = ":material/monitoring:"
+
+run = shell.page(
+    TITLE, "What the run is doing now: losses, scores and the size of its steps, with every intervention marked."
+)
+
+scale = controls.scales("live")
+waiting = "Nothing yet: the first steps appear here as soon as the engine trains."
+
+left, right = st.columns(2, gap="medium")
+with left:
+    live.chart(run, "series", key=f"loss/{run}", title="Loss", names=["loss/*"], empty=waiting, **scale)
+with right:
+    live.chart(
+        run,
+        "series",
+        key=f"score/{run}",
+        title="Score",
+        names=["accuracy/*", "error/*", "recall@*/val"],
+        empty="Held-out scores appear here at the first evaluation.",
+        **(scale | {"ylog": False}),
+    )
+
+left, right = st.columns(2, gap="medium")
+with left:
+    live.chart(
+        run,
+        "series",
+        key=f"grad/{run}",
+        title="Gradient norm by part",
+        names=["grad_norm/*"],
+        height=260,
+        empty=waiting,
+        **scale,
+    )
+with right:
+    live.chart(
+        run,
+        "series",
+        key=f"update/{run}",
+        title="Step length by part",
+        names=["update_norm/*"],
+        height=260,
+        empty=waiting,
+        **scale,
+    )
+
+with st.expander("Learning rate and other numbers"):
+    known = shell.others(run)
+    live.chart(
+        run,
+        "series",
+        key=f"lr/{run}",
+        title="Learning rate",
+        names=["lr"],
+        height=200,
+        empty=waiting,
+        xlog=scale["xlog"],
+    )
+    names = st.multiselect(
+        "Any number of this run", known, key="live-any", persist_state="session", placeholder="Choose numbers to draw"
+    )
+    if names:
+        live.chart(run, "series", key=f"any/{run}", title="Chosen numbers", names=names, **scale)
+
+controls.noting(run)
