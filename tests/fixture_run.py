@@ -1,0 +1,200 @@
+"""A small run as a folder, written without an engine: every kind of record, and a method switched on mid-run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from engine.control import Toggle, Tune, post
+from engine.records import Bars, Curve, Matrix, Scalar, Surface
+from engine.store import RunWriter, create
+
+STEPS = 400
+PARTS = ("image", "text", "shared")
+TOGGLED_AT = 160
+
+
+def write_run(
+    home: Path, *, state: str = "finished", steps: int = 1000, error: str | None = None, records: bool = True
+) -> Path:
+    """Write the fixture run into `home`, without `records` if so asked; return `home`."""
+    home.mkdir(parents=True)
+    create(home)
+    config = {
+        "problem": "digits_captions",
+        "data": None,
+        "methods": ["ogm_ge"],
+        "probes": {"hessian": 100},
+        "steps": steps,
+        "seed": 0,
+        "device": "cpu",
+        "settings": {"optimizer.lr": 0.1, "optimizer.momentum": 0.9, "unimodal": "heads"},
+    }
+    (home / "config.json").write_text(json.dumps(config))
+    writer = RunWriter(home)
+    _facts(writer, config)
+    _events(writer, home, error)
+    rng = np.random.default_rng(0)
+    for step in range(STEPS):
+        writer.scalars(step, _numbers(step, rng))
+    for step in range(0, STEPS + 1, 20):
+        writer.scalars(step, _held_out(step, rng))
+    for step in range(0, STEPS + 1, 50) if records else ():
+        for record in [*_curvature(step, rng), *_landscape(step), *_balance(step, rng), *_reports(step, rng)]:
+            writer.record(step, record)
+    writer.meta("seconds", 8.0)
+    writer.beat(state, STEPS, {"activity": ""})
+    writer.close()
+    return home
+
+
+def _facts(writer: RunWriter, config: dict) -> None:
+    facts = {
+        "config": config,
+        "steps": config["steps"],
+        "title": "Digits with captions",
+        "modalities": ["image", "text"],
+        "parts": list(PARTS),
+        "parameters": 21_578,
+        "rows": {"train": 1258, "val": 180, "test": 359},
+        "batch": 64,
+        "layout": {"encoders.image.0.weight": [128, 64], "encoders.text.0.weight": [32, 64], "trunk.weight": [10, 128]},
+        "protocol": "unimodal heads",
+        "score": "accuracy",
+        "device": "cpu",
+        "threads": 1,
+        "learning_rate": 0.1,
+        "optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9},
+        "versions": {"torch": "2.13.0"},
+        "methods": {"ogm_ge": {"params": {"alpha": 0.3}}, "gani": {"params": {"sigma": 1.0}}},
+        "probes": {"hessian": 100},
+        "pipeline": {"gradients": ["ogm_ge"], "update": ["gani"], "commit": ["gani"]},
+        "settings": {"optimizer.lr": 0.1, "gani.sigma": 1.0, "unimodal": "heads"},
+    }
+    for key, value in facts.items():
+        writer.meta(key, value)
+
+
+def _events(writer: RunWriter, home: Path, error: str | None) -> None:
+    writer.event(0, "started", {"seed": 0, "device": "cpu"})
+    writer.event(200, "checkpoint", {"file": "00000200.pt"})
+    for step, command in ((TOGGLED_AT, Toggle("gani", True)), (240, Tune("optimizer", "lr", 0.1))):
+        writer.event(step, "applied", {"id": post(home, command), "command": command.to_json()})
+    writer.event(300, "note", {"text": "λ has settled"})
+    writer.event(300, "probe", {"name": "hessian", "seconds": 1.2, "records": 12})
+    if error:
+        writer.event(
+            STEPS, "failed", {"error": error, "traceback": f"Traceback (most recent call last):\nRuntimeError: {error}"}
+        )
+
+
+def _numbers(step: int, rng) -> dict[str, float]:
+    fall = np.exp(-step / 90)
+    noise = 1 + 0.1 * rng.standard_normal(8)
+    return {
+        "loss/fused": float((0.08 + 2.2 * fall) * noise[0]),
+        "loss/image": float((0.2 + 2.1 * np.exp(-step / 110)) * noise[1]),
+        "loss/text": float((0.6 + 1.7 * np.exp(-step / 160)) * noise[2]),
+        "accuracy/train": float(np.clip(1 - 0.88 * fall + 0.03 * rng.standard_normal(), 0, 1)),
+        "grad_norm/image": float((0.1 + fall) * noise[3]),
+        "grad_norm/text": float((0.05 + 0.4 * fall) * noise[4]),
+        "grad_norm/shared": float((0.2 + 1.4 * fall) * noise[5]),
+        "update_norm/image": float((0.01 + 0.1 * fall) * noise[6]),
+        "update_norm/text": float((0.005 + 0.04 * fall) * noise[7]),
+        "update_norm/shared": float(0.02 + 0.14 * fall),
+        "lr": 0.1,
+    }
+
+
+def _held_out(step: int, rng) -> dict[str, float]:
+    base = 1 - 0.88 * np.exp(-step / 90)
+    return {
+        "loss/val": float(0.15 + 2.1 * np.exp(-step / 85)),
+        "accuracy/val": float(0.96 * base + 0.01),
+        "accuracy/val/image": float(0.93 * base),
+        "accuracy/val/text": float(0.71 * base),
+    }
+
+
+def _curvature(step: int, rng) -> list:
+    top = 24 - 12 * np.exp(-step / 120) + rng.standard_normal()
+    out = []
+    for part, share in (("", 1.0), ("image", 0.7), ("text", 0.4), ("shared", 0.55)):
+        path, about = f"hessian/{part}" if part else "hessian", {"n": 512, "mode": "hessian, Lanczos", "seconds": 0.8}
+        values = share * top * 0.75 ** np.arange(5)
+        grid = np.linspace(-2 * share, 1.1 * share * top, 240)
+        y = sum(np.exp(-0.5 * ((grid - v) / 0.25) ** 2) for v in values) + 900 * np.exp(-0.5 * (grid / 0.4) ** 2)
+        out += [
+            Scalar(f"{path}/lambda_max", float(values[0]), 0.4 * share, **about),
+            Scalar(f"{path}/lambda_min", -1.1 * share, 0.1, **about),
+            Scalar(f"{path}/trace", float(values.sum() * 3), 2.0, **about),
+            Bars(f"{path}/top", np.array([f"λ{i + 1}" for i in range(5)]), values, np.full(5, 0.2), **about),
+            Curve(
+                f"{path}/spectrum",
+                grid,
+                np.where(y > 1e-3, y, 0),
+                0.1 * y,
+                **about,
+                draw={
+                    "x": "eigenvalue",
+                    "y": "eigenvalues within a smoothing width",
+                    "ylog": True,
+                    "lines": values.tolist(),
+                },
+            ),
+        ]
+    shares = np.array([[0.7, 0.1, 0.2], [0.3, 0.5, 0.2]])
+    out.append(Matrix("hessian/shares", np.array(["λ1", "λ2"]), np.array(PARTS), shares, n=512))
+    return out
+
+
+def _landscape(step: int) -> list:
+    x = np.linspace(-1, 1, 25)
+    about = {"n": 512, "mode": "training loss, filter-normalised random directions 0", "seconds": 2.4}
+    axes = {"x": "step along d1", "y": "step along d2"}
+    sharp = 1 + step / 200
+    z = 0.1 + sharp * (x[None] ** 2 + 0.4 * x[:, None] ** 2) + 0.15 * np.sin(6 * x[None]) ** 2 * x[:, None] ** 2
+    lines = [
+        Curve(
+            f"landscape/1d/{name}" if name else "landscape/1d",
+            x,
+            scale * (0.1 + sharp * x**2),
+            **about,
+            draw={"x": "step along d1", "y": "loss"},
+        )
+        for name, scale in (("", 1.0), ("image", 1.3), ("text", 1.9))
+    ]
+    return [*lines, Surface("landscape/2d", x, x, z, **about, draw=axes | {"center": 0.1, "checked_error": 0.0})]
+
+
+def _balance(step: int, rng) -> list:
+    about = {"n": 180, "mode": "validation accuracy: unimodal heads"}
+    base = 1 - np.exp(-step / 90)
+    return [
+        Scalar("imbalance/accuracy/image", float(0.1 + 0.83 * base), **about),
+        Scalar("imbalance/accuracy/text", float(0.1 + 0.6 * base), **about),
+        Scalar("imbalance/gap", float(0.23 * base), **about),
+        Scalar("imbalance/ogm_ratio/image", float(1.2 + base), **about),
+        Scalar("imbalance/ogm_ratio/text", float(1 / (1.2 + base)), **about),
+        Scalar("imbalance/grad_norm_ratio", float(0.8 + 0.1 * rng.standard_normal()), **about),
+        Scalar("imbalance/fisher_trace/image", float(40 * np.exp(-step / 100) + 2), 0.8, **about),
+        Scalar("imbalance/fisher_trace/text", float(14 * np.exp(-step / 150) + 1), 0.4, **about),
+        Bars("imbalance/shapley", np.array(["image", "text"]), np.array([0.62, 0.2]), n=180, mode="Shapley share"),
+    ]
+
+
+def _reports(step: int, rng) -> list:
+    if step <= TOGGLED_AT:
+        return []
+    return [
+        Scalar(
+            "gani/noise_to_gradient/image", float(0.4 + 0.05 * rng.standard_normal()), n=1, mode="‖noise‖/‖gradient‖"
+        ),
+        Scalar(
+            "gani/noise_to_gradient/text", float(0.3 + 0.05 * rng.standard_normal()), n=1, mode="‖noise‖/‖gradient‖"
+        ),
+        Scalar("gani/alignment", float(0.85 + 0.02 * rng.standard_normal()), mode="cos(step taken, -gradient)"),
+        Bars("gani/noise_share", np.array(PARTS), np.array([0.5, 0.2, 0.3]), mode="share of noise power"),
+    ]
