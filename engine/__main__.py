@@ -50,7 +50,9 @@ def run(prepared, problem, data, methods, pairs, probes, steps, seed, device, ho
 
     if prepared is not None:
         return _end(foreground.run_prepared(prepared, attended=attended), prepared, as_json)
-    made = RunConfig(problem, data and str(data.absolute()), methods, _intervals(probes), steps, seed, device, _settings(pairs))
+    made = RunConfig(
+        problem, data and str(data.absolute()), methods, _intervals(probes), steps, seed, device, _settings(pairs)
+    )
     home = Path(home or foreground.new_home(runs_folder(), made)).absolute()
     _end(foreground.run_new(made, home, attended=attended), home, as_json)
 
@@ -162,13 +164,17 @@ def export(home, to, folder) -> None:
 @click.argument("lesson")
 @click.option("--seeds", type=click.IntRange(1), help="Seeds per arm; default: the lesson's own.")
 @click.option("--data", type=click.Path(path_type=Path), help="A data file in place of the lesson's problem.")
-@click.option("--runs", "folder", type=click.Path(path_type=Path), help="Folder of the claim's runs; kept, so it resumes.")
+@click.option(
+    "--runs", "folder", type=click.Path(path_type=Path), help="Folder of the claim's runs; kept, so it resumes."
+)
 @_JSON
 def claim(lesson, seeds, data, folder, as_json) -> None:
     """Run a lesson's arms over seeds and say whether its claim holds."""
     from engine import claim as claims
 
-    result = claims.claim(lesson, seeds, data, Path(folder or runs_folder() / "claims"), say=lambda line: click.echo(line, err=True))
+    result = claims.claim(
+        lesson, seeds, data, Path(folder or runs_folder() / "claims"), say=lambda line: click.echo(line, err=True)
+    )
     for arm, value in {} if as_json else result["arms"].items():
         click.echo(f"{arm}: {value['mean']:.4g} [{value['low']:.4g}, {value['high']:.4g}], n = {value['n']}")
     verdict = {True: "holds", False: "does not hold", None: "is undecided"}[result["holds"]]

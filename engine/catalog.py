@@ -28,7 +28,7 @@ def catalog() -> dict[str, Any]:
 
 
 def section(doc: str, title: str) -> str:
-    """Return one section of a plug-in's docstring: the text after `*title*` up to the next such heading.
+    r"""Return one section of a plug-in's docstring: the text after `*title*` up to the next such heading.
 
     >>> section("x\\n\\n*Acts at*: update.\\n\\n*Source*: a paper.", "Source")
     'a paper.'

@@ -64,7 +64,9 @@ def load(home: Path, step: int | None = None, device: torch.device | str = "cpu"
         return torch.load(path, map_location=device, weights_only=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"The checkpoint {path} is damaged ({reason}); delete it to go on from the one before.") from None
+        raise InputError(
+            f"The checkpoint {path} is damaged ({reason}); delete it to go on from the one before."
+        ) from None
 
 
 def _thin(folder: Path) -> None:

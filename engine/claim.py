@@ -41,9 +41,7 @@ def claim(
     """
     lesson = named("engine.lessons", Lesson, name)
     count = lesson.seeds if seeds is None else seeds
-    jobs = {
-        (arm, seed): _config(values, seed, data) for arm, values in lesson.arms.items() for seed in range(count)
-    }
+    jobs = {(arm, seed): _config(values, seed, data) for arm, values in lesson.arms.items() for seed in range(count)}
     with ThreadPoolExecutor(max(os.cpu_count() or 1, 1)) as pool:
         done = {key: pool.submit(_run, config, _home(folder / name, key, config), say) for key, config in jobs.items()}
         values = {key: lesson.statistic(future.result()) for key, future in done.items()}
@@ -108,10 +106,17 @@ def _run(config: RunConfig, home: Path, say: Callable[[str], None]) -> dict[str,
     if handle.status().state != "finished":
         line = [sys.executable, "-m", "engine", command, str(home.absolute())]
         ended = subprocess.run(
-            line, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, env={"OMP_NUM_THREADS": "1", **os.environ}
+            line,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            env={"OMP_NUM_THREADS": "1", **os.environ},
         )
         if ended.returncode:
-            raise InputError(f"The run in {home} ended with exit code {ended.returncode}: {ended.stderr.strip()[-300:]}")
+            raise InputError(
+                f"The run in {home} ended with exit code {ended.returncode}: {ended.stderr.strip()[-300:]}"
+            )
     found = summary(home)
     say(f"{home.name}: {found['state']} at step {found['step']}")
     return {key: float(value) for key, value in found["scalars"].items()}

@@ -18,14 +18,22 @@ class RunSettings:
     """Settings of a run that belong to no method, probe, problem or optimiser."""
 
     batch: int = knob(64, 1, 1_000_000, "Rows in one training step; more than there are means all of them.", log=True)
-    micro: int = knob(0, 0, 1_000_000, "Rows in one backward pass; 0 for the whole batch. Larger batches are accumulated.")
-    objective: str = knob(
-        "auto", help="What is minimised; auto fits the labels.", choices=("auto", "cross_entropy", "squared_error", "info_nce")
+    micro: int = knob(
+        0, 0, 1_000_000, "Rows in one backward pass; 0 for the whole batch. Larger batches are accumulated."
     )
-    unimodal: str = knob("none", help="A loss for each modality beside the fused one.", choices=("none", "heads", "slices"))
+    objective: str = knob(
+        "auto",
+        help="What is minimised; auto fits the labels.",
+        choices=("auto", "cross_entropy", "squared_error", "info_nce"),
+    )
+    unimodal: str = knob(
+        "none", help="A loss for each modality beside the fused one.", choices=("none", "heads", "slices")
+    )
     fusion: str = knob("concat", help="How the modalities' features are joined.", choices=("concat", "sum", "gated"))
     encoder: str = knob(
-        "auto", help="Encoder family; auto fits the shape of each input.", choices=("auto", "mlp", "cnn", "sequence", "tokens")
+        "auto",
+        help="Encoder family; auto fits the shape of each input.",
+        choices=("auto", "mlp", "cnn", "sequence", "tokens"),
     )
     width: int = knob(64, 2, 4096, "Features of each modality, D.", log=True)
     hidden: int = knob(128, 2, 8192, "Units of a hidden layer.", log=True)
@@ -34,7 +42,9 @@ class RunSettings:
     temperature: float = knob(0.07, 0.005, 10.0, "Temperature of InfoNCE.", log=True)
     split: str = knob("split", help="Name of the array that splits a data file.")
     probe_rows: int = knob(256, 1, 100_000, "Training rows that every measurement uses.", log=True)
-    evaluate: int = knob(0, 0, MOST_STEPS, "Steps between two evaluations on held-out rows; 0 for about forty in a run.")
+    evaluate: int = knob(
+        0, 0, MOST_STEPS, "Steps between two evaluations on held-out rows; 0 for about forty in a run."
+    )
     report: int = knob(20, 1, MOST_STEPS, "Steps between two reports of the methods.", log=True)
     checkpoint: int = knob(200, 1, MOST_STEPS, "Steps between two checkpoints.", log=True)
     budget: float = knob(0.1, 0.0, 1.0, "Share of wall time that measurements may take; 1 lifts the limit.")
@@ -140,7 +150,7 @@ def validated(config: RunConfig, catalog: Mapping[str, Any]) -> RunConfig:
 
 
 def resolved(config: RunConfig, catalog: Mapping[str, Any]) -> dict[str, Any]:
-    """Return every setting key with its value: the default, what the problem prefers, what the run says, in that order."""
+    """Return every setting key with its value: what the run says, else what the problem prefers, else the default."""
     values = {key: k["default"] for key, k in settings_known(config, catalog).items()}
     for entry in catalog["problems"]:
         if entry["name"] == config.problem:

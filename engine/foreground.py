@@ -98,7 +98,9 @@ def resume(home: Path, steps: int | None = None, *, attended: bool = False) -> i
         length = steps if steps is not None else reader.meta("steps", config.steps)
         reached = reader.meta("step", 0)
         if length < reached or length < 1:
-            raise InputError(f"The run in {home} has come to step {reached}; give --steps of at least that, not {length}.")
+            raise InputError(
+                f"The run in {home} has come to step {reached}; give --steps of at least that, not {length}."
+            )
         training = _recorded(home, lambda: Training(validated(config, catalog())))
         run = Run(training, home, attended=attended)
         run.steps = length
@@ -152,7 +154,12 @@ def _go(run: Run, *, begin: bool) -> int:
     if begin:
         run.begin()
     bar = tqdm(
-        total=run.steps, initial=run.training.state.step, unit="step", file=sys.stderr, mininterval=0.5, dynamic_ncols=True
+        total=run.steps,
+        initial=run.training.state.step,
+        unit="step",
+        file=sys.stderr,
+        mininterval=0.5,
+        dynamic_ncols=True,
     )
     with bar:
         run.go(lambda step: bar.update(step - bar.n))
@@ -209,5 +216,3 @@ def _write(path: Path, values: dict[str, Any]) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(values, indent=1))
     partial.replace(path)
-
-

@@ -76,7 +76,11 @@ def checked(knob: dict[str, Any], value: Any, path: str) -> Any:
         raise InputError(f"{path} must be one of {', '.join(map(str, knob['choices']))}, not {value!r}.")
     low, high = knob.get("low"), knob.get("high")
     if kind in ("int", "float") and ((low is not None and value < low) or (high is not None and value > high)):
-        bound = f"between {low} and {high}" if None not in (low, high) else f"at {f'least {low}' if high is None else f'most {high}'}"
+        bound = (
+            f"between {low} and {high}"
+            if None not in (low, high)
+            else f"at {f'least {low}' if high is None else f'most {high}'}"
+        )
         raise InputError(f"{path} must be {bound}, not {value}.")
     return value
 

@@ -113,7 +113,9 @@ class Stack:
         try:
             order.prepare()
         except CycleError as error:
-            raise MethodConflict(f"{' and '.join(error.args[1])} each ask to act after the other; turn one off.") from None
+            raise MethodConflict(
+                f"{' and '.join(error.args[1])} each ask to act after the other; turn one off."
+            ) from None
         names: list[str] = []
         while order.is_active():
             ready = sorted(order.get_ready())

@@ -30,7 +30,9 @@ class Rate:
 class Settings:
     """What the optimiser does; keys `optimizer.*` of a run."""
 
-    name: str = knob("adam", help="Rule that turns a gradient into a step.", choices=("sgd", "adam", "adamw", "rmsprop"))
+    name: str = knob(
+        "adam", help="Rule that turns a gradient into a step.", choices=("sgd", "adam", "adamw", "rmsprop")
+    )
     lr: float = knob(0.002, 1e-6, 100.0, "Learning rate at the top of the schedule.", log=True)
     momentum: float = knob(0.9, 0.0, 0.999, "Heavy-ball momentum of sgd and rmsprop; beta1 of adam and adamw.")
     nesterov: bool = knob(False, help="Nesterov's look-ahead; sgd only.")

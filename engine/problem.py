@@ -115,6 +115,7 @@ class Functional:
         ]
 
     def __call__(self, named: dict[str, Tensor], value):
+        """Return `module(value)` with the parameters that `named` holds for it."""
         for store, key, name, _ in self.slots:
             store[key] = named[name]
         try:
@@ -262,7 +263,7 @@ class Multimodal:
         return rows.rows(order.to(rows.y.device))
 
     def _unpacked(self, theta: Tensor) -> dict[str, Tensor]:
-        """Return the named parameters; encode and objectives of one pass share one unpacking, hence one `cat` backward."""
+        """Return the named parameters; encode and objectives of one pass share one unpacking and one backward `cat`."""
         mode = (torch.is_grad_enabled(), theta.requires_grad)
         if self._named is None or self._named[0]() is not theta or self._named[1] != mode:
             self._named = (weakref.ref(theta), mode, self.layout.unpack(theta))

@@ -21,7 +21,11 @@ def discover(package: str, base: type) -> dict[str, type]:
     folder = importlib.import_module(package)
     for info in sorted(pkgutil.iter_modules(folder.__path__), key=lambda info: info.name):
         module = importlib.import_module(f"{package}.{info.name}")
-        own = [c for _, c in inspect.getmembers(module, inspect.isclass) if issubclass(c, base) and c.__module__ == module.__name__]
+        own = [
+            c
+            for _, c in inspect.getmembers(module, inspect.isclass)
+            if issubclass(c, base) and c.__module__ == module.__name__
+        ]
         if len(own) != 1 or own[0].name != info.name:
             raise TypeError(f"{module.__name__} must hold one {base.__name__} whose name is {info.name!r}.")
         found[info.name] = own[0]

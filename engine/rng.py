@@ -1,4 +1,4 @@
-"""Keyed draws: a generator is a function of (seed, purpose, step), so that no draw depends on which others were made."""
+"""Keyed draws: a generator is a function of (seed, purpose, step), so no draw depends on which others were made."""
 
 from __future__ import annotations
 

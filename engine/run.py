@@ -33,7 +33,7 @@ class Run:
     """
 
     def __init__(self, training: Training, home: Path, *, attended: bool = False) -> None:
-        """Prepare a run in `home`, whose lock the caller holds. `attended` runs wait for help when the loss diverges."""
+        """Prepare a run in `home`, whose lock the caller holds; an `attended` one waits for help when it diverges."""
         self.training = training
         self.home = Path(home)
         self.attended = attended
@@ -150,7 +150,11 @@ class Run:
         scores = problem.scores(view.logits, view.features, view.batch.y)
         names = (*view.losses, *scores)
         table = torch.cat(
-            [torch.stack((*view.losses.values(), *scores.values())), problem.layout.norms(view.grad), problem.layout.norms(view.moved)]
+            [
+                torch.stack((*view.losses.values(), *scores.values())),
+                problem.layout.norms(view.grad),
+                problem.layout.norms(view.moved),
+            ]
         ).tolist()
         if names != self._names:
             self._names = names
@@ -228,7 +232,9 @@ class Run:
         try:
             path = checkpoint.save(self.home, self.training.content())
         except OSError as error:
-            self.writer.event(state.step, "unsaved", {"error": f"No checkpoint could be written ({error}); free some space."})
+            self.writer.event(
+                state.step, "unsaved", {"error": f"No checkpoint could be written ({error}); free some space."}
+            )
             return
         self._last_saved = state.step
         self.writer.meta("theta", {"step": state.step, "sha256": checkpoint.sha256(state.theta)})
@@ -354,7 +360,7 @@ def recreated(home: Path, step: int | None = None, *, from_start: bool = False) 
     return training
 
 
-class _stopped_by_signals:  # noqa: N801  a context manager reads as a verb
+class _stopped_by_signals:
     """Turn SIGTERM and SIGINT into a stop between two steps."""
 
     def __init__(self, run: Run) -> None:

@@ -128,7 +128,9 @@ def per_objective(losses: dict[str, Tensor], theta: Tensor) -> Tensor:
     rows = []
     for name, loss in losses.items():
         if not loss.requires_grad:
-            raise InputError(f"The loss {name!r} does not depend on the parameters; check that its input reaches theta.")
+            raise InputError(
+                f"The loss {name!r} does not depend on the parameters; check that its input reaches theta."
+            )
         rows.append(torch.autograd.grad(loss, theta, retain_graph=True)[0])
     return torch.stack(rows) if len(rows) > 1 else rows[0].unsqueeze(0)
 

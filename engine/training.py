@@ -1,7 +1,7 @@
 """A run in memory: built from its configuration, advanced step by step, changed by commands, saved and restored.
 
-Nothing here reads a clock or writes a file, so the same commands at the same steps give the same parameters bit for bit;
-`run.py` adds recording, `replay` repeats it without.
+Nothing here reads a clock or writes a file, so the same commands at the same steps give the same parameters bit for
+bit; `run.py` adds recording, `replay` repeats it without.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,7 +47,7 @@ def started(runs: Path, port: int, log: Path) -> subprocess.Popen:
 
 
 @contextlib.contextmanager
-def dashboard(folder: Path) -> Iterator[tuple[str, subprocess.Popen]]:
+def dashboard(folder: Path) -> Generator[tuple[str, subprocess.Popen], None, None]:
     """Give the address and process of a dashboard over `folder`/runs; it ends with the block."""
     runs = folder / "runs"
     runs.mkdir(parents=True, exist_ok=True)

@@ -17,10 +17,7 @@ def tables() -> dict[str, str]:
     return {
         "methods": _table(
             ("Method", "Name", "Acts at", "Public source", "Knobs"),
-            [
-                (m["title"], f"`{m['name']}`", ", ".join(m["points"]), _source(m), _knobs(m))
-                for m in found["methods"]
-            ],
+            [(m["title"], f"`{m['name']}`", ", ".join(m["points"]), _source(m), _knobs(m)) for m in found["methods"]],
         ),
         "probes": _table(
             ("Probe", "Name", "Cost", "Every", "Shows"),
@@ -49,7 +46,9 @@ def filled(text: str) -> str:
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     lines = [head, tuple("---" for _ in head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines
+    )
 
 
 def _source(method: dict) -> str:

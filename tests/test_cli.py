@@ -1,4 +1,4 @@
-"""Stories of the command line: real engine processes, killed and resumed, and every bad input answered by a sentence."""
+"""Stories of the command line: engines killed and resumed, and every bad input answered by a sentence."""
 
 import json
 import os
@@ -22,7 +22,20 @@ RARE = [f"--set={key}={value}" for key, value in (SMALL | {"checkpoint": 150}).i
 
 def test_run_show_list_replay_export(tmp_path):
     home = tmp_path / "runs" / "first"
-    ran = json_of("run", "--problem", "planted", "--steps", 50, "--home", home, "--method", "gani", "--probe", "hessian:25", *PLANTED)
+    ran = json_of(
+        "run",
+        "--problem",
+        "planted",
+        "--steps",
+        50,
+        "--home",
+        home,
+        "--method",
+        "gani",
+        "--probe",
+        "hessian:25",
+        *PLANTED,
+    )
     assert ran["state"] == "finished" and ran["step"] == 50 and len(ran["theta"]) == 64
     assert {"home", "state", "step", "seconds", "theta", "scalars", "records", "events"} <= set(ran)
     assert {"loss/fused", "accuracy/val", "hessian/lambda_max"} <= set(ran["scalars"])
@@ -85,7 +98,11 @@ def test_a_second_engine_is_refused(tmp_path):
 def bad_files(folder):
     """Yield (name, file, what the sentence must mention)."""
     rng = np.random.default_rng(0)
-    good = {"a": rng.normal(size=(60, 4)).astype("f4"), "b": rng.normal(size=(60, 3)).astype("f4"), "labels": np.arange(60) % 3}
+    good = {
+        "a": rng.normal(size=(60, 4)).astype("f4"),
+        "b": rng.normal(size=(60, 3)).astype("f4"),
+        "labels": np.arange(60) % 3,
+    }
 
     def saved(name, **arrays):
         np.savez(folder / f"{name}.npz", **{k: v for k, v in (good | arrays).items() if v is not None})

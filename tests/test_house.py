@@ -14,7 +14,9 @@ SOURCES = sorted(p for folder in ("engine", "app", "pages") for p in (ROOT / fol
 STANDARD = set(sys.stdlib_module_names)
 ARRAYS = {"torch", "numpy", "scipy"}
 BASE = {"engine.knobs", "engine.records"}
-CORE = {f"engine.{m}" for m in ("rng", "layout", "problem", "method", "probe", "optim", "objectives", "networks", "data")}
+CORE = {
+    f"engine.{m}" for m in ("rng", "layout", "problem", "method", "probe", "optim", "objectives", "networks", "data")
+}
 CORE |= BASE | {"engine.maths", "engine.step"}
 FREE = {f"engine.{m}" for m in ("config", "control", "store", "reader", "handle", "export", "summary")} | BASE
 
@@ -74,12 +76,16 @@ def test_plug_ins_never_import_each_other(kind):
 
 def test_every_file_keeps_to_its_length():
     long = {str(p.relative_to(ROOT)): n for p in SOURCES if (n := len(p.read_text().splitlines())) > 400}
-    methods = {p.name: n for p in (ROOT / "engine/methods").glob("*.py") if (n := len(p.read_text().splitlines())) > 260}
+    methods = {
+        p.name: n for p in (ROOT / "engine/methods").glob("*.py") if (n := len(p.read_text().splitlines())) > 260
+    }
     assert not long and not methods
 
 
 def test_nothing_unsafe_is_called():
-    unsafe = re.compile(r"weights_only\s*=\s*False|allow_pickle\s*=\s*True|unsafe_allow_html\s*=\s*True|\beval\(|\bexec\(")
+    unsafe = re.compile(
+        r"weights_only\s*=\s*False|allow_pickle\s*=\s*True|unsafe_allow_html\s*=\s*True|\beval\(|\bexec\("
+    )
     found = [f"{p.relative_to(ROOT)}: {m.group()}" for p in SOURCES for m in unsafe.finditer(p.read_text())]
     assert not [f for f in found if ".eval(" not in f]
 

@@ -44,7 +44,9 @@ def test_a_run_records_what_it_promises(tmp_path):
 
 def test_probes_leave_no_trace(tmp_path):
     plain = trained(tmp_path / "a", small())
-    probed = trained(tmp_path / "b", small(probes={"imbalance": 7, "hessian": 10, "landscape": 20}, settings={"budget": 1.0}))
+    probed = trained(
+        tmp_path / "b", small(probes={"imbalance": 7, "hessian": 10, "landscape": 20}, settings={"budget": 1.0})
+    )
     assert torch.equal(plain.training.state.theta, probed.training.state.theta)
     assert {"hessian/spectrum", "landscape/2d"} <= set(RunReader(probed.home).names()["records"])
 
@@ -76,7 +78,7 @@ def test_stop_and_resume_equals_never_stopping(tmp_path, at):
     assert part.training.state.step == at
     from engine.control import post
 
-    for step, commands in late.items():
+    for _step, commands in late.items():
         for command in commands:
             post(part.home, command)
     if not late:
@@ -119,7 +121,9 @@ def test_pause_single_step_and_go_on(tmp_path):
 
 
 def test_a_refused_command_says_why_and_training_goes_on(tmp_path):
-    run = trained(tmp_path / "a", small(), {3: [Toggle("gnai", True), Tune("gani", "beta", 7), Watch("nothing", True, 5)]})
+    run = trained(
+        tmp_path / "a", small(), {3: [Toggle("gnai", True), Tune("gani", "beta", 7), Watch("nothing", True, 5)]}
+    )
     refused = [e.detail["error"] for e in RunReader(run.home).events() if e.kind == "refused"]
     assert len(refused) == 3 and "did you mean gani" in refused[0] and "between" in refused[1]
     assert run.training.state.step == 60

@@ -1,0 +1,1 @@
+"""Lessons, one file each; the folder is the registry."""

@@ -1,0 +1,1 @@
+"""Pure functions, torch in, torch out: no view, no store."""

@@ -1,4 +1,4 @@
-"""`make bench`: what the engine and the dashboard cost, side by side with a plain torch loop, medians of interleaved repeats."""
+"""`make bench`: what engine and dashboard cost beside a plain torch loop, medians of interleaved repeats."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from tests.bench import steps, viewers
 def main() -> None:
     """Print every table."""
     torch.set_num_threads(int(os.environ.get("BENCH_THREADS", "1")))
-    print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} thread(s)")
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} thread(s)"
+    )
     steps.report()
     viewers.report()
 

@@ -119,7 +119,9 @@ def report(device: str = "cpu") -> None:
             seconds = timed(arms, count)
             base, step = seconds["plain torch loop"], seconds["engine step"]
             print(f"\n{size}: {bare.problem.layout.size} parameters, batch {bare.problem.batch_size}, on {bare.device}")
-            print(f"  {'':28} {'ms/step':>9} {'/ plain':>9} {'/ bare step':>12}   (median of {REPEATS} x {count} steps)")
+            print(
+                f"  {'':28} {'ms/step':>9} {'/ plain':>9} {'/ bare step':>12}   (median of {REPEATS} x {count} steps)"
+            )
             for name, value in seconds.items():
                 print(f"  {name:28} {value * 1e3:9.3f} {value / base:9.2f} {value / step:12.2f}")
         print(f"\nlogger and control: {logger(Path(folder)) * 1e6:.2f} µs a step (8 scalars; aim 5)")

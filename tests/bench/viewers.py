@@ -26,7 +26,9 @@ CHARTS = [
 ]
 
 
-async def viewer(client: httpx.AsyncClient, run: str, place: int, times: list[float], failed: list[str], sizes: list[int]) -> None:
+async def viewer(
+    client: httpx.AsyncClient, run: str, place: int, times: list[float], failed: list[str], sizes: list[int]
+) -> None:
     """Poll as the Live page does, once a second, keeping each chart's version."""
     has = ["" for _ in CHARTS]
     await asyncio.sleep(place / VIEWERS)
@@ -36,7 +38,9 @@ async def viewer(client: httpx.AsyncClient, run: str, place: int, times: list[fl
         asked = [[name, args, tag] for (name, args, _), tag in zip(CHARTS, has, strict=True)]
         began = time.perf_counter()
         try:
-            answer = await client.get("/modalscape/pulse", params={"run": run, "dark": "0", "charts": json.dumps(asked)})
+            answer = await client.get(
+                "/modalscape/pulse", params={"run": run, "dark": "0", "charts": json.dumps(asked)}
+            )
             answer.raise_for_status()
         except httpx.HTTPError as error:
             failed.append(str(error))
@@ -71,9 +75,15 @@ def report() -> None:
             time.sleep(0.1)
         order = sorted(times)
         print(f"\n{VIEWERS} viewers of one live run, 1 Hz for {SECONDS} s, four charts a tick")
-        print(f"  ticks served   {len(times)} of {VIEWERS * SECONDS}" + (f", first failure: {failed[0]}" if failed else ""))
-        print(f"  latency        p50 {statistics.median(order) * 1e3:.1f} ms, p95 {order[int(0.95 * len(order))] * 1e3:.1f} ms (aim 100)")
-        print(f"  server         {share:.1%} of a core (aim 10 %), {process.memory_info().rss / 2**20:.0f} MiB resident")
+        print(
+            f"  ticks served   {len(times)} of {VIEWERS * SECONDS}"
+            + (f", first failure: {failed[0]}" if failed else "")
+        )
+        middle, late = statistics.median(order) * 1e3, order[int(0.95 * len(order))] * 1e3
+        print(f"  latency        p50 {middle:.1f} ms, p95 {late:.1f} ms (aim 100)")
+        print(
+            f"  server         {share:.1%} of a core (aim 10 %), {process.memory_info().rss / 2**20:.0f} MiB resident"
+        )
         print(f"  traffic        {statistics.mean(sizes) / 1e3:.1f} kB a tick before compression")
 
 
