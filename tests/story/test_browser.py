@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from engine.control import Stop, post
 from engine.handle import RunHandle, is_locked
 from tests import chromium
 from tests.homes import wait_for
@@ -44,7 +45,9 @@ def site(tmp_path):
 
 
 def end(home):
-    """End the engine of a home that a failed story left behind."""
+    """End the engine of a home that a failed story left behind, also one that is still on its way up."""
+    if (home / "control.db").exists():
+        post(home, Stop())
     if (home / "lock").exists() and is_locked(home):
         os.kill(int((home / "lock").read_text()), signal.SIGKILL)
 
