@@ -33,6 +33,8 @@ BASE = "/modalscape"
 MOST_CHARTS = 16
 FAST, SLOW, RESTING = 250, 1000, 3000
 """Milliseconds to the next tick: while a command waits, while a run lives, when nothing can change."""
+REREAD = 0.2
+"""Seconds for which it is known how a run stands."""
 REDRAW = 0.8
 """Seconds for which a drawing is good enough, however fast the run records."""
 _FOREVER = {"Cache-Control": "public, max-age=31536000, immutable"}
@@ -48,18 +50,19 @@ class Kept:
         self.locks: dict[Any, threading.Lock] = {}
         self.guard = threading.Lock()
 
-    def get(self, key: Any, stamp: Any, make: Callable[[], Any], fresh: float = 0.0) -> Any:
-        """Return the value kept under `key` if it has this `stamp` or is younger than `fresh` seconds; else make it."""
+    def get(self, key: Any, stamp: Callable[[], Any], make: Callable[[], Any], fresh: float = 0.0) -> Any:
+        """Return the value kept under `key` if it is younger than `fresh` seconds or has this stamp; else make it."""
         with self.guard:
             lock = self.locks.setdefault(key, threading.Lock())
         with lock:
             held = self.values.get(key)
             now = time.monotonic()
-            if held is not None and (held[0] == stamp or now - held[2] < fresh):
+            if held is not None and now - held[2] < fresh:
                 return held[1]
-            value = make()
+            mark = stamp()
+            value = held[1] if held is not None and held[0] == mark else make()
             with self.guard:
-                self.values[key] = (stamp, value, now)
+                self.values[key] = (mark, value, now)
                 self.values.move_to_end(key)
                 while len(self.values) > self.most:
                     old, _ = self.values.popitem(last=False)
@@ -75,13 +78,13 @@ class Desk:
         self.drawings, self.bodies = Kept(400), Kept(200)
         self.standings, self.lists = Kept(200), Kept(2)
 
-    def standing(self, run: str, home: Path) -> Standing:
-        """Return how a run stands, read at most five times a second however many look."""
-        return self.standings.get(run, int(time.monotonic() * 5), lambda: standing(run, home))
+    def head(self, run: str, home: Path) -> bytes:
+        """Return how a run stands as the start of a tick, read at most five times a second however many look."""
+        return self.standings.get(run, time.monotonic, lambda: _head(standing(run, home)), fresh=REREAD)
 
     def runs_tag(self) -> str:
         """Return a text that changes when a run appears, goes, changes state or gets visibly further."""
-        return self.lists.get("tag", int(time.monotonic()), lambda: tag(roll(folder())))
+        return self.lists.get("tag", time.monotonic, lambda: tag(roll(folder())), fresh=1.0)
 
     def drawing(self, run: str, home: Path, name: str, args: dict[str, Any], dark: bool) -> tuple[str, bytes]:
         """Return (version, JSON of figure, caption, empty and steps) of one chart of a run."""
@@ -89,7 +92,7 @@ class Desk:
         chart = CHARTS[name]
         key = (run, name, json.dumps(args, sort_keys=True), dark)
         make = lambda: packed(chart.draw(reader, args, looks(reader, dark)))  # noqa: E731  made only when it is needed
-        return self.drawings.get(key, chart.stamp(reader, args), make, fresh=REDRAW)
+        return self.drawings.get(key, lambda: chart.stamp(reader, args), make, fresh=REDRAW)
 
     def pulse(self, run: str, asked: str, dark: bool) -> bytes:
         """Return one tick as JSON: how the run stands, and of the `asked` charts those that changed.
@@ -105,14 +108,16 @@ class Desk:
         home = home_of(folder(), run)
         if home is None:
             raise ChartError("There is no such run.")
-        stands = self.standing(run, home)
         parts = []
         for name, args, has in wanted:
             now, body = self.drawing(run, home, name, args, dark)
             parts.append(b"null" if now == has else body)
-        wait = FAST if stands.pending else RESTING if stands.state in DEAD else SLOW
-        head = json.dumps({"next": wait, "tags": stands.tags, "status": stands.to_json()})
-        return head[:-1].encode() + b',"charts":[' + b",".join(parts) + b"]}"
+        return self.head(run, home) + b',"charts":[' + b",".join(parts) + b"]}"
+
+
+def _head(stands: Standing) -> bytes:
+    wait = FAST if stands.pending else RESTING if stands.state in DEAD else SLOW
+    return json.dumps({"next": wait, "tags": stands.tags, "status": stands.to_json()})[:-1].encode()
 
 
 def roll(runs: Path) -> list[tuple]:
@@ -126,8 +131,7 @@ def roll(runs: Path) -> list[tuple]:
 
 def looks(reader: RunReader, dark: bool) -> Look:
     """Return the colours for a run."""
-    parts = [part for part in reader.meta("modalities", []) or []]
-    return look(dark, parts, sorted(catalog.titles()))
+    return look(dark, reader.meta("modalities", []) or [], sorted(catalog.titles()))
 
 
 def packed(drawing: Drawing) -> tuple[str, bytes]:
@@ -165,7 +169,7 @@ def routes() -> list[Route]:
             return PlainTextResponse(str(error), 400, _NEVER)
         if len(body) < 2048 or "gzip" not in request.headers.get("accept-encoding", ""):
             return Response(body, media_type="application/json", headers=_NEVER)
-        small = desk.bodies.get(hashlib.sha256(body).digest(), 0, lambda: gzip.compress(body, 4))
+        small = desk.bodies.get(hashlib.sha256(body).digest(), lambda: 0, lambda: gzip.compress(body, 2))
         return Response(small, media_type="application/json", headers=_NEVER | {"Content-Encoding": "gzip"})
 
     return [

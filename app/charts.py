@@ -19,15 +19,19 @@ from app import catalog, figures
 from app.figures.curves import Line, Scale, history, overlay, series
 from app.figures.marks import Mark
 from app.figures.pipeline import POINTS_IN_ORDER, pipeline
-from app.figures.spectrum import density, sharpness, top
+from app.figures.spectrum import density, edges, sharpness, top
 from app.figures.surface import surface
 from app.status import sentence
 from app.theme import METHOD_HUES, Look
 
 POINTS = 1000
 """Points of one curve on the page; the store keeps each bucket's minimum and maximum."""
+FAR = 4.0
+"""Times the largest eigenvalue beyond which the edge of stability is told rather than drawn."""
 ERRORS = 150
 """Measurements whose error is read for one curve."""
+MARKED = ("applied", "resumed", "diverged", "failed", "note")
+"""Kinds of event that belong on a time axis."""
 _NAME = re.compile(r"[\w./@*'()+ :-]{1,120}")
 
 
@@ -70,7 +74,9 @@ def checked(name: str, args: Mapping[str, Any]) -> dict[str, Any]:
     ):
         raise ChartError("The names of a chart must be a list of up to 24 record names.")
     number = args.get("half", 0)
-    step = args.get("step")
+    step, level = args.get("step"), args.get("level")
+    if level is not None and (isinstance(level, bool) or not isinstance(level, int | float) or abs(level) > 1e30):
+        raise ChartError("The level must be a number.")
     if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= 1e7:
         raise ChartError("The half-life must be a number of steps.")
     if step is not None and (isinstance(step, bool) or not isinstance(step, int) or not 0 <= step <= 2**40):
@@ -78,6 +84,7 @@ def checked(name: str, args: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "names": names,
         "half": float(number),
+        "level": level,
         "step": step,
         "as": str(args.get("as", ""))[:20],
         "y": str(args.get("y", ""))[:80],
@@ -89,7 +96,7 @@ def checked(name: str, args: Mapping[str, Any]) -> dict[str, Any]:
 def marks(reader, look: Look, titles: Mapping[str, str]) -> list[Mark]:
     """Return the events of a run that belong on a time axis."""
     found = []
-    for event in reader.events():
+    for event in reader.events(kinds=MARKED):
         if event.kind == "applied":
             command = event.detail.get("command", {})
             if command.get("do") in ("toggle", "tune"):
@@ -112,7 +119,22 @@ def matching(known, patterns) -> list[str]:
     return list(found)
 
 
-def labels(names: list[str], reader=None) -> dict[str, str]:
+def ranked(names: list[str], look: Look) -> list[str]:
+    """Return the names in the order in which a legend reads well: joint, then modalities as the run lists them, shared.
+
+    Training comes before held-out.
+    """
+    modalities = list(look.modalities)
+
+    def place(name: str) -> tuple:
+        parts = name.split("/")
+        own = [modalities.index(p) for p in parts if p in modalities]
+        return ("val" in parts, "shared" in parts, own or [-1], names.index(name))
+
+    return sorted(names, key=place)
+
+
+def labels(names: list[str]) -> dict[str, str]:
     """Return short labels: the first segment goes where all share it; `val` and `train` become words.
 
     >>> labels(["accuracy/train", "accuracy/val/audio"])
@@ -152,14 +174,15 @@ def colours(names: list[str], look: Look) -> dict[str, str]:
 
 
 def _series(reader, args, look) -> Drawing:
-    names = matching(reader.names()["scalars"], args["names"])[:24]
+    names = ranked(matching(reader.names()["scalars"], args["names"])[:24], look)
     drawn = [line for line in (_line(reader, name, look, args) for name in names) if line is not None]
     if not drawn:
         return Drawing(None, empty=args["empty"] or "Nothing has been recorded here yet.")
     scale = Scale(args["half"], args["xlog"], args["ylog"])
-    words, hues = labels(names, reader), colours(names, look)
+    words, hues = labels(names), colours(names, look)
     lines = [_styled(line, words, hues) for line in drawn]
-    figure = series(lines, look, scale=scale, y=args["y"], marks=marks(reader, look, catalog.titles()))
+    levels = [] if args["level"] is None else [(args["level"], "")]
+    figure = series(lines, look, scale=scale, y=args["y"], marks=marks(reader, look, catalog.titles()), levels=levels)
     last = max(int(line.steps[-1]) for line in lines)
     caption = f"through step {last:,}" + _measured_as(reader, names)
     if any(len(line.steps) >= POINTS for line in lines):
@@ -209,7 +232,7 @@ def _styled(line: Line, words: Mapping[str, str], hues: Mapping[str, str]) -> Li
         hues[name],
         line.error,
         line.sparse,
-        dash="dash" if name in ("loss/val", "error/val") else "solid",
+        dash="dash" if name.startswith(("loss/val", "error/val")) else "solid",
         width=1.3 if train else 1.8,
     )
 
@@ -225,7 +248,11 @@ def _sharpness(reader, args, look) -> Drawing:
     words = {name: part_of(name, "whole") for name in names}
     hues = {name: look.part(name) for name in names}
     lines = [_styled(line, words, hues) for line in lines]
-    figure = sharpness(lines, look, rate=known, marks=marks(reader, look, catalog.titles()), ylog=args["ylog"])
+    highest = max(float(np.nanmax(line.values)) for line in lines)
+    above = [words for value, words in edges(known) if not args["ylog"] and value > FAR * max(highest, 1e-30)]
+    figure = sharpness(
+        lines, look, rate={} if above else known, marks=marks(reader, look, catalog.titles()), ylog=args["ylog"]
+    )
     last = max(int(line.steps[-1]) for line in lines)
     caption = f"through step {last:,}"
     latest = reader.latest("hessian/lambda_max")
@@ -235,6 +262,7 @@ def _sharpness(reader, args, look) -> Drawing:
         caption += f" · η = {float(rate['lr']):g}" + (
             f", β = {float(rate['momentum']):g}" if rate.get("momentum") else ""
         )
+        caption += f" · the edge {above[0]} lies far above" if above else ""
     else:
         caption += " · no stability edge is drawn: 2/η holds for SGD only"
     return Drawing(figure, caption)
@@ -330,7 +358,16 @@ def _about(record, *, cost: bool = True) -> str:
 
 
 def _moving(reader, args) -> Any:
-    return reader.version()
+    """Return what changes when a series gets a new point or a time axis a new mark."""
+    names = matching(reader.names()["scalars"], args["names"])[:24]
+    ends = [(name, int(steps[-1])) for name in names if len(steps := reader.scalars(name, points=2)[0])]
+    return ends, _marked(reader)
+
+
+def _marked(reader) -> int:
+    """Return the number of the newest event on a time axis."""
+    newest = reader.newest(*MARKED)
+    return newest.id if newest is not None else 0
 
 
 def _measured(reader, args) -> Any:
@@ -340,10 +377,8 @@ def _measured(reader, args) -> Any:
 
 CHARTS: dict[str, Chart] = {
     "series": Chart(_series, _moving),
-    "sharpness": Chart(
-        _sharpness, lambda reader, args: (_measured(reader, {"names": ["hessian/*"]}), len(reader.events()))
-    ),
-    "record": Chart(_record, lambda reader, args: (_measured(reader, args), len(reader.events()))),
+    "sharpness": Chart(_sharpness, lambda reader, args: (_measured(reader, {"names": ["hessian/*"]}), _marked(reader))),
+    "record": Chart(_record, lambda reader, args: (_measured(reader, args), _marked(reader))),
     "overlay": Chart(_several(overlay, "joint", tail=False), _measured),
     "density": Chart(_several(density, "whole", tail=True), _measured),
     "top": Chart(_several(top, "whole", tail=True), _measured),

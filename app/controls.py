@@ -51,34 +51,26 @@ def widget(
     args: tuple = (),
     disabled: bool = False,
 ) -> Any:
-    """Draw the widget of a knob at `value`; return what it stands at.
+    """Draw the widget of a knob, first at `value`; return what it stands at.
 
-    The value is set through the session, so that the same widget can later be drawn at what a run has acknowledged.
+    The value is the widget's own default, not written into the session: what lies in a closed popover or expander would
+    otherwise open at the lowest value of its range.
     """
     changed = {"on_change": on_change, "args": args} if on_change else {}
     common = {"key": key, "help": knob.get("help") or None, "disabled": disabled} | changed
     kind = knob["type"]
     if kind == "bool":
-        st.session_state.setdefault(key, bool(value))
-        return st.toggle(label(knob), **common)
+        return st.toggle(label(knob), bool(value), **common)
     if knob.get("choices"):
-        st.session_state.setdefault(key, value)
-        return st.selectbox(
-            label(knob), list(knob["choices"]), format_func=lambda c: str(c).replace("_", " "), **common
-        )
+        choices = list(knob["choices"])
+        place = choices.index(value) if value in choices else 0
+        return st.selectbox(label(knob), choices, place, format_func=lambda c: str(c).replace("_", " "), **common)
     if kind in ("int", "float"):
         number = int if kind == "int" else float
-        st.session_state.setdefault(key, number(value))
-        bounds = {
-            f"{side}_value": number(knob[edge])
-            for side, edge in (("min", "low"), ("max", "high"))
-            if knob.get(edge) is not None
-        }
-        return st.number_input(
-            label(knob), step=_step(knob, value), format="%d" if kind == "int" else "%.6g", **bounds, **common
-        )
-    st.session_state.setdefault(key, str(value))
-    return st.text_input(label(knob), **common)
+        low, high = (None if knob.get(edge) is None else number(knob[edge]) for edge in ("low", "high"))
+        form = "%d" if kind == "int" else "%.6g"
+        return st.number_input(label(knob), low, high, number(value), _step(knob, value), form, **common)
+    return st.text_input(label(knob), str(value), **common)
 
 
 def _step(knob: Mapping[str, Any], value: Any) -> int | float:
@@ -133,18 +125,12 @@ def tuning(now: Standing, entry: Mapping[str, Any], settings: Mapping[str, Any])
     entries = entry["knobs"]
     for start in range(0, len(entries), 3):
         for column, knob in zip(st.columns(3), entries[start : start + 3], strict=False):
-            value = settings.get(f"{owner}.{knob['name']}", knob["default"])
-            key = f"tune/{now.id}/{owner}.{knob['name']}"
-            st.session_state[key] = now.asked.get(f"{owner}.{knob['name']}", value)
+            path = f"{owner}.{knob['name']}"
+            value = now.asked.get(path, settings.get(path, knob["default"]))
             with column:
-                widget(
-                    knob,
-                    key,
-                    value,
-                    on_change=_tuned,
-                    args=(now.id, owner, knob["name"], key),
-                    disabled=now.state not in ALIVE,
-                )
+                # A key of its own for each value: once the engine says otherwise, the widget is another one.
+                key, off = f"tune/{now.id}/{path}={value}", now.state not in ALIVE
+                widget(knob, key, value, on_change=_tuned, args=(now.id, owner, knob["name"], key), disabled=off)
 
 
 def _tuned(run: str, method: str, knob: str, key: str) -> None:
@@ -154,8 +140,8 @@ def _tuned(run: str, method: str, knob: str, key: str) -> None:
 
 
 @st.fragment
-def measuring(run: str, probe: Mapping[str, Any], settings: tuple[tuple[str, Any], ...] = ()) -> None:
-    """Draw how a probe is scheduled: how often it measures, and a button that measures now."""
+def measuring(run: str, probe: Mapping[str, Any]) -> None:
+    """Draw how a probe is scheduled: how often it measures, its settings, and a button that measures now."""
     home = home_of(folder(), run)
     if home is None:
         return
@@ -182,6 +168,12 @@ def measuring(run: str, probe: Mapping[str, Any], settings: tuple[tuple[str, Any
             args=(run, name, key),
             help=f"{probe['title']}: {probe['cost']}. Intervals stretch so that the run keeps to its budget.",
         )
+        with st.popover("Settings", icon=":material/tune:", key=f"settings/{run}/{name}", disabled=not alive):
+            st.caption("For the next measurement on request; the scheduled ones keep the run's own settings.")
+            own = {f"{name}.{k['name']}": k["default"] for k in probe["knobs"]}
+            own |= RunHandle(home).reader().meta("settings", {}) or {}
+            asked = knobs(name, probe["knobs"], own, f"ask/{run}", columns=2)
+            chosen = {k.partition(".")[2]: v for k, v in asked.items() if v is not None and v != own[k]}
         if busy:
             st.button(
                 "Cancel", key=f"cancel/{run}/{name}", icon=":material/close:", on_click=send, args=(run, Cancel(name))
@@ -193,7 +185,7 @@ def measuring(run: str, probe: Mapping[str, Any], settings: tuple[tuple[str, Any
                 icon=":material/straighten:",
                 disabled=not alive,
                 on_click=send,
-                args=(run, Measure(name, dict(settings))),
+                args=(run, Measure(name, chosen)),
             )
         waiting = [words for words in now.pending if name in words]
         if busy or waiting:

@@ -65,7 +65,7 @@ def chart(
     **args: Any,
 ) -> None:
     """Draw chart `name` of `run` and keep it current; charts of one `group` are scrubbed through time together."""
-    asked = {"names": list(names)} | {k: v for k, v in args.items() if v not in (None, "", False, 0)}
+    asked = {"names": list(names)} | {k: v for k, v in args.items() if v is not None and v is not False and v != ""}
     held = checked(name, asked)
     if not served():
         _plain(run, name, held, key=key, title=title, height=height)

@@ -96,9 +96,17 @@ def _evidence(run: str, name: str, title: str) -> None:
     for start in range(0, len(drawn), 3):
         for column, (group, chart, names) in zip(st.columns(3, gap="medium"), drawn[start : start + 3], strict=False):
             with column:
-                words = group.partition("/")[2].replace("/", ", ").replace("_", " ")
-                heading = words[:1].upper() + words[1:]
+                heading = headed(run, names, group)
                 live.chart(run, chart, key=f"own/{run}/{group}", title=heading, names=names, height=210)
+
+
+def headed(run: str, names: Sequence[str], group: str) -> str:
+    """Return the title that a method gives to its records, or their name as words."""
+    reader = shell.reader(run)
+    own = [n for n in reader.names()["records"] if n in names or n.startswith(f"{group}/")]
+    latest = reader.latest(own[0]) if own else None
+    words = group.partition("/")[2].replace("/", ", ").replace("_", " ")
+    return (latest[1].draw.get("title") if latest else None) or words[:1].upper() + words[1:]
 
 
 def grouped(names: Sequence[str]) -> list[str]:

@@ -247,6 +247,24 @@ def probe(name: str) -> dict[str, Any] | None:
     return catalog.named(catalogue()["probes"]).get(name)
 
 
+def facts(run: str) -> str:
+    """Return in one line what the run trains, as far as its engine has said so."""
+    known = reader(run)
+    rows, parameters = known.meta("rows", {}) or {}, known.meta("parameters")
+    said = [known.meta("title"), " + ".join(known.meta("modalities", []) or [])]
+    said += [
+        f"{parameters:,} parameters" if parameters else "",
+        f"{rows['train']:,} training rows" if "train" in rows else "",
+    ]
+    optimizer = known.meta("optimizer", {}) or {}
+    rate = known.meta("learning_rate", optimizer.get("lr"))
+    said += [
+        f"{optimizer['name']}, learning rate {rate:g}" if optimizer.get("name") and rate else "",
+        known.meta("device"),
+    ]
+    return " · ".join(word for word in said if word)
+
+
 def others(run: str) -> list[str]:
     """Return the numbers of a run that the Live page does not draw by itself."""
     drawn = ("loss/", "accuracy/", "error/", "grad_norm/", "update_norm/", "lr")

@@ -31,22 +31,20 @@ def lessons(catalogue: Mapping[str, Any]) -> None:
     if not entries:
         return
     st.markdown("##### Lessons")
-    for start in range(0, len(entries), 3):
-        for column, entry in zip(st.columns(3, gap="medium"), entries[start : start + 3], strict=False):
+    titles, width = catalog.titles(), min(3, len(entries))
+    for start in range(0, len(entries), width):
+        for column, entry in zip(st.columns(width, gap="medium"), entries[start : start + width], strict=False):
             with column.container(border=True, height="stretch", key=f"lesson-{entry['name']}"):
                 st.markdown(f"**{entry['title']}**")
                 st.markdown(entry["words"])
                 st.caption(f"What it shows: {entry['claim']}")
                 with st.container(horizontal=True, gap="small"):
                     for arm, config in entry["arms"].items():
-                        if st.button(
-                            arm.replace("_", " "), key=f"lesson/{entry['name']}/{arm}", icon=":material/play_arrow:"
-                        ):
+                        words = titles.get(arm) or arm.replace("_", " ").capitalize()
+                        key = f"lesson/{entry['name']}/{arm}"
+                        if st.button(words, key=key, icon=":material/play_arrow:"):
                             _begin(
-                                config,
-                                catalogue,
-                                note=f"{entry['title']}: {arm.replace('_', ' ')}",
-                                page=(list(entry["show"]) or ["live"])[0],
+                                config, catalogue, note=f"{entry['title']}: {words}", page=(*entry["show"], "live")[0]
                             )
 
 

@@ -31,6 +31,13 @@ WORDS = {
 """State to what a page says."""
 
 
+EVENTS = (
+    *("started", "resumed", "applied", "refused", "checkpoint", "paused", "stopped", "finished", "failed", "diverged"),
+    *("note", "probe", "probe failed", "lost", "unsaved"),
+)
+"""Kinds of event that a run leaves."""
+
+
 @dataclass(frozen=True)
 class MethodStand:
     """How a method stands: `on` as the engine says, `asked` if a command waits, and since which step."""
@@ -142,7 +149,8 @@ def _standing(run: str, home: Path) -> Standing:
     status: Status = engine.status()
     reader = engine.reader()
     pending = [_json(command) for _, command in engine.pending()]
-    events = reader.events()
+    events = reader.events(kinds=("applied", "refused"))
+    newest = reader.newest(*EVENTS)
     known = reader.names()["records"]
     return Standing(
         run,
@@ -160,7 +168,7 @@ def _standing(run: str, home: Path) -> Standing:
         reader.meta("probes", {}) or {},
         _refused(events),
         len(known),
-        events[-1].id if events else 0,
+        newest.id if newest is not None else 0,
     )
 
 
@@ -216,7 +224,7 @@ def _asked(pending: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _refused(events: Sequence) -> tuple[int, str] | None:
-    last = next((e for e in reversed(events) if e.kind in ("applied", "refused")), None)
+    last = events[-1] if events else None
     return (last.id, last.detail.get("error", "")) if last is not None and last.kind == "refused" else None
 
 

@@ -11,6 +11,7 @@ run = shell.page(
     TITLE, "What the run is doing now: losses, scores and the size of its steps, with every intervention marked."
 )
 
+st.caption(shell.facts(run))
 scale = controls.scales("live")
 waiting = "Nothing yet: the first steps appear here as soon as the engine trains."
 
@@ -23,7 +24,7 @@ with right:
         "series",
         key=f"score/{run}",
         title="Score",
-        names=["accuracy/*", "error/*", "recall@*/val"],
+        names=["accuracy/train", "accuracy/val", "accuracy/val/*", "error/train", "error/val*", "recall@*/val"],
         empty="Held-out scores appear here at the first evaluation.",
         **(scale | {"ylog": False}),
     )

@@ -7,92 +7,38 @@ from app import controls, live, shell
 TITLE = "Balance"
 ICON = ":material/balance:"
 
-run = shell.page(TITLE, "Which modality the model leans on, and since when.")
+run = shell.page(TITLE, "Which modality the model leans on, since when, and by how much.")
 probe = shell.probe("imbalance")
-
 if probe:
     controls.measuring(run, probe)
+
 empty = "Nothing has been measured here. Choose an interval above, or press Measure now."
+heads = "This needs unimodal scores: start a run with unimodal set to heads or slices, then measure."
+held_out = "Held-out scores appear here at the first evaluation; those of one modality with unimodal heads or slices."
+shapley = "Shapley shares come with a measurement of a classification problem of up to five modalities."
 
-left, right = st.columns(2, gap="medium")
-with left:
-    live.chart(
-        run,
-        "series",
-        key=f"uni/{run}",
-        title="Accuracy of each modality alone",
-        names=["imbalance/accuracy/*", "imbalance/error/*"],
-        y="fraction",
-        empty=empty,
-    )
-    live.chart(
-        run,
-        "series",
-        key=f"ratio/{run}",
-        title="OGM ratio (above 1: leads)",
-        names=["imbalance/ogm_ratio/*"],
-        height=260,
-        empty=empty,
-    )
-    live.chart(
-        run,
-        "series",
-        key=f"fisher/{run}",
-        title="Fisher trace of each encoder",
-        names=["imbalance/fisher_trace/*"],
-        height=260,
-        ylog=True,
-        empty=empty,
-    )
-with right:
-    live.chart(
-        run,
-        "series",
-        key=f"heads/{run}",
-        title="Held-out accuracy, joint and by modality",
-        names=["accuracy/val", "accuracy/val/*"],
-        y="fraction",
-        empty="Held-out scores appear here at the first evaluation; per modality when unimodal is heads or slices.",
-    )
-    live.chart(
-        run,
-        "series",
-        key=f"gap/{run}",
-        title="Gap between the best and the worst modality",
-        names=["imbalance/gap"],
-        height=260,
-        empty=empty,
-    )
-    live.chart(
-        run,
-        "series",
-        key=f"grads/{run}",
-        title="Gradient-norm ratio",
-        names=["imbalance/grad_norm_ratio*"],
-        height=260,
-        ylog=True,
-        empty=empty,
-    )
+rows = [
+    (
+        ("Each modality alone", "series", ["imbalance/accuracy/*", "imbalance/error/*"], {"empty": heads}),
+        ("Held out, joint and by modality", "series", ["accuracy/val", "accuracy/val/*"], {"empty": held_out}),
+    ),
+    (
+        ("OGM ratio (above 1: leads)", "series", ["imbalance/ogm_ratio/*"], {"level": 1.0}),
+        ("Lead of the strongest over the weakest", "series", ["imbalance/gap"], {"empty": heads}),
+    ),
+    (
+        ("Fisher trace of each encoder", "series", ["imbalance/fisher_trace/*"], {"ylog": True}),
+        ("Log ratio of gradient norms (0: balance)", "series", ["imbalance/grad_norm_ratio"], {"level": 0.0}),
+    ),
+    (
+        ("Share of the Fisher trace", "record", ["imbalance/fisher_share"], {}),
+        ("Shapley share of the held-out score", "record", ["imbalance/shapley"], {"empty": shapley}),
+    ),
+]
+for place, row in enumerate(rows):
+    for column, (title, chart, names, options) in zip(st.columns(2, gap="medium"), row, strict=True):
+        with column:
+            key, height = f"{names[0]}/{run}", 300 if place == 0 else 250
+            live.chart(run, chart, key=key, title=title, names=names, height=height, **({"empty": empty} | options))
 
-left, right = st.columns(2, gap="medium")
-with left:
-    live.chart(
-        run,
-        "record",
-        key=f"shapley/{run}",
-        title="Shapley share of held-out accuracy",
-        names=["imbalance/shapley"],
-        height=240,
-        empty=empty,
-    )
-with right:
-    live.chart(
-        run,
-        "record",
-        key=f"share/{run}",
-        title="Share of the Fisher trace",
-        names=["imbalance/fisher_share"],
-        height=240,
-        empty=empty,
-    )
 st.caption(shell.protocol(run))

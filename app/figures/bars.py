@@ -17,6 +17,8 @@ def bars(record, look: Look) -> go.Figure:
     colours = [look.part(label) if look.part(label) != look.ink else plain for label in labels]
     figure = blank(look, revision=f"bars/{record.name}", x=record.draw.get("x", ""), y=record.draw.get("y", ""))
     error = None if record.error is None else numbers(record.error)
+    if len(labels) > 4 and max(map(len, labels)) > 12:
+        return _lying(figure, labels, values, error, colours, look)
     figure.add_trace(
         go.Bar(
             x=labels,
@@ -34,6 +36,34 @@ def bars(record, look: Look) -> go.Figure:
     figure.update_layout(bargap=0.45 if len(labels) < 8 else 0.25)
     figure.update_xaxes(type="category", showgrid=False)
     figure.update_yaxes(type="log" if record.draw.get("ylog") else "linear", zeroline=True, zerolinecolor=look.grid)
+    return figure
+
+
+def _lying(figure: go.Figure, labels, values, error, colours, look: Look) -> go.Figure:
+    """Return bars that lie, for many long names: the end of each name is shown, all of it on hover."""
+    figure.add_trace(
+        go.Bar(
+            x=values,
+            y=labels,
+            orientation="h",
+            marker={"color": [look.faint(c, 0.85) for c in colours], "line": {"width": 0}},
+            error_x=None if error is None else _whiskers(error, look),
+            hovertemplate="%{y}: %{x:.5~g}<extra></extra>",
+        )
+    )
+    shown = [label if len(label) <= 16 else f"…{label[-15:]}" for label in labels]
+    x, y = figure.layout.xaxis.title.text, figure.layout.yaxis.title.text
+    figure.update_layout(bargap=0.3)
+    figure.update_xaxes(title_text=y)
+    figure.update_yaxes(
+        type="category",
+        autorange="reversed",
+        tickvals=labels,
+        ticktext=shown,
+        tickfont_size=9,
+        showgrid=False,
+        title_text=x,
+    )
     return figure
 
 

@@ -10,6 +10,8 @@ import plotly.graph_objects as go
 from app.theme import Look, template
 
 HEIGHT = 340
+LOGARITHMIC = {"type": "log", "tickformat": "~g", "exponentformat": "power"}
+"""A logarithmic axis, its ticks written in full."""
 
 
 def blank(look: Look, *, revision: str, x: str = "", y: str = "") -> go.Figure:
@@ -18,11 +20,6 @@ def blank(look: Look, *, revision: str, x: str = "", y: str = "") -> go.Figure:
     figure.update_xaxes(title_text=x)
     figure.update_yaxes(title_text=y)
     return figure
-
-
-def logarithmic(axis) -> None:
-    """Make an axis logarithmic, its ticks written in full."""
-    axis.update(type="log", tickformat="~g", exponentformat="power")
 
 
 def numbers(values) -> np.ndarray:
@@ -36,22 +33,23 @@ def steps(values) -> np.ndarray:
     return np.asarray(values, dtype=np.int32)
 
 
-def band(x, low, high, colour: str, look: Look, *, name: str = "") -> go.Scatter:
-    """Return a filled band between `low` (N,) and `high` (N,) over `x` (N,)."""
+def band(x, low, high, colour: str, look: Look, *, name: str = "") -> dict:
+    """Return a filled band between `low` (N,) and `high` (N,) over `x` (N,), as a trace."""
     x, low, high = np.asarray(x), numbers(low), numbers(high)
     held = np.isfinite(low) & np.isfinite(high)
     x, low, high = x[held], low[held], high[held]
-    return go.Scatter(
-        x=np.concatenate([x, x[::-1]]),
-        y=np.concatenate([high, low[::-1]]),
-        fill="toself",
-        fillcolor=look.faint(colour, 0.16),
-        line={"width": 0},
-        mode="lines",
-        hoverinfo="skip",
-        showlegend=False,
-        name=name,
-    )
+    return {
+        "type": "scatter",
+        "x": np.concatenate([x, x[::-1]]),
+        "y": np.concatenate([high, low[::-1]]),
+        "fill": "toself",
+        "fillcolor": look.faint(colour, 0.16),
+        "line": {"width": 0},
+        "mode": "lines",
+        "hoverinfo": "skip",
+        "showlegend": False,
+        "name": name,
+    }
 
 
 def symlog(values, threshold: float) -> np.ndarray:

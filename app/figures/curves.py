@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import plotly.graph_objects as go
 
-from app.figures.base import band, blank, logarithmic, numbers, steps
-from app.figures.marks import Mark, add_marks
-from app.theme import Look
+from app.figures.base import LOGARITHMIC, band, blank, numbers, steps
+from app.figures.marks import Mark, marking
+from app.theme import Look, template
 
 
 @dataclass(frozen=True)
@@ -67,67 +67,64 @@ def series(
     levels: Sequence[tuple[float, str]] = (),
 ) -> go.Figure:
     """Return numbers over training steps with bands of one standard error, event marks and horizontal `levels`."""
-    figure = blank(look, revision=f"series/{scale.xlog}/{scale.ylog}", x="step", y=y)
     ends = [s for line in lines for s in (line.steps[:1], line.steps[-1:])]
     ends = np.concatenate(ends) if ends else np.zeros(1)
     span = (float(ends.min()), float(ends.max())) if len(ends) else (0.0, 1.0)
-    for line in lines:
-        for trace in _traces(line, scale, look):
-            figure.add_trace(trace)
-    for value, text in levels:
-        figure.add_hline(
-            y=value,
-            line={"color": look.muted, "width": 1, "dash": "dash"},
-            annotation_text=text,
-            annotation_font={"size": 11, "color": look.muted},
-            annotation_position="top left",
-        )
-    add_marks(figure, marks, span)
-    figure.update_layout(showlegend=len(lines) > 1, hovermode="x unified")
-    figure.update_xaxes(rangemode="nonnegative", exponentformat="none")
-    if scale.xlog:
-        logarithmic(figure.layout.xaxis)
-    if scale.ylog:
-        logarithmic(figure.layout.yaxis)
-    return figure
+    marked, axis = marking(marks, span)
+    # Built in one go: plotly checks every later change again, which costs several times as much.
+    return go.Figure(
+        data=[trace for line in lines for trace in _traces(line, scale, look)] + marked,
+        layout={
+            "template": template(look),
+            "uirevision": f"series/{scale.xlog}/{scale.ylog}",
+            "showlegend": len(lines) > 1,
+            "hovermode": "x unified",
+            "xaxis": {"title": {"text": "step"}, "rangemode": "nonnegative", "exponentformat": "none"}
+            | (LOGARITHMIC if scale.xlog else {}),
+            "yaxis": {"title": {"text": y}} | (LOGARITHMIC if scale.ylog else {}),
+            "shapes": [_level(value, look) for value, _ in levels],
+            "annotations": [_worded(value, text, scale, look) for value, text in levels],
+        }
+        | axis,
+    )
 
 
-def _traces(line: Line, scale: Scale, look: Look) -> list[go.Scatter]:
+def _level(value: float, look: Look) -> dict:
+    line = {"color": look.muted, "width": 1, "dash": "dash"}
+    return {"type": "line", "xref": "x domain", "x0": 0, "x1": 1, "y0": value, "y1": value, "line": line}
+
+
+def _worded(value: float, text: str, scale: Scale, look: Look) -> dict:
+    height = float(np.log10(value)) if scale.ylog and value > 0 else value
+    place = {"xref": "x domain", "x": 0, "y": height, "xanchor": "left", "yanchor": "bottom", "showarrow": False}
+    return place | {"text": text, "font": {"size": 11, "color": look.muted}}
+
+
+def _traces(line: Line, scale: Scale, look: Look) -> list[dict]:
     x, y = steps(line.steps), numbers(line.values)
+    error = None if line.error is None else numbers(line.error)
     if scale.xlog:
         held = x > 0
-        x, y = x[held], y[held]
-    if line.sparse or len(x) < 3:
-        scale = Scale(0.0, scale.xlog, scale.ylog)
+        x, y, error = x[held], y[held], None if error is None else error[held]
     out = []
-    if line.error is not None and not scale.xlog:
-        error = numbers(line.error)
-        if np.isfinite(error).any():
-            out.append(band(x, y - error, y + error, line.colour, look, name=line.label))
-    if scale.half_life > 0:
-        out.append(
-            go.Scatter(
-                x=x,
-                y=y,
-                mode="lines",
-                line={"color": look.faint(line.colour, 0.28), "width": 1},
-                hoverinfo="skip",
-                showlegend=False,
-            )
-        )
+    if error is not None and np.isfinite(error).any():
+        out.append(band(x, y - error, y + error, line.colour, look, name=line.label))
+    if scale.half_life > 0 and not line.sparse and len(x) > 2:
+        faint = {"color": look.faint(line.colour, 0.28), "width": 1}
+        raw = {"type": "scatter", "x": x, "y": y, "mode": "lines", "line": faint}
+        out.append(raw | {"hoverinfo": "skip", "showlegend": False})
         y = numbers(smoothed(x, y, scale.half_life))
-    out.append(
-        go.Scatter(
-            x=x,
-            y=y,
-            name=line.label,
-            mode="lines+markers" if line.sparse and len(x) <= 80 else "lines",
-            line={"color": line.colour, "width": line.width, "dash": line.dash},
-            marker={"size": 5, "color": line.colour},
-            hovertemplate="%{y:.5~g}",
-            connectgaps=False,
-        )
-    )
+    dotted = line.sparse and len(x) <= 80
+    trace = {
+        "type": "scatter",
+        "x": x,
+        "y": y,
+        "name": line.label,
+        "mode": "lines+markers" if dotted else "lines",
+        "line": {"color": line.colour, "width": line.width, "dash": line.dash},
+        "hovertemplate": "%{y:.5~g}",
+    }
+    out.append(trace | ({"marker": {"size": 5, "color": line.colour}} if dotted else {}))
     return out
 
 
@@ -160,9 +157,9 @@ def overlay(curves: Sequence[tuple[str, object, str]], look: Look) -> go.Figure:
     add_lines(figure, draw.get("lines"), look)
     figure.update_layout(showlegend=len(curves) > 1)
     if draw.get("xlog"):
-        logarithmic(figure.layout.xaxis)
+        figure.layout.xaxis.update(LOGARITHMIC)
     if draw.get("ylog"):
-        logarithmic(figure.layout.yaxis)
+        figure.layout.yaxis.update(LOGARITHMIC)
     return figure
 
 

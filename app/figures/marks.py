@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import plotly.graph_objects as go
 
 from app.figures.base import steps
 
@@ -23,59 +23,58 @@ class Mark:
     colour: str
 
 
-def add_marks(figure: go.Figure, marks: Sequence[Mark], span: tuple[float, float]) -> None:
-    """Draw `marks` over the whole height of `figure`; `span` is the range of its time axis, to thin crowded words."""
+def marking(marks: Sequence[Mark], span: tuple[float, float]) -> tuple[list[dict], dict]:
+    """Return traces that draw `marks` over the whole height of a figure, and the axis that they need, for its layout.
+
+    `span` is the range of the time axis; where words would run into each other, older ones stay and newer ones are left
+    to the hover text.
+    """
     marks = list(marks)[-MOST:]
     if not marks:
-        return
-    figure.update_layout(yaxis2={"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True})
-    gap = 0.07 * max(span[1] - span[0], 1)
+        return [], {}
+    base = {"type": "scatter", "yaxis": "y2", "showlegend": False, "hoverinfo": "skip"}
+    traces = []
     for colour in dict.fromkeys(m.colour for m in marks):
-        own = [m for m in marks if m.colour == colour]
-        at = np.repeat(steps([m.step for m in own]).astype(np.float32), 3)
+        own = [m.step for m in marks if m.colour == colour]
         height = np.tile(np.array([0, 1, np.nan], np.float32), len(own))
-        figure.add_trace(
-            go.Scatter(
-                x=at,
-                y=height,
-                yaxis="y2",
-                mode="lines",
-                hoverinfo="skip",
-                showlegend=False,
-                line={"color": colour, "width": 1, "dash": "dot"},
-            )
-        )
-    figure.add_trace(
-        go.Scatter(
-            x=steps([m.step for m in marks]),
-            y=np.ones(len(marks), np.float32),
-            yaxis="y2",
-            mode="markers",
-            marker={"color": [m.colour for m in marks], "size": 7, "symbol": "triangle-down"},
-            text=[f"{m.text} at step {m.step}" for m in marks],
-            hovertemplate="%{text}<extra></extra>",
-            showlegend=False,
-            cliponaxis=False,
-        )
+        line = {"color": colour, "width": 1, "dash": "dot"}
+        traces.append(base | {"x": np.repeat(steps(own), 3), "y": height, "mode": "lines", "line": line})
+    traces.append(
+        base
+        | {
+            "x": steps([m.step for m in marks]),
+            "y": np.ones(len(marks), np.float32),
+            "mode": "markers",
+            "marker": {"color": [m.colour for m in marks], "size": 7, "symbol": "triangle-down"},
+            "text": [f"{m.text} at step {m.step:,}" for m in marks],
+            "hoverinfo": "text",
+            "hovertemplate": "%{text}<extra></extra>",
+            "cliponaxis": False,
+        }
     )
-    worded, row = [], {0: -1e30, 1: -1e30, 2: -1e30}
+    worded = _worded(marks, span)
+    late = span[0] + 0.86 * (span[1] - span[0])
+    traces.append(
+        base
+        | {
+            "x": steps([m.step for m, _ in worded]),
+            "y": np.array([y for _, y in worded], np.float32),
+            "mode": "text",
+            "text": [f" {m.text}" if m.step <= late else f"{m.text} " for m, _ in worded],
+            "textposition": ["middle left" if m.step > late else "middle right" for m, _ in worded],
+            "textfont": {"size": 10.5, "color": [m.colour for m, _ in worded]},
+        }
+    )
+    return traces, {"yaxis2": {"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True}}
+
+
+def _worded(marks: Sequence[Mark], span: tuple[float, float]) -> list[tuple[Mark, float]]:
+    """Return the marks whose words fit, with the height of each: three rows, each word taking a fifth of the width."""
+    room, worded = 0.22 * max(span[1] - span[0], 1), []
+    row = dict.fromkeys(range(3), -math.inf)
     for mark in marks:
-        free = next((r for r, last in row.items() if mark.step - last >= 3.2 * gap), None)
+        free = next((r for r, last in row.items() if mark.step - last >= room), None)
         if free is not None:
             row[free] = mark.step
             worded.append((mark, 0.955 - 0.07 * free))
-    figure.add_trace(
-        go.Scatter(
-            x=steps([m.step for m, _ in worded]),
-            y=np.array([y for _, y in worded], np.float32),
-            yaxis="y2",
-            mode="text",
-            text=[f" {m.text}" for m, _ in worded],
-            textposition=[
-                "middle left" if m.step > span[0] + 0.86 * (span[1] - span[0]) else "middle right" for m, _ in worded
-            ],
-            textfont={"size": 10.5, "color": [m.colour for m, _ in worded]},
-            hoverinfo="skip",
-            showlegend=False,
-        )
-    )
+    return worded

@@ -35,7 +35,7 @@ def density(curves: Sequence[tuple[str, object, str]], look: Look) -> go.Figure:
         if record.error is not None:
             error = np.asarray(record.error, dtype=np.float64)
             figure.add_trace(
-                band(x, np.maximum(y - error, bottom), np.maximum(y + error, bottom), colour, look).update(shown)
+                band(x, np.maximum(y - error, bottom), np.maximum(y + error, bottom), colour, look) | shown
             )
         figure.add_trace(
             go.Scatter(

@@ -1,0 +1,176 @@
+import json
+
+import numpy as np
+import pytest
+
+from app import figures
+from app.figures.base import symlog, symlog_ticks
+from app.figures.curves import Line, Scale, series, smoothed
+from app.figures.marks import Mark
+from app.figures.pipeline import POINTS_IN_ORDER, pipeline
+from app.figures.spectrum import density, edges, sharpness, top
+from app.figures.surface import surface
+from app.theme import MODALITY_HUES, look
+from engine.records import KINDS, Bars, Curve, Matrix, Scalar, Surface
+
+X = np.linspace(-1, 1, 51)
+EXAMPLES = {
+    "scalar": Scalar("hessian/trace", 3.0, 0.2),
+    "curve": Curve("landscape/1d", X, X**2, 0.1 + 0 * X, draw={"x": "step", "ylog": False}),
+    "surface": Surface("landscape/2d", X, X, X[None] ** 2 + X[:, None] ** 2 + 0.1),
+    "bars": Bars("imbalance/shapley", np.array(["image", "text"]), np.array([0.6, 0.2]), np.array([0.1, 0.1])),
+    "matrix": Matrix(
+        "hessian/shares", np.array(["a", "b"]), np.array(["image", "text"]), np.array([[0.1, -0.9], [0.2, 0.8]])
+    ),
+}
+LOOKS = [look(dark, ["image", "text"], ["gani", "sam"]) for dark in (False, True)]
+
+
+def line(name="loss", n=100, error=None, **options):
+    return Line(name, np.arange(n), np.linspace(1, 2, n), "#112233", error, **options)
+
+
+def all_lists(value, found):
+    if isinstance(value, dict):
+        for v in value.values():
+            all_lists(v, found)
+    elif isinstance(value, list):
+        found.append(value)
+        for v in value:
+            all_lists(v, found)
+    return found
+
+
+@pytest.mark.parametrize("colours", LOOKS, ids=["light", "dark"])
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_every_kind_of_record_has_a_default_figure(kind, colours):
+    figure = figures.default(EXAMPLES[kind], colours)
+    assert len(figure.data) > 0
+    assert figure.layout.uirevision
+
+
+def test_numbers_travel_as_narrow_typed_arrays_never_as_lists():
+    drawn = [figures.default(record, LOOKS[0]) for record in EXAMPLES.values()]
+    drawn.append(series([line(n=500)], LOOKS[0], scale=Scale(20.0), marks=[Mark(5, "GANI on", "#000000")]))
+    for figure in drawn:
+        data = json.loads(figure.to_json())["data"]
+        kinds = [v["dtype"] for trace in data for v in trace.values() if isinstance(v, dict) and "bdata" in v]
+        assert kinds and set(kinds) <= {"f4", "i4", "i2", "i1"}
+        assert not [found for found in all_lists(data, []) if len(found) > 5 and isinstance(found[0], float)]
+
+
+def test_zoom_survives_new_points_but_not_another_axis():
+    first, later = series([line(n=10)], LOOKS[0]), series([line(n=900)], LOOKS[0])
+    assert first.layout.uirevision == later.layout.uirevision
+    assert series([line()], LOOKS[0], scale=Scale(ylog=True)).layout.uirevision != first.layout.uirevision
+
+
+def test_the_camera_of_a_surface_survives_new_heights():
+    lower = Surface("landscape/2d", X, X, np.zeros((51, 51)) + 0.1)
+    assert surface(lower, LOOKS[0]).layout.uirevision == surface(EXAMPLES["surface"], LOOKS[0]).layout.uirevision
+
+
+def test_smoothing_off_is_off():
+    y = np.random.default_rng(0).standard_normal(50)
+    assert np.array_equal(smoothed(np.arange(50), y, 0.0), y)
+    figure = series([line()], LOOKS[0])
+    assert [trace.mode for trace in figure.data] == ["lines"]
+
+
+def test_smoothing_halves_the_weight_of_a_value_each_half_life():
+    y = np.zeros(11)
+    y[0] = 1.0
+    weights = 0.5 ** (np.arange(11) / 5)
+    assert smoothed(np.arange(11), y, 5.0)[-1] == pytest.approx(weights[-1] / weights.sum())
+
+
+def test_smoothing_leaves_gaps_where_values_are_not_finite():
+    y = np.array([1.0, np.nan, 3.0])
+    assert np.isnan(smoothed(np.arange(3), y, 5.0)).tolist() == [False, True, False]
+
+
+def test_a_known_error_is_drawn_as_a_band_of_one_standard_error():
+    error = np.full(100, 0.25)
+    drawn = [t for t in series([line(error=error, sparse=True)], LOOKS[0]).data if t.fill == "toself"]
+    assert len(drawn) == 1
+    assert np.max(drawn[0].y) == pytest.approx(2.25)
+    assert not [t for t in series([line(sparse=True)], LOOKS[0]).data if t.fill == "toself"]
+
+
+def test_events_are_marked_on_the_time_axis_in_their_colour():
+    figure = series([line()], LOOKS[0], marks=[Mark(40, "GANI on", "#C2255C")])
+    words = [trace for trace in figure.data if trace.text is not None]
+    assert any("GANI on" in text for trace in words for text in trace.text)
+    assert any(trace.line.color == "#C2255C" and 40.0 in trace.x for trace in figure.data if trace.mode == "lines")
+
+
+def test_a_colour_belongs_to_a_modality_whatever_else_is_there():
+    alone, among = look(False, ["audio"]), look(False, ["text", "image", "audio"])
+    assert alone.part("loss/audio") == among.part("accuracy/val/audio")
+    assert len(set(among.modalities.values())) == 3
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_eight_modalities_have_eight_colours(dark):
+    colours = look(dark, [f"view{i}" for i in range(8)])
+    assert len(set(colours.modalities.values())) == len(MODALITY_HUES) == 8
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_colours_stand_out_from_the_page(dark):
+    colours = look(dark, [f"view{i}" for i in range(8)], [f"method{i}" for i in range(8)])
+
+    def luminance(colour):
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    for colour in [*colours.modalities.values(), *colours.methods.values(), colours.muted, colours.ink]:
+        low, high = sorted([luminance(colour), luminance(colours.paper)])
+        assert (high + 0.05) / (low + 0.05) >= 3.0, colour
+
+
+def test_symmetric_log_keeps_order_and_sign():
+    values = np.array([-1e3, -1.0, -1e-3, 0.0, 1e-3, 1.0, 1e3])
+    out = symlog(values, 1e-2)
+    assert np.all(np.diff(out) > 0) and np.allclose(out, -out[::-1])
+    places, words = symlog_ticks(-1e3, 1e3, 1e-2)
+    assert len(places) == len(words) and "0" in words and np.all(np.diff(places) > 0)
+
+
+def test_density_shows_the_whole_first_and_parts_on_request():
+    curves = [
+        (n, Curve(f"hessian/{n}", X, np.exp(-(X**2)), draw={"lines": [0.9]}), c)
+        for n, c in (("whole", "#000000"), ("image", "#112233"))
+    ]
+    figure = density(curves, LOOKS[0])
+    assert {trace.name: trace.visible for trace in figure.data if trace.name} == {"whole": True, "image": "legendonly"}
+
+
+def test_top_eigenvalues_carry_their_residuals():
+    figure = top(
+        [("whole", Bars("hessian/top", np.array(["λ1"]), np.array([3.0]), np.array([0.4])), "#000000")], LOOKS[0]
+    )
+    assert figure.data[0].error_y.array[0] == pytest.approx(0.4)
+
+
+def test_the_edge_of_stability_follows_rate_and_momentum():
+    assert edges({"lr": 0.1})[0][0] == pytest.approx(20.0)
+    assert edges({"lr": 0.1, "momentum": 0.9})[0][0] == pytest.approx(38.0)
+    assert edges({}) == []
+    figure = sharpness([line(sparse=True)], LOOKS[0], rate={"lr": 0.1})
+    assert figure.layout.shapes[0].y0 == pytest.approx(20.0)
+
+
+def test_log_height_shows_the_true_loss_on_hover():
+    figure = figures.contour(EXAMPLES["surface"], LOOKS[0], log=True)
+    assert np.allclose(figure.data[0].z, np.log10(EXAMPLES["surface"].z), atol=1e-5)
+    assert np.allclose(figure.data[0].customdata, EXAMPLES["surface"].z, atol=1e-5)
+
+
+def test_the_pipeline_shows_seven_points_in_order_and_the_methods_on_them():
+    figure = pipeline({"update": [("GANI", "#112233")]}, LOOKS[0])
+    words = [a.text for a in figure.layout.annotations]
+    heads = [w for w in words if any(w == f"<b>{p}</b>" for p in POINTS_IN_ORDER)]
+    assert heads == [f"<b>{p}</b>" for p in POINTS_IN_ORDER]
+    assert "<b>GANI</b>" in words
