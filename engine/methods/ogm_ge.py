@@ -23,13 +23,13 @@ has the standard deviation of each unmodulated tensor, as in the code, and is ad
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from engine.knobs import InputError
-from engine.layout import Layout
+from engine.maths import modalities
+from engine.maths.modalities import comparable, places
 from engine.method import Method, knob
 from engine.records import Record, Scalar
 from engine.step import View
@@ -53,43 +53,12 @@ def coefficient(lead: Tensor, alpha: float) -> Tensor:
     return torch.where(lead > 1, 1 - torch.tanh(alpha * lead), torch.ones_like(lead))
 
 
-def places(layout: Layout, modality: str, convolutions: bool) -> list[slice]:
-    """Return where the tensors of a modality's encoder lie in theta; only its 4-D weights if `convolutions`."""
-    found, start = [], 0
-    for (name, shape), size in zip(layout.shapes.items(), layout.sizes, strict=True):
-        if name.startswith(f"encoders.{modality}.") and (len(shape) == 4 or not convolutions):
-            found.append(slice(start, start + size))
-        start += size
-    return found
-
-
 def alone(view: View) -> dict[str, Tensor]:
-    """Return modality to the logits (B, C) that it gives by itself, without graph.
-
-    Raises:
-        InputError: the problem has no classes, or fewer than two modalities.
-    """
+    """Return modality to the logits (B, C) that it gives by itself, without graph; refused without classes."""
     names = view.problem.modalities
-    if view.batch.y.is_floating_point() or "fused" not in view.logits:
-        raise InputError("OGM-GE compares class probabilities, but this problem has no classes; turn it off.")
-    if len(names) < 2:
-        raise InputError(f"OGM-GE balances modalities, but this problem has only {names[0]!r}; turn it off.")
-    if all(name in view.logits for name in names):
-        return {name: view.logits[name].detach() for name in names}
-    with torch.no_grad():
-        # One pass over M batches, in the m-th of which only modality m is not zero.
-        features = {name: _alone_at(i, view.features[name].detach(), len(names)) for i, name in enumerate(names)}
-        batch = replace(view.batch, y=view.batch.y.repeat(len(names)))
-        fused = view.problem.objectives(view.theta, features, batch)[1]["fused"]
-        return dict(zip(names, fused.split(len(view.batch)), strict=True))
-
-
-def _alone_at(place: int, value: Tensor, count: int) -> Tensor:
-    """Return `count` copies of value (B, D) below each other, all but one of them zero."""
-    rows = len(value)
-    copies = value.new_zeros(count * rows, *value.shape[1:])
-    copies[place * rows : (place + 1) * rows] = value
-    return copies
+    comparable("OGM-GE", names, view.batch.y, view.logits)
+    fused = lambda kept: view.problem.objectives(view.theta, kept, view.batch)[1]["fused"]  # noqa: E731
+    return modalities.alone(names, view.logits, view.features, fused)
 
 
 def ratios(view: View) -> dict[str, Tensor]:
@@ -119,19 +88,16 @@ class OgmGe(Method):
         p = self.params
         if (p.alpha == 0.0 and not p.ge) or view.step < p.start or 0 < p.stop <= view.step:
             return grads
-        count = sum(not name.startswith("reg/") for name in view.losses)
-        own = {name: places(view.problem.layout, name, p.layers == "convolutions") for name in view.problem.modalities}
+        rows = [i for i, name in enumerate(view.losses) if not name.startswith("reg/")]
         modulated = grads.clone()
         for name, lead in ratios(view).items():
             factor = coefficient(lead, p.alpha).to(grads.dtype)
-            torch._foreach_mul_([modulated[:count, where] for where in own[name]], factor)
-        if p.ge:
-            total = grads[:count].sum(0)
-            pieces = [where for found in own.values() for where in found if where.stop - where.start > 1]
-            noise = view.rng.normal("ogm_ge", view.step, total)
-            sizes = torch.stack([total[where].std() for where in pieces]).unbind()
-            noise = torch._foreach_mul([noise[where] for where in pieces], sizes)
-            torch._foreach_add_([modulated[0, where] for where in pieces], noise)
+            for where in places(view.problem.layout, name, p.layers == "convolutions"):
+                modulated[rows, where] = grads[rows, where] * factor
+                if p.ge and where.stop - where.start > 1:
+                    purpose = f"ogm_ge/{name}/{where.start}"
+                    tensor = grads[rows, where].sum(0)
+                    modulated[rows[0], where] += tensor.std() * view.rng.normal(purpose, view.step, tensor)
         return modulated
 
     def report(self, view: View) -> Iterator[Record]:

@@ -1,0 +1,252 @@
+"""InfoReg's mathematics: who leads, whether the prime learning window is open, how hard the leader is pulled back.
+
+(M,) runs over modalities. *Trace* is a mean squared gradient of one encoder over a period of steps, its Fisher
+information as the paper measures it; *drift* is how far the encoder has moved since the period began.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from engine.layout import Layout
+from engine.maths import imbalance
+
+FACTORS = (0.95, 0.1)
+"""Factors on α in the authors' code: of the modality whose trace is the gate (audio), and of the others (video)."""
+
+RELEASED = {"score": "sum", "beta": 1.0, "smoothing": 10, "plain": 0, "trace": "weights", "gate": "strongest"}
+"""Knobs that the preset of the authors' code overrules."""
+
+KEPT = 256
+"""Periods whose traces are kept."""
+
+TRACES = {
+    "batches": "mean squared gradient of the training loss over the last period's batches",
+    "samples": "mean squared gradient of single rows of the probe batch, at the last period's end",
+    "weights": "mean of squares by weight tensor, summed; mean over the last period's batches, pull included",
+}
+"""Estimate of the Fisher trace to its description."""
+
+SUMMARY = {
+    "drift": "‖w - w⁰‖ at the end of the last period",
+    "drift_limit": "‖mean gradient‖/mean α of the last period: where a constant pull would hold the drift",
+    "pull_to_gradient": "Σ‖pull‖/Σ‖task gradient‖ over the last period",
+    "penalty": "α/2·‖w - w⁰‖² at the end of the last period, mean α",
+    "batch_cosine": "mean cosine between gradients of the last period's batches, weighted by their norms",
+    "active": "share of the last period's steps with a pull",
+}
+"""What `summary` returns, to its description."""
+
+SCORES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mean": lambda logits, y: imbalance.true_class_score(logits, y) / len(y),
+    "sum": imbalance.true_class_score,
+    "log": lambda logits, y: logits.log_softmax(-1).gather(-1, y[:, None]).mean(),
+}
+"""Score of a modality on a batch, larger for better, from logits (B, C) and classes y (B,): the mean probability of the
+true class, the sum over the batch, the mean log-probability (nats)."""
+
+
+class Form(Protocol):
+    """The knobs that decide when and how hard to pull."""
+
+    strength: float
+    when: str
+    threshold: float
+    preset: str
+    smoothing: int
+    plain: int
+    gate: str
+
+
+def objectives(losses: Iterable[str]) -> list[int]:
+    """Return the rows of the losses that are objectives; regularisers are named `reg/…`.
+
+    >>> objectives(["fused", "reg/other", "audio"])
+    [0, 2]
+    """
+    return [i for i, name in enumerate(losses) if not name.startswith("reg/")]
+
+
+def scores(logits: Mapping[str, Tensor], y: Tensor, kind: str) -> Tensor:
+    """Return the score of each modality (M,) from its logits (B, C) and the classes y (B,)."""
+    return torch.stack([SCORES[kind](value, y) for value in logits.values()])
+
+
+def coefficient(gap: Tensor, beta: float, margin: float = 0.0) -> Tensor:
+    """Return α = exp(β·tanh Δ) where the lead Δ (M,) exceeds `margin`, else 0; it jumps from 0 to 1 at Δ = 0+.
+
+    InfoReg, equation 16. A lead that is no number gives 0.
+
+    >>> coefficient(torch.tensor([0.0, 1e-9]), 0.9).tolist()
+    [0.0, 1.0]
+    """
+    return torch.where(gap > margin, torch.exp(beta * torch.tanh(gap)), torch.zeros_like(gap))
+
+
+def growth(traces: Sequence[float], smoothing: int = 1) -> float:
+    """Return k, by what share of itself the last of some traces exceeds the one before; nan where that has no meaning.
+
+    InfoReg, equation 11: k = (T₁ - T₂)/T₁, here of moving averages over `smoothing` traces, missing ones counted as
+    zero as in the authors' code: (T₁ - T_{S+1})/(T₁ + … + T_S). Before the first trace k is 1, also as in the code.
+
+    >>> growth([1.0, 2.0, 4.0]), growth([3.0, 3.0]), growth([4.0, 2.0])
+    (0.5, 0.0, -1.0)
+    """
+    if not traces:
+        return 1.0
+    padded = [0.0] * (smoothing + 1) + [float(trace) for trace in traces]
+    recent = sum(padded[-smoothing:])
+    return (padded[-1] - padded[-1 - smoothing]) / recent if 0.0 < recent < math.inf else math.nan
+
+
+def gate(traces: Sequence[Sequence[float]], rule: str) -> int | None:
+    """Return the number of the modality whose trace opens all windows; None where each has its own (`own`).
+
+    `strongest`: the largest sum of traces (periods, M); the first modality before there are any.
+    """
+    if rule == "own":
+        return None
+    totals = [sum(column) for column in zip(*traces, strict=True)]
+    return totals.index(max(totals)) if totals else 0
+
+
+def growths(traces: Sequence[Sequence[float]], count: int, form: Form) -> list[float]:
+    """Return k of the window of each of `count` modalities, for traces (periods, count): its own, or the gate's."""
+    leader = gate(traces, form.gate)
+    k = [growth([row[i] for row in traces], form.smoothing) for i in range(count)]
+    return k if leader is None else [k[leader]] * count
+
+
+def windows(traces: Sequence[Sequence[float]], count: int, periods: int, form: Form) -> list[bool]:
+    """Return whether each modality's prime learning window is open after so many finished periods."""
+    return [periods >= form.plain and k > form.threshold for k in growths(traces, count, form)]
+
+
+def factors(traces: Sequence[Sequence[float]], count: int, periods: int, form: Form) -> list[float]:
+    """Return what multiplies each modality's α: the dose, 0 where `when` and the window allow no pull.
+
+    In the code's form (`preset` released) also 0.95 for the modality whose trace is the gate, 0.1 for the others.
+    """
+    opened = windows(traces, count, periods, form)
+    may = {
+        "window": opened,
+        "always": [True] * count,
+        "outside": [periods >= form.plain and not is_open for is_open in opened],
+    }[form.when]
+    leader = gate(traces, form.gate) if form.preset == "released" else None
+    shares = [1.0] * count if leader is None else [FACTORS[i != leader] for i in range(count)]
+    return [form.strength * share if allowed else 0.0 for share, allowed in zip(shares, may, strict=True)]
+
+
+def squares(grad: Tensor, spans: Sequence[Sequence[slice]]) -> Tensor:
+    """Return ‖g_m‖² on the slices of each encoder, and of the whole gradient (P,): (M + 1,)."""
+    zero = grad.new_zeros(())
+    return torch.stack([sum((grad[w] @ grad[w] for w in span), zero) for span in [*spans, [slice(None)]]])
+
+
+def weight_squares(grad: Tensor, layout: Layout, modalities: Sequence[str]) -> Tensor:
+    """Return Σ_l mean(g_l²) over the weight tensors l of each encoder, and of the whole network: (M + 1,).
+
+    The measure of InfoReg's code: tensors with two axes or more, no biases or norm layers, and a small layer weighs as
+    much as a large one.
+    """
+    blocks = layout.blocks(grad)
+    means = {name: block.square().mean() for name, block in blocks.items() if block.dim() > 1}
+    zero = grad.new_zeros(())
+    table = [sum((v for n, v in means.items() if n.startswith(f"encoders.{m}.")), zero) for m in modalities]
+    return torch.stack([*table, sum(means.values(), zero)])
+
+
+def sample_squares(
+    loss: Callable[..., Tensor], theta: Tensor, rows: Sequence[Tensor], spans: Sequence[Sequence[slice]]
+) -> Tensor:
+    """Return the mean of ‖∇ loss of one row‖² by encoder and of the whole network (M + 1,): InfoReg, equation 7.
+
+    `loss(theta, *rows)` takes tensors of one row (1, …); `rows` are tensors (N, …), of which eight are worked on at a
+    time, at a memory of 8 P numbers.
+    """
+    total = theta.new_zeros(len(spans) + 1)
+    for start in range(0, len(rows[0]), 8):
+        grads = imbalance.per_sample_gradients(loss, theta, [row[start : start + 8] for row in rows])
+        total = total + torch.stack([squares(grad, spans) for grad in grads]).sum(0)
+    return total / len(rows[0])
+
+
+def pulled(grads: Tensor, row: int, alpha: Tensor, drift: Tensor, spans: Sequence[Sequence[slice]]) -> Tensor:
+    """Return the rows (K, P) with α_m·drift added to one row on the slices of each encoder.
+
+    The gradient of (α_m/2)‖w_m - w_m⁰‖² with α_m held fixed; InfoReg, equation 12. The sign and size are those of the
+    code; the paper's appendix B prints α·η²·Σg, which is not the gradient of equation 12.
+    """
+    grads = grads.clone()
+    for a, where in ((a, where) for a, wheres in zip(alpha, spans, strict=True) for where in wheres):
+        grads[row, where] += a * drift[where]
+    return grads
+
+
+def batch_cosine(total: float, norms: float, squared: float) -> float:
+    """Return the mean cosine between the gradients of different batches, each pair weighted by its norms.
+
+    (‖Σg‖² - Σ‖g‖²)/((Σ‖g‖)² - Σ‖g‖²) from `total` ‖Σg‖, `norms` Σ‖g‖ and `squared` Σ‖g‖²; nan for a single gradient.
+
+    >>> batch_cosine(2.0, 2.0, 2.0), abs(batch_cosine(2.0**0.5, 2.0, 2.0)) < 1e-15
+    (1.0, True)
+    """
+    pairs = norms**2 - squared
+    return (total**2 - squared) / pairs if pairs > 1e-12 * squared else math.nan
+
+
+def summary(drift: float, total: float, sums: Sequence[float], steps: int) -> dict[str, float]:
+    """Return what one encoder's period of `steps` came to; inf or nan where a quantity has no meaning.
+
+    `drift` is ‖w - w⁰‖ at its end, `total` ‖Σg‖ of the task gradients, `sums` Σ‖g‖², Σ‖g‖, Σ‖pull‖, Σα and the number
+    of steps with a pull. `drift_limit` is ‖ḡ‖/ᾱ, where the drift would settle under constant gradient and pull.
+    """
+    squared, norms, pull, alpha, active = sums
+    return {
+        "drift": drift,
+        "drift_limit": total / alpha if alpha > 0 else math.inf,
+        "pull_to_gradient": pull / norms if norms > 0 else math.nan,
+        "penalty": 0.5 * alpha / steps * drift**2,
+        "batch_cosine": batch_cosine(total, norms, squared),
+        "active": active / steps,
+    }
+
+
+def room(lr: float, alpha: float, steps: int, momentum: float = 0.0) -> float:
+    """Return steps·lr·α/(1 - μ): the length of a period in time constants of the pull.
+
+    For a constant gradient g and plain descent the drift is -(g/α)(1 - (1 - lr·α)ᵇ) after b steps: it settles at ‖g‖/α
+    with the time constant 1/(lr·α), about 1 - μ times that with momentum.
+    """
+    return steps * lr * alpha / (1.0 - momentum)
+
+
+def turns(opened: Sequence[bool], starts: Sequence[int]) -> dict[str, float]:
+    """Return when a window opened and closed, in steps, for periods that began at `starts`.
+
+    >>> turns([False, True, True, False, True], [0, 10, 20, 30, 40])
+    {'opens': 10.0, 'closes': 30.0, 'opens again (2)': 40.0}
+    """
+    marks, times, before = {}, 0, False
+    for is_open, start in zip(opened, starts, strict=True):
+        if is_open != before:
+            times += is_open
+            word = "opens" if is_open else "closes"
+            marks[word if times == 1 else f"{word} again ({times})"] = float(start)
+        before = is_open
+    return marks
+
+
+def history(ever: int, periods: int, length: int, plain: int) -> str:
+    """Return what there is to say of a window that was open in `ever` of so many periods of `length` steps."""
+    if length < 2:
+        return "nothing to pull back to in a period of one step: set inforeg.period"
+    if ever or periods <= max(plain, 1):
+        return f"open in {ever} of {periods} periods of {length} steps; 1: open now"
+    return f"never open in {periods} periods: no trace grew enough; try periods shorter than {length} steps"

@@ -1,0 +1,260 @@
+"""InfoReg: while an encoder takes in information fastest, the leading modality is held near where its period began.
+
+Training is cut into periods. The mean squared gradient of each encoder over a period is its Fisher trace; while that
+still grows by a share above K from one period to the next, the encoder's *prime learning window* is open. A modality
+whose score on the batch is above that of others, by Δ on average, and whose window is open, gets α·(w - w⁰) added to
+its encoder's gradient, with α = exp(β·tanh Δ) and w⁰ its weights when the period began. Heads and fusion never do.
+
+The paper's form is the default. `preset` released is that of the authors' code: scores summed over the batch, so that
+tanh saturates; traces as in `weights`, with the pull in them; growth of ten-period averages; no plain periods; one
+trace as the gate of all windows; factors 0.95 and 0.1 on α. The code's gate is audio; here, the modality with the
+largest traces on record. The code's unimodal losses are the setting `unimodal`. Equation 8 prints a score that is
+smaller for better; every later use, and ours, is larger.
+
+Where the trace peaks within the first period, as on small data, the window never opens, and the report says so: set a
+shorter `period`, yet long enough for the pull to act, see `inforeg/room`.
+
+*Acts at*: gradients, commit.
+
+*Remembers*: the drift w - w⁰ and the sum of gradients since the period began, (P,) each; sums over the period; the
+traces of up to 256 periods and when windows were open; what the last period came to.
+
+*Composes with*: every `fuse`; the pull is added to the first, the fused, row after OGM-GE and ModalImmune have acted,
+and a `fuse` that weighs rows weighs it too. Traces are of the raw rows without `reg/…`, unimodal losses included. SAM:
+the pull is that of the unperturbed weights. Drift counts whatever moved the weights, noise of GANI too. With Adam and
+RMSprop the drift still settles near ‖g‖/α, but within few steps: the encoder almost stops. Use SGD or less `strength`.
+
+*Source*: Huang et al., InfoReg, CVPR 2025, arXiv 2503.18595, equations 7 to 16, and the authors' code. We differ: the
+score is the mean probability of the true class; traces come from batch gradients (equation 13), which is below the
+trace of equation 7 (`samples`) and depends on the batch size; one modality's logits are those of its head or slice, or
+else the fused logits with all other features at zero; `strength`, `margin` and `when` are added.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.knobs import InputError
+from engine.maths import imbalance, modalities
+from engine.maths import inforeg as maths
+from engine.method import Method, knob
+from engine.problem import Batch, Problem
+from engine.records import Bars, Curve, Record, Scalar
+from engine.step import View
+
+
+class InfoReg(Method):
+    """Information acquisition regulation."""
+
+    name = "inforeg"
+    title = "InfoReg"
+    after = ("modalimmune", "ogm_ge")
+    neutral = {"strength": 0.0}
+
+    @dataclass(frozen=True)
+    class Params:
+        """How hard, when, and by what measure the leading modality is held back."""
+
+        strength: float = knob(1.0, 0.0, 100.0, "Dose: factor on α; 0 is off.")
+        period: int = knob(0, 0, 10_000_000, "Steps of a period; 0 for one epoch.")
+        when: str = knob("window", help="When to pull.", choices=("window", "always", "outside"))
+        threshold: float = knob(0.04, 0.0, 1.0, "K: growth of the trace above which a window is open; 1 for never.")
+        preset: str = knob(
+            "paper", help="`released`: the authors' code, whatever the knobs below say.", choices=("paper", "released")
+        )
+        beta: float = knob(0.9, 0.0, 5.0, "β: how much α grows with the lead; 0 for α = 1 at any lead.")
+        score: str = knob("mean", help="True-class probability that is compared.", choices=("mean", "sum", "log"))
+        smoothing: int = knob(1, 1, 50, "Periods averaged before growth is taken.")
+        plain: int = knob(2, 0, 1000, "First periods, in which no window is open.")
+        trace: str = knob(
+            "batches",
+            help="Squares of batch gradients, of single rows' gradients, or means by weight tensor.",
+            choices=("batches", "samples", "weights"),
+        )
+        gate: str = knob("own", help="Whose trace opens a modality's window.", choices=("own", "strongest"))
+        margin: float = knob(0.0, 0.0, 10.0, "Lead up to which nothing is pulled, in units of the score.")
+        rows: int = knob(64, 1, 4096, "Rows of the probe batch for the trace of `samples`.")
+
+    _known: tuple | None = None
+    _spans: list[list[slice]] | None = None
+
+    def init(self, view: View) -> dict[str, Any]:
+        """Return the state before the first period.
+
+        Raises:
+            InputError: the problem has no classes, one modality, or an epoch of unknown length.
+        """
+        problem, few = view.problem, view.batch.rows(slice(0, 2))
+        with torch.no_grad():
+            _, logits = problem.objectives(view.theta, problem.encode(view.theta, few), few)
+        modalities.comparable(self.title, problem.modalities, few.y, logits)
+        epoch = _epoch(problem) or self.params.period
+        if not epoch:
+            raise InputError(f"InfoReg knows no length of an epoch of {problem.title}; set inforeg.period to steps.")
+        alpha = view.theta.new_zeros(len(problem.modalities))
+        return _unread(view) | _begun(view) | {"epoch": epoch, "kind": self._form().trace, "alpha": alpha, "last": {}}
+
+    def gradients(self, grads: Tensor, view: View) -> Tensor:
+        """Return the rows (K, P) with the pull on the leading encoders in the first row that is no regulariser."""
+        alpha = self._alpha(view)
+        if alpha is None:
+            return grads
+        return maths.pulled(grads, maths.objectives(view.losses)[0], alpha, self.state["drift"], self._encoders(view))
+
+    def commit(self, view: View) -> dict[str, Any]:
+        """Return the state with this step in it; the last step of a period leaves its trace and begins the next."""
+        s, encoders, alpha, rows = self.state, self._encoders(view), self._alpha(view), maths.objectives(view.losses)
+        grad = view.raw[rows[0]] if len(rows) == 1 else view.raw[rows].sum(0)
+        measured = own = maths.squares(grad, encoders)
+        none = torch.zeros_like(s["alpha"])
+        alpha, pull = (
+            (none, none) if alpha is None else (alpha, alpha * maths.squares(s["drift"], encoders)[:-1].sqrt())
+        )
+        if self._form().trace == "weights":
+            whole = maths.pulled(grad[None], 0, alpha, s["drift"], encoders)[0]
+            measured = maths.weight_squares(whole, view.problem.layout, view.problem.modalities)
+        sums = torch.stack([own[:-1], own[:-1].sqrt(), pull, alpha, (alpha > 0).to(alpha.dtype)])
+        state = s | {
+            "drift": s["drift"] + view.moved,
+            "total": s["total"] + grad,
+            "squares": s["squares"] + measured,
+            "sums": s["sums"] + sums,
+            "alpha": alpha,
+            "taken": s["taken"] + 1,
+        }
+        return self._finished(state, view) if state["taken"] >= self._period() else state
+
+    def report(self, view: View) -> Iterator[Record]:
+        """Yield who leads and is pulled, whose window is open, and what the last period came to."""
+        names, n, s, kind = view.problem.modalities, len(view.batch), self.state, self._form().score
+        score = maths.scores(_alone(view), view.batch.y, kind)
+        protocol = "own logits" if set(names) <= view.logits.keys() else "features of the others at zero"
+        how = f"{kind} of the true class's probability; {protocol}"
+        gap = imbalance.performance_gap(score)
+        for path, values, mode in (("score", score, how), ("gap", gap, how), ("alpha", s["alpha"], "0: no pull")):
+            for name, value in zip(names, values.tolist(), strict=True):
+                yield Scalar(f"inforeg/{path}/{name}", value, n=n, mode=mode)
+        growths = maths.growths(s["traces"], len(names), self._form())
+        for name, k, is_open, ever in zip(names, growths, self._open(), s["ever"], strict=True):
+            words = maths.history(ever, s["periods"], self._period(), self._form().plain)
+            yield Scalar(f"inforeg/window/{name}", float(is_open), n=s["periods"], mode=words, draw={"y": "1: open"})
+            if s["periods"] and math.isfinite(k):
+                mode = f"growth of the trace; open above K = {self.params.threshold}"
+                yield Scalar(f"inforeg/growth/{name}", k, n=s["periods"], mode=mode)
+        if view.rate.optimizer == "sgd":
+            value = maths.room(view.rate.lr, self.params.strength, self._period(), view.rate.momentum)
+            short = "; below 0.5 the pull has no room to act: lengthen the period" if value < 0.5 else ""
+            yield Scalar("inforeg/room", value, mode=f"period·lr·α/(1-μ) at α = strength{short}")
+        if s["last"]:
+            yield from self._evidence(view)
+
+    def _evidence(self, view: View) -> Iterator[Record]:
+        """Yield traces, drift and pull of the last finished period."""
+        names, s, last, mode = view.problem.modalities, self.state, self.state["last"], maths.TRACES[self.state["kind"]]
+        steps, everyone, draw = last["steps"], sum(s["traces"][-1]), {"x": "step", "y": "Fisher trace", "ylog": True}
+        starts, ends = zip(*s["places"], strict=True)
+        for name, value in zip((*names, "network"), (*s["traces"][-1], last["network"]), strict=True):
+            yield Scalar(f"inforeg/fisher_trace/{name}", value, n=steps, mode=mode, draw=draw)
+        for i, name in enumerate(names):
+            lines = maths.turns([row[i] for row in [*s["opened"], self._open()]], [*starts, ends[-1]])
+            values = np.array([row[i] for row in s["traces"]])
+            yield Curve(f"inforeg/traces/{name}", np.array(ends), values, mode=mode, draw=draw | {"lines": lines})
+            if everyone > 0:
+                share = s["traces"][-1][i] / everyone
+                yield Scalar(f"inforeg/trace_share/{name}", share, n=steps, mode="share of all encoders' traces")
+            for path, value in maths.summary(last["drift"][i], last["total"][i], last["sums"][i], steps).items():
+                if math.isfinite(value):
+                    yield Scalar(f"inforeg/{path}/{name}", value, n=steps, mode=maths.SUMMARY[path])
+        active = np.array([sums[-1] / steps for sums in last["sums"]])
+        yield Bars("inforeg/held_back", np.array(names), active, n=steps, mode=maths.SUMMARY["active"])
+
+    def _finished(self, state: dict[str, Any], view: View) -> dict[str, Any]:
+        """Return the state with the period's trace on record and the next period begun."""
+        steps, encoders, problem, kind = state["taken"], self._encoders(view), view.problem, self._form().trace
+        squares = state["squares"] / steps
+        if kind == "samples":
+            few = problem.probe_batch().rows(slice(0, self.params.rows))
+
+            def loss(theta: Tensor, y: Tensor, *x: Tensor) -> Tensor:
+                return problem.loss(theta, Batch(dict(zip(few.x, x, strict=True)), y))
+
+            squares = maths.sample_squares(loss, view.theta, (few.y, *few.x.values()), encoders)
+        drift, total = (maths.squares(state[key], encoders)[:-1].sqrt() for key in ("drift", "total"))
+        opened = self._open()
+        # traces of another kind have another unit, so growth must not be taken across a change
+        past = state if state["kind"] == kind else _unread(view)
+        last = {"steps": steps, "network": float(squares[-1]), "drift": drift.tolist(), "total": total.tolist()}
+        return (
+            state
+            | _begun(view)
+            | {
+                "kind": kind,
+                "periods": past["periods"] + 1,
+                "traces": [*past["traces"], squares[:-1].tolist()][-maths.KEPT :],
+                "places": [*past["places"], [view.step + 1 - steps, view.step + 1]][-maths.KEPT :],
+                "opened": [*past["opened"], opened][-maths.KEPT :],
+                "ever": [ever + is_open for ever, is_open in zip(past["ever"], opened, strict=True)],
+                "last": last | {"sums": state["sums"].T.tolist()},
+            }
+        )
+
+    def _form(self) -> Params:
+        """Return the knobs with the preset carried out."""
+        return self.params if self.params.preset == "paper" else dataclasses.replace(self.params, **maths.RELEASED)
+
+    def _period(self) -> int:
+        return self.params.period or self.state["epoch"]
+
+    def _encoders(self, view: View) -> list[list[slice]]:
+        if self._spans is None:
+            self._spans = [modalities.encoder(view.problem.layout, name) for name in view.problem.modalities]
+        return self._spans
+
+    def _open(self) -> list[bool]:
+        """Return whether each modality's prime learning window is open in the present period."""
+        return maths.windows(self.state["traces"], len(self.state["ever"]), self.state["periods"], self._form())
+
+    def _alpha(self, view: View) -> Tensor | None:
+        """Return the factor of each modality's pull (M,), 0 for none; None where no modality may be pulled."""
+        s, form = self.state, self._form()
+        factors = maths.factors(s["traces"], len(s["ever"]), s["periods"], form)
+        if not any(factors):
+            return None
+        # commit asks again for what gradients asked, so the answer is kept with the very rows that it was asked for
+        if self._known is None or self._known[0] is not s or not view.raw.is_set_to(self._known[1]):
+            gap = imbalance.performance_gap(maths.scores(_alone(view), view.batch.y, form.score))
+            alpha = maths.coefficient(gap, form.beta, form.margin) * gap.new_tensor(factors)
+            self._known = (s, view.raw, alpha)
+        return self._known[2]
+
+
+def _begun(view: View) -> dict[str, Any]:
+    """Return the part of the state that starts anew with each period."""
+    count, zero = len(view.problem.modalities), torch.zeros_like(view.theta)
+    table = {"squares": zero.new_zeros(count + 1), "sums": zero.new_zeros(5, count)}
+    return {"drift": zero, "total": zero, "taken": 0} | table
+
+
+def _unread(view: View) -> dict[str, Any]:
+    """Return the record of periods before there are any."""
+    return {"periods": 0, "traces": [], "places": [], "opened": [], "ever": [0] * len(view.problem.modalities)}
+
+
+def _epoch(problem: Problem) -> int:
+    """Return the steps of one epoch, 0 where the problem does not say."""
+    rows, size = getattr(problem, "rows", None), getattr(problem, "batch_size", None)
+    return max(len(rows["train"]) // size, 1) if rows and size else 0
+
+
+def _alone(view: View) -> dict[str, Tensor]:
+    """Return modality to the logits (B, C) that it gives by itself, without graph."""
+    fused = lambda kept: view.problem.objectives(view.theta, kept, view.batch)[1]["fused"]  # noqa: E731
+    return modalities.alone(view.problem.modalities, view.logits, view.features, fused)

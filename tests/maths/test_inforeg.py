@@ -1,0 +1,183 @@
+"""InfoReg's pieces against numbers known on paper: leads, windows, Fisher traces."""
+
+import math
+
+import pytest
+import torch
+
+from engine.layout import Layout
+from engine.maths import inforeg as maths
+from engine.maths.imbalance import performance_gap
+from engine.maths.modalities import encoder
+from engine.methods.inforeg import InfoReg
+
+# --- who leads, and by how much
+
+
+def test_the_lead_is_the_mean_distance_to_all_that_are_behind():
+    torch.testing.assert_close(performance_gap(torch.tensor([0.8, 0.5])), torch.tensor([0.3, 0.0]))
+    torch.testing.assert_close(performance_gap(torch.tensor([0.9, 0.6, 0.3])), torch.tensor([0.45, 0.3, 0.0]))
+    assert performance_gap(torch.tensor([0.4, 0.4, 0.4])).tolist() == [0.0, 0.0, 0.0]
+    order = torch.tensor([2, 0, 1])
+    scores = torch.rand(3, dtype=torch.float64)
+    assert torch.equal(performance_gap(scores[order]), performance_gap(scores)[order])
+
+
+def test_the_coefficient_starts_at_one_and_stays_below_e_to_the_beta():
+    gap = torch.tensor([0.0, 1e-12, 0.3, 1e9, math.nan], dtype=torch.float64)
+    found = maths.coefficient(gap, 0.9)
+    assert found[0] == 0 and found[4] == 0
+    assert float(found[1]) == pytest.approx(1.0)
+    assert float(found[2]) == pytest.approx(math.exp(0.9 * math.tanh(0.3)))
+    assert float(found[3]) <= math.exp(0.9)
+    assert maths.coefficient(gap[1:4], 0.0).tolist() == [1.0, 1.0, 1.0]
+    assert maths.coefficient(gap[1:4], 0.9, margin=0.3).tolist()[:2] == [0.0, 0.0]
+
+
+def test_every_score_is_larger_for_the_better_modality():
+    y = torch.tensor([0, 1])
+    good, bad = torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.zeros(2, 2)
+    for kind in maths.SCORES:
+        high, low = maths.scores({"good": good, "bad": bad}, y, kind).tolist()
+        assert high > low
+    assert maths.scores({"a": bad}, y, "mean").tolist() == [0.5]
+    assert maths.scores({"a": bad}, y, "sum").tolist() == [1.0]
+    assert maths.scores({"a": bad}, y, "log").tolist() == [pytest.approx(-math.log(2))]
+
+
+# --- when the window is open
+
+
+def test_growth_of_lists_made_by_hand():
+    assert maths.growth([1.0, 2.0]) == 0.5
+    assert maths.growth([5.0, 5.0, 5.0]) == 0.0
+    assert maths.growth([4.0, 3.0]) == pytest.approx(-1 / 3)
+    assert maths.growth([]) == 1.0
+
+
+@pytest.mark.parametrize("last", [0.0, math.nan, math.inf])
+def test_a_trace_without_meaning_opens_no_window(last):
+    form = InfoReg.Params(plain=0)
+    assert math.isnan(maths.growth([1.0, last])) or maths.growth([1.0, last]) < 0
+    assert maths.windows([[1.0], [last]], 1, 2, form) == [False]
+
+
+def test_smoothed_growth_of_a_constant_trace_is_one_over_the_period():
+    found = [maths.growth([3.0] * t, 10) for t in range(1, 13)]
+    assert found == pytest.approx([1 / t for t in range(1, 11)] + [0.0, 0.0])
+
+
+def test_smoothing_is_the_difference_of_moving_averages():
+    draw = torch.Generator().manual_seed(0)
+    traces = torch.rand(15, generator=draw, dtype=torch.float64).tolist()
+    now, before = sum(traces[-4:]) / 4, sum(traces[-5:-1]) / 4
+    assert maths.growth(traces, 4) == pytest.approx((now - before) / now)
+
+
+def test_the_window_of_a_peaked_trace_closes_at_the_peak_and_later_when_smoothed():
+    traces = [math.exp(-(((t - 15) / 5) ** 2) / 2) for t in range(40)]
+    closing = {}
+    for smoothing in (1, 10):
+        form = InfoReg.Params(smoothing=smoothing)
+        opened = [maths.windows([[v] for v in traces[:t]], 1, t, form)[0] for t in range(40)]
+        assert opened[:2] == [False, False] and opened[2]
+        closing[smoothing] = max(t for t, is_open in enumerate(opened) if is_open)
+        assert all(opened[2 : closing[smoothing] + 1])
+    # period t reads the traces of the periods before it: the last clear rise is from 13 to 14
+    assert closing == {1: 15, 10: 19}
+
+
+def test_plain_periods_and_the_three_times_of_regulation():
+    rising, falling = [[1.0, 2.0], [2.0, 1.0]], InfoReg.Params(plain=2)
+    assert maths.windows(rising, 2, 2, falling) == [True, False]
+    assert maths.windows(rising[:1], 2, 1, falling) == [False, False]
+    for when, expected in (("window", [1.0, 0.0]), ("outside", [0.0, 1.0]), ("always", [1.0, 1.0])):
+        assert maths.factors(rising, 2, 2, InfoReg.Params(when=when)) == expected
+    assert maths.factors([], 2, 0, InfoReg.Params(when="outside")) == [0.0, 0.0]
+
+
+def test_the_released_form_has_one_gate_and_two_factors():
+    form = InfoReg.Params(strength=2.0, **maths.RELEASED, preset="released")
+    assert maths.factors([], 2, 0, form) == [1.9, 0.2]
+    traces = [[1.0, 4.0], [2.0, 8.0]]
+    assert maths.gate(traces, form.gate) == 1
+    assert maths.factors(traces, 2, 2, form) == [0.2, 1.9]
+    fallen = [[1.0, 8.0]] + [[9.0, 8.0]] * 9 + [[20.0, 1.0]]
+    assert maths.windows(fallen, 2, 11, form) == maths.windows([[row[0]] for row in fallen], 1, 11, form) * 2
+
+
+# --- the Fisher trace
+
+
+def softmax_regression(count=40, width=4, classes=3):
+    draw = torch.Generator().manual_seed(1)
+    h = torch.randn(count, width, generator=draw, dtype=torch.float64)
+    y = torch.randint(classes, (count,), generator=draw)
+    theta = torch.randn(classes * (width + 1), generator=draw, dtype=torch.float64)
+
+    def logits(theta, h):
+        return h @ theta[: classes * width].view(classes, width).T + theta[classes * width :]
+
+    return h, y, theta, logits, lambda theta, h, y: torch.nn.functional.cross_entropy(logits(theta, h), y)
+
+
+def test_the_sample_trace_of_softmax_regression_is_known_on_paper():
+    h, y, theta, logits, loss = softmax_regression()
+    p = logits(theta, h).softmax(-1)
+    miss = (p - torch.nn.functional.one_hot(y, 3)).square().sum(1)
+    found = maths.sample_squares(loss, theta, (h, y), [[slice(0, 12)], []])
+    by_hand = [(miss * h.square().sum(1)).mean(), torch.zeros(()), (miss * (h.square().sum(1) + 1)).mean()]
+    torch.testing.assert_close(found, torch.stack(by_hand).double())
+
+
+def test_the_trace_with_labels_drawn_from_the_model_is_known_on_paper():
+    h, _, theta, logits, loss = softmax_regression()
+    p = logits(theta, h).softmax(-1)
+    found = sum(
+        float(p[i, c] * maths.sample_squares(loss, theta, (h[i : i + 1], torch.tensor([c])), [])[-1])
+        for i in range(len(h))
+        for c in range(3)
+    )
+    wanted = ((1 - p.square().sum(1)) * (h.square().sum(1) + 1)).sum()
+    assert found == pytest.approx(float(wanted))
+
+
+def test_the_batch_trace_is_the_mean_squared_plus_the_variance_over_the_batch():
+    """Batches of 5 drawn with replacement; 4000 of them, within four standard errors."""
+    h, y, theta, _, loss = softmax_regression()
+    grads = torch.stack([torch.func.grad(loss)(theta, h[i : i + 1], y[i : i + 1]) for i in range(len(h))])
+    mean = grads.mean(0)
+    spread = (grads - mean).square().sum(1).mean()
+    draw = torch.Generator().manual_seed(2)
+    picks = torch.randint(len(h), (4000, 5), generator=draw)
+    found = torch.stack([maths.squares(grads[pick].mean(0), [])[-1] for pick in picks])
+    error = float(found.std() / len(found) ** 0.5)
+    assert float(found.mean()) == pytest.approx(float(mean @ mean + spread / 5), abs=4 * error)
+    assert float(found.mean()) + 10 * error < float(grads.square().sum(1).mean())
+
+
+def test_the_codes_trace_weighs_small_layers_as_much_as_large_ones():
+    shapes = {"encoders.a.w": (2, 2), "encoders.a.b": (2,), "encoders.b.w": (1, 3), "trunk.w": (1, 2)}
+    layout = Layout(shapes, dict(zip(shapes, ("a", "a", "b", "shared"), strict=True)))
+    grad = torch.tensor([1.0, 1.0, 1.0, 1.0, 9.0, 9.0, 3.0, 0.0, 0.0, 2.0, 0.0])
+    assert maths.weight_squares(grad, layout, ("a", "b")).tolist() == [1.0, 3.0, 6.0]
+    assert maths.squares(grad, [encoder(layout, "a"), encoder(layout, "b")]).tolist() == [166.0, 9.0, 179.0]
+
+
+def test_an_encoder_is_found_without_its_own_head():
+    shapes = {"encoders.a.w": (2,), "trunk.heads.a.w": (3,), "encoders.b.w": (4,)}
+    layout = Layout(shapes, dict(zip(shapes, "aab", strict=True)))
+    assert encoder(layout, "a") == [slice(0, 2)]
+    assert encoder(layout, "b") == [slice(5, 9)]
+    assert encoder(layout, "c") == []
+
+
+def test_orthogonal_gradients_have_no_cosine_and_equal_ones_have_all():
+    assert maths.batch_cosine(math.sqrt(3), 3.0, 3.0) == pytest.approx(0.0)
+    assert maths.batch_cosine(3.0, 3.0, 3.0) == pytest.approx(1.0)
+    assert math.isnan(maths.batch_cosine(1.0, 1.0, 1.0))
+
+
+def test_turns_of_a_window_are_marked_in_steps():
+    assert maths.turns([True, False], [5, 10]) == {"opens": 5.0, "closes": 10.0}
+    assert maths.turns([False, False], [0, 10]) == {}
