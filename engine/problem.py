@@ -234,7 +234,8 @@ class Multimodal:
         features = _joined([self.encode(theta, batch) for batch in batches])
         y = torch.cat([batch.y for batch in batches])
         logits = self.logits(theta, features)
-        values = {f"loss/{part}": sum(self._objective.losses(logits, features, y).values())}
+        losses = list(self._objective.losses(logits, features, y).items())
+        values = {f"loss/{part}": losses[0][1]} | {f"loss/{part}/{name}": value for name, value in losses[1:]}
         values |= {_placed(name, part): value for name, value in self.scores(logits, features, y).items()}
         for name in self.modalities:
             key = f"{self.score}/{part}/{name}"
