@@ -1,8 +1,9 @@
 """A fifth of the labels is wrong, and what a large batch makes of them depends on the noise in its steps.
 
 Digits with captions, cross-entropy, a tanh network too narrow to learn every wrong label, batches of 512. GANI imitates
-the noise of small batches, its control adds as much noise of no shape. Without label noise, or in a network wide enough to learn every label, gradients vanish: so does noise shaped like them, and every arm
-ends flat because its loss is near zero, which says nothing about noise.
+the noise of small batches; its control adds as much noise without the shape. Without label noise, or in a network wide
+enough to learn every label, gradients vanish: so does noise shaped like them, and every arm ends flat because its loss
+is near zero, which says nothing about noise.
 
 *Source*: GANI as reconstructed here; Keskar et al., ICLR 2017, arXiv 1609.04836, for large batches and sharpness.
 Model, data, doses and the statistic are ours, and were found by trial on seeds 0 to 5.
