@@ -80,7 +80,7 @@ class Training:
         """Change one knob of a method, on or off, or `optimizer` `lr`.
 
         Raises:
-            InputError: no such knob, or a value out of its range.
+            InputError: no such knob, a value out of its range, or one that the method cannot use with this problem.
         """
         if method == "optimizer":
             if knob != "lr":
@@ -90,6 +90,7 @@ class Training:
             return
         current = self.stack.methods.get(method) or self._method(method, bare=True)
         tuned = current.tuned(knob, value)
+        tuned.init(self._fresh_view())  # a value that the method cannot use with this problem is refused here
         self.settings[f"{method}.{knob}"] = getattr(tuned.params, knob)
         if method in self.stack.methods:
             self.stack = self.stack.having(tuned)
@@ -143,11 +144,14 @@ class Training:
         kind = named("engine.methods", Method, name)
         method = kind(self._params(kind.Params, name), state)
         if state is None and not bare:
-            step = self.state.step
-            rate = self.optimizer.rate(step)
-            view = View(step, self.state.theta, self.problem.batch(step), self.problem, self.rng, rate)
-            method.state = method.init(view)
+            method.state = method.init(self._fresh_view())
         return method
+
+    def _fresh_view(self) -> View:
+        """Return what a method sees when it is switched on."""
+        step = self.state.step
+        rate = self.optimizer.rate(step)
+        return View(step, self.state.theta, self.problem.batch(step), self.problem, self.rng, rate)
 
     def _params(self, kind: type, prefix: str) -> Any:
         return kind(**{key: self.settings[f"{prefix}.{key}"] for key in kind.__dataclass_fields__})

@@ -1,0 +1,68 @@
+"""Noise on the features keeps a small contrastive pair of encoders from learning its training pairs by heart.
+
+Digits with clean captions, InfoNCE, two small perceptrons, 1,200 pairs for 200 epochs. Three arms have noise of equal
+energy, α = 1, that is 1.8 on a logit at width 64 and τ = 0.07; they differ in where it goes.
+
+Found by trial on seeds 0 to 3, recall at 10 of 297 held-out pairs in %, mean ± deviation over seeds: none 69 ± 2,
+uniform 94 ± 1, linear 94 ± 1, sublinear 95 ± 1. So the noise does it; its shape hardly matters here. At 400 steps,
+where all arms learn by heart less, uniform noise was ahead of the other two (95, 92, 93; none 81). Training without
+noise is at its best near step 100, at 89 on a seed where linear noise ended at 89: stopping there does as well.
+
+*Source*: FANoise as reconstructed here, arXiv 2511.20997. Model, data, doses and the statistic are ours.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine.lesson import Lesson
+
+STEPS = 800
+
+_SETTINGS: dict[str, Any] = {
+    "digits_captions.inputs": "flat",
+    "digits_captions.wrong_caption": 0.0,
+    "digits_captions.missing_caption": 0.0,
+    "objective": "info_nce",
+    "temperature": 0.07,
+    "optimizer.name": "adamw",
+    "optimizer.lr": 0.001,
+    "batch": 256,
+    "evaluate": 20,
+}
+
+
+def _arm(scaling: str | None = None) -> dict[str, Any]:
+    dose = {"fanoise.alpha": 1.0, "fanoise.matched": True, "fanoise.scaling": scaling} if scaling else {}
+    return {
+        "problem": "digits_captions",
+        "methods": ["fanoise"] if scaling else [],
+        "probes": {},
+        "steps": STEPS,
+        "device": "cpu",
+        "settings": _SETTINGS | dose,
+    }
+
+
+class FaNoiseRetrieval(Lesson):
+    """Noise on features lifts retrieval of held-out pairs."""
+
+    name = "fanoise_retrieval"
+    title = "Noise that finds pairs"
+    words = (
+        "Two encoders learn which caption belongs to which digit. Without noise the loss goes on falling, while recall "
+        "on held-out pairs climbs for a hundred steps and then sinks: the pairs are learnt by heart. FANoise keeps it "
+        "up, at the height where early stopping would have left it; flip it off in mid-run and watch recall sink. Its "
+        "linear noise follows the singular values of the features: on the Methods page the SNR is the same in every "
+        "direction. The uniform arm has as much noise without the shape: see how little is left to the shape."
+    )
+    claim = (
+        "On held-out digits with captions, recall at 10 is higher after training with FANoise (linear, energy matched) "
+        "than without noise."
+    )
+    arms = {"fanoise": _arm("linear"), "none": _arm(), "uniform": _arm("uniform"), "sublinear": _arm("sublinear")}
+    control = "none"
+    seeds = 5
+    scalar = "recall@10/val"
+    expect = "higher"
+    show = ("methods", "live")

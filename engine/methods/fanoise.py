@@ -1,0 +1,250 @@
+"""FANoise: noise on the features, more where the batch's features are strong, less where they carry fine detail.
+
+A reconstruction. The paper's full text is not public to us; from its abstract and one full summary:
+
+- *the paper's*: X = U·Σ·Vᵀ for a batch X (m, n) of features; X̃ = X + (α/√n)·Z·diag(S)·Vᵀ with Z ~ N(0, 1); S is 1
+  (uniform), σ/mean σ (linear) or √σ/mean √σ (sublinear, the one it favours); training only; α about 0.1 to 0.5.
+- *our reading*: noise on every modality; on the rows at length 1; no gradient through the singular vectors; V thin;
+  α constant; Z drawn in the feature space, which has the same law (see `maths/feature_noise`).
+- *our derivation*: energy, signal-to-noise ratios (SNR) and covariances in closed form; the energy match; the linear
+  variant as mixtures of rows. That one needs no singular values only if the energy is matched.
+
+The linear and sublinear variants carry more energy than the uniform one, so a comparison of shapes needs `matched`.
+Under InfoNCE at temperature τ what counts is the noise of a logit, α/(√n·τ): with n = 64 and τ = 0.07, α = 1 gives 1.8,
+about the best in our trials; α = 0.1 gives 0.18, about the 0.13 that it gave the paper, with n = 1536 and τ = 0.02.
+
+`order` after: the noise is in units of each row's length, so a loss that normalises sees the unit rows plus noise,
+normalised once more; the gradient is that of this chain. `order` before: on the features as they are; X̃ - X is a
+constant for the gradient. A loss that takes the features as they are gets them with the noise, not normalised anew,
+unless `renormalise`.
+
+*Acts at*: features.
+
+*Remembers*: nothing.
+
+*Composes with*: every objective. Accumulated batches get noise piece by piece, each from its own singular values, so S
+depends on `micro`. GANI sees the larger gradient variance: lower its sigma. Collapse terms should read `view.clean`,
+since noise fills small singular values. ModDrop comes after it, so that a lost modality is lost without noise. A
+learnable temperature could undo the noise.
+
+*Source*: FANoise, arXiv 2511.20997 (abstract, and a secondary summary). Spectral predictions: Benaych-Georges and
+Nadakuditi, arXiv 1103.2221.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.knobs import InputError
+from engine.maths import feature_noise as maths
+from engine.maths.contrastive import normalised
+from engine.method import Method, knob
+from engine.records import Bars, Curve, Record, Scalar
+from engine.step import View
+
+
+def chosen(side: str, modalities: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the modalities that get noise: `all`, `query`, `key`, or those that `side` lists with commas.
+
+    With pairs taken in the problem's order, all but the last modality are a query and all but the first a key; a single
+    one is both.
+
+    >>> chosen("key", ("image", "text")), chosen("text, image", ("image", "text"))
+    (('text',), ('image', 'text'))
+
+    Raises:
+        InputError: a name that is no modality of the problem.
+    """
+    single = len(modalities) == 1
+    named = {"all": modalities, "query": modalities[:-1], "key": modalities[1:]}
+    wanted = [name.strip() for name in side.split(",")]
+    unknown = [name for name in wanted if name not in modalities]
+    if not unknown:
+        return tuple(name for name in modalities if name in wanted)
+    if side in named:
+        return modalities if single else named[side]
+    raise InputError(
+        f"fanoise.side names {unknown[0]!r}, but the modalities are {', '.join(modalities)}; name some of them, "
+        "or all, query or key."
+    )
+
+
+class FaNoise(Method):
+    """Feature-adaptive noise."""
+
+    name = "fanoise"
+    title = "FANoise"
+    neutral = {"alpha": 0.0}
+    reconstructed = True
+
+    @dataclass(frozen=True)
+    class Params:
+        """How much noise, where, and in which units."""
+
+        alpha: float = knob(
+            0.1, 0.0, 10.0, "Noise to feature length; under InfoNCE try temperature times twice the root of the width."
+        )
+        scaling: str = knob("sublinear", help="How the noise grows with the singular value.", choices=maths.SCALINGS)
+        matched: bool = knob(False, help="Give all scalings the energy of the uniform one.")
+        side: str = knob("all", help="Which modalities: all, query, key, or names with commas between.")
+        order: str = knob("after", help="After the rows are normalised, or before.", choices=("after", "before"))
+        renormalise: bool = knob(False, help="Put each row back to its length after the noise.")
+        relative: bool = knob(True, help="With `before`: alpha in units of the rows' typical length.")
+        basis: str = knob(
+            "thin",
+            help="With fewer rows than features: noise within the rows' span only, or the smallest scale beyond.",
+            choices=("thin", "full"),
+        )
+        centre: bool = knob(False, help="Take the mean row away before the singular values are taken.")
+        route: str = knob(
+            "svd",
+            help="By singular values, by the Gram matrix, or free of both (linear).",
+            choices=("svd", "gram", "free"),
+        )
+        warmup: int = knob(0, 0, 1_000_000, "Steps over which alpha grows from 0.")
+        anneal: str = knob("none", help="How alpha falls to 0 at `steps`.", choices=("none", "linear", "cosine"))
+        steps: int = knob(0, 0, 10_000_000, "Step at which alpha has fallen to 0; 0 for never.")
+
+        def __post_init__(self) -> None:
+            """Refuse the route without singular values where the noise has another shape than the linear one."""
+            if self.route == "free" and (self.scaling != "linear" or self.basis != "thin"):
+                raise InputError(
+                    f"The free route gives linear, thin noise, not {self.scaling}, {self.basis}; choose the route svd."
+                )
+
+    def init(self, view: View) -> dict:
+        """Return no state, after a look at whether `side` names modalities of the problem."""
+        chosen(self.params.side, view.problem.modalities)
+        return {}
+
+    def features(self, features: dict[str, Tensor], view: View) -> dict[str, Tensor]:
+        """Return modality to features (B, D) with noise; features that are not finite are left for the loss to show."""
+        alpha = self._alpha(view)
+        if alpha == 0.0:
+            return features
+        changed = dict(features)
+        for name in chosen(self.params.side, tuple(features)):
+            if features[name].isfinite().all():
+                changed[name] = self._noisy(features[name], alpha, _drawer(name, view))
+        return changed
+
+    def report(self, view: View) -> Iterator[Record]:
+        """Yield, for the first piece of the batch as encoded: spectra, SNR, alignment, cosines, energy, pairs."""
+        alpha, rows, size = self._alpha(view), len(view.batch), view.problem.micro
+        if 0 < size < rows:
+            view = view.having(rng=view.rng.within("piece0"))
+            view = view.having(clean={name: h[:size] for name, h in view.clean.items()})
+        yield from _pairs(view)
+        if alpha == 0.0:
+            return
+        yield Scalar("fanoise/alpha", alpha, mode=f"{self.params.scaling}, in units of a row")
+        for name in chosen(self.params.side, view.problem.modalities):
+            if view.clean[name].isfinite().all():
+                yield from self._seen(name, alpha, view)
+
+    def _alpha(self, view: View) -> float:
+        p = self.params
+        return maths.dose(p.alpha, view.step, p.warmup, p.anneal, p.steps)
+
+    def _noisy(self, h: Tensor, alpha: float, draw: Callable[[Tensor], Tensor]) -> Tensor:
+        x, unit = maths.framed(h, self.params.order, self.params.relative)
+        noisy = h + alpha * unit * self._drawn(x, draw).to(h.dtype)
+        if not self.params.renormalise:
+            return noisy
+        length = noisy.norm(dim=1, keepdim=True).clamp(min=torch.finfo(h.dtype).tiny)
+        return noisy * (h.norm(dim=1, keepdim=True) / length)
+
+    def _drawn(self, x: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the noise (m, n) for α = 1 on x (m, n)."""
+        p, (m, n) = self.params, x.shape
+        base = maths.centred(x, False)
+        if p.route == "free":
+            return maths.mixed(draw(base.new_empty(m, m)), base, centre=p.centre, matched=p.matched)
+        if p.scaling == "uniform" and (m >= n or p.basis == "full"):
+            return maths.isotropic(draw(base))
+        return maths.noise(draw(base), self._shape(self._directions(base), p.scaling))
+
+    def _directions(self, x: Tensor) -> maths.Directions:
+        return maths.directions(x, centre=self.params.centre, gram=self.params.route == "gram")
+
+    def _shape(self, found: maths.Directions, scaling: str) -> maths.Shape:
+        p = self.params
+        return maths.shape(found, scaling, matched=p.matched, full=p.basis == "full")
+
+    def _seen(self, name: str, alpha: float, view: View) -> Iterator[Record]:
+        """Yield what the noise of this step did to one modality."""
+        p, h, draw = self.params, view.clean[name], _drawer(name, view)
+        x, unit = maths.framed(h, p.order, p.relative)
+        noise = {p.scaling: alpha * self._drawn(x, draw)}
+        noisy = self._noisy(h, alpha, draw) / unit.clamp(min=torch.finfo(h.dtype).tiny)
+        started = time.perf_counter()
+        found = self._directions(maths.centred(x, False))
+        seconds = time.perf_counter() - started
+        shapes = {scaling: self._shape(found, scaling) for scaling in maths.SCALINGS}
+        z = draw(found.basis.new_empty(x.shape))
+        noise = {key: alpha * maths.noise(z, form) for key, form in shapes.items()} | noise
+        about = {"n": len(x), "mode": f"{p.scaling}, α = {alpha:g}, one draw"}
+        yield Scalar(f"fanoise/seconds/{name}", seconds, n=1, mode=f"one decomposition, {p.route}")
+        for (group, label), (place, value) in maths.curves(found, shapes, noise, p.scaling, x, noisy, alpha).items():
+            draw = dict(_AXES[group], label=label)
+            yield Curve(f"fanoise/{group}/{name}/{label}", place.numpy(), value.numpy(), draw=draw, **about)
+        values = maths.sizes(found, shapes[p.scaling], noise[p.scaling], x, noisy, alpha)
+        for key, value in zip(values, torch.stack(list(values.values())).tolist(), strict=True):
+            yield Scalar(f"fanoise/{key}/{name}", value, n=len(x), mode=_SIZES[key])
+        yield from _compared(name, found, shapes, noise, len(x))
+
+
+def _drawer(name: str, view: View) -> Callable[[Tensor], Tensor]:
+    return lambda like: view.rng.normal(f"fanoise/{name}", view.step, like)
+
+
+def _compared(name: str, found: maths.Directions, shapes: dict, noise: dict, rows: int) -> Iterator[Record]:
+    """Yield the slope of SNR and the top shares of the noise energy under all three scalings, from the same draw."""
+    labels, power = np.array(maths.SCALINGS), found.values.square()
+    slopes = [maths.slope(found.values, power / maths.powers(noise[key], found.basis)) for key in maths.SCALINGS]
+    if all(math.isfinite(error) for _, error in slopes):
+        values, errors = np.array(slopes).T
+        how = "log-log fit of SNR on σ, one draw, one standard error; expected are 2, 0 and 1"
+        draw = {"title": "Slope of SNR against the singular value"}
+        yield Bars(f"fanoise/snr_slope/{name}", labels, values, errors, n=rows, mode=how, draw=draw)
+    for place, count in enumerate((1, 10)):
+        values = np.array([float(maths.top_shares(shapes[key])[place]) for key in maths.SCALINGS])
+        draw = {"title": f"Share of the noise energy in the first {count}"}
+        yield Bars(f"fanoise/top_{count}/{name}", labels, values, mode="ΣS² of these over all", draw=draw)
+
+
+def _pairs(view: View) -> Iterator[Record]:
+    """Yield how the clean features of each contrasted pair lie on the sphere."""
+    for a, b in combinations(view.clean, 2):
+        if f"{a}-{b}" in view.losses and view.clean[a].shape == view.clean[b].shape:
+            values = maths.pairing(normalised(view.clean[a]), normalised(view.clean[b]))
+            for key, value in zip(values, torch.stack(list(values.values())).tolist(), strict=True):
+                yield Scalar(f"fanoise/{key}/{a}-{b}", value, n=len(view.clean[a]), mode="unit rows, without noise")
+
+
+_AXES = {
+    "spectrum": {"x": "direction", "y": "singular value", "ylog": True},
+    "scale": {"x": "direction", "y": "noise scale S"},
+    "snr": {"x": "singular value", "y": "SNR", "xlog": True, "ylog": True},
+    "alignment": {"x": "direction", "y": "|cosine| of clean and noisy vector"},
+    "cosine": {"x": "cosine of a row with and without noise", "y": "share of rows"},
+}
+_SIZES = {
+    "threshold": "δ(mn)^¼ for i.i.d. noise of the same energy",
+    "edge": "δ(√m + √n) for i.i.d. noise of the same energy",
+    "hidden": "share of the directions whose singular value is below the threshold",
+    "mean_square": "mean S²; 1 + CV² unless matched",
+    "noise_norm": "root mean square length of a row of noise, measured",
+    "noise_norm_expected": "α·√(ΣS²/n)",
+    "mean_cosine": "mean over rows of cos(x, x̃)",
+    "rank": "exp of the entropy of σ²/Σσ², without noise",
+    "rank_noisy": "the same with noise",
+}
