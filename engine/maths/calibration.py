@@ -1,0 +1,287 @@
+"""Gradients at the features, calibrated: posteriors of the heads, moments, evidence and opinions, encoder by encoder.
+
+Joins `laplace`, `last_layer` and `evidence` for the method that uses the result and the probe that shows it, and says
+what happened as records.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.maths import laplace
+from engine.maths.evidence import EVIDENCE, READINGS, SIZES, Calibration, precision
+from engine.maths.last_layer import Head, Moments, at_modalities, gradient_moments
+from engine.records import Bars, Matrix, Record, Scalar
+
+
+class Choices(Protocol):
+    """The knobs that say how; what each means stands where it is used."""
+
+    reading: str
+    evidence: str
+    power: float
+    average: bool
+    size: str
+    samples: int
+    gamma: float
+    centre: str
+    form: str
+    full_up_to: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the K sources of one modality say about its features; tensors (K, B, d)."""
+
+    sources: list[str]
+    moments: Moments
+    precision: Tensor
+    evidence: Tensor
+    calibration: Calibration
+    factor: Tensor
+    """0-d, what the calibrated gradient is multiplied by, so that its size compares with a sum's."""
+
+    @property
+    def gradient(self) -> Tensor:
+        """The calibrated gradient (B, d)."""
+        return self.factor * self.calibration.parts.sum(0)
+
+
+def posteriors(
+    heads: Mapping[str, Head], features: Mapping[str, Tensor], y: Tensor, scale: float, choices: Choices
+) -> dict[str, dict[str, Any]]:
+    """Return each head's curvature, without the prior, and its posterior mean (C, E), as tensors and text.
+
+    The rows (B, D), (B,) stand for `scale` times as many. The mean is one Newton step from the head's weights.
+    """
+    found = {}
+    for name, head in heads.items():
+        curvature = _curvature(head, features, choices).scaled(scale)
+        slope = scale * _slope(head, features, y)
+        factored = curvature.factored(1 / choices.gamma)
+        mean = laplace.newton_mean(factored, head.weight, slope, head.weight / choices.gamma)
+        found[name] = {"curvature": laplace.stored(curvature), "mean": mean}
+    return found
+
+
+def draws(
+    posterior: Mapping[str, Mapping[str, Any]],
+    choices: Choices,
+    noise: Callable[[str, Tensor], Tensor],
+    batch: tuple[Mapping[str, Head], Mapping[str, Tensor], Tensor] | None = None,
+) -> tuple[dict[str, tuple[Tensor | None, Tensor]], int]:
+    """Return each head's centre (C, E), None for its weights, with S draws around it (S, C, E); and the jitters.
+
+    `noise(name, like)` gives standard normal numbers like its second argument. With `batch` (heads, features, y), the
+    posterior is the prior of one more, which adds the batch: a Newton step that counts the batch twice if the posterior
+    has seen it, as BayesAgg-MTL does.
+    """
+    drawn: dict[str, tuple[Tensor | None, Tensor]] = {}
+    jitters = 0
+    for name, values in posterior.items():
+        curvature, mean = laplace.restored(values["curvature"]), values["mean"]
+        tau = 1 / choices.gamma
+        if batch is not None and name in batch[0]:
+            head, features, y = batch[0][name], batch[1], batch[2]
+            away = head.weight - mean
+            pull = curvature.times(away) + tau * away
+            factored = curvature.plus(_curvature(head, features, choices, curvature.kind)).factored(tau)
+            mean = laplace.newton_mean(factored, head.weight, _slope(head, features, y), pull)
+        else:
+            factored = curvature.factored(tau)
+        normal = noise(name, mean.expand(choices.samples, *mean.shape))
+        drawn[name] = (mean if choices.centre == "newton" else None, factored.sample(laplace.centred(normal)))
+        jitters += factored.jitters
+    return drawn, jitters
+
+
+def calibrated(
+    heads: Mapping[str, Head],
+    features: Mapping[str, Tensor],
+    y: Tensor,
+    drawn: Mapping[str, tuple[Tensor | None, Tensor]],
+    choices: Choices,
+) -> dict[str, Found]:
+    """Return modality to its sources, moments, evidence and calibrated gradient, from features (B, D) by modality."""
+    moments = {}
+    for name, head in heads.items():
+        centre, delta = drawn[name]
+        centre = head.weight if centre is None else centre
+        moments[name] = gradient_moments(head, head.joined(features), y, centre, delta)
+    found = {}
+    for modality, (names, m) in at_modalities(heads, moments, features).items():
+        lam = precision(m.variance, 1 if choices.average else None)
+        e = EVIDENCE[choices.evidence](m.mean, lam, choices.power)
+        calibration = READINGS[choices.reading](m.mean, e)
+        factor = SIZES[choices.size](calibration.parts, m.plain)
+        found[modality] = Found(names, m, lam, e, calibration, factor)
+    return found
+
+
+def kept_shares(grads: Tensor, raw: Tensor, rows: list[int], where: slice) -> Tensor:
+    """Return by how much other methods scaled each row on a slice of theta (len(rows),): ⟨grads, raw⟩/⟨raw, raw⟩.
+
+    1 where a row vanishes. For a constant factor it is the factor; what was added at random hardly counts.
+    """
+    if grads is raw:
+        return raw.new_ones(len(rows))
+    before, after = raw[rows, where], grads[rows, where]
+    power = before.square().sum(1)
+    return torch.where(power > 0, (before * after).sum(1) / power.clamp(min=torch.finfo(power.dtype).tiny), 1.0)
+
+
+def smallest_cosine(rows: Tensor) -> Tensor:
+    """Return the smallest cosine (0-d) between two of the rows (K, P) that do not vanish; infinite if there is one."""
+    table = rows @ rows.T
+    norms = table.diagonal().sqrt()
+    scale = norms * norms[:, None]
+    pairs = torch.ones_like(table).triu(1).bool() & (scale != 0)
+    return torch.where(pairs, table / scale, math.inf).min()
+
+
+def no_changes() -> dict[str, Any]:
+    """Return the memory before the first accuracy."""
+    return {"last": None, "kind": "other", "conflict": [0, 0.0, 0.0], "other": [0, 0.0, 0.0]}
+
+
+def noted_change(memory: Mapping[str, Any], accuracy: float | None, conflict: bool) -> dict[str, Any]:
+    """Return the memory after a step with this batch accuracy (fraction), in which gradients were in conflict or not.
+
+    The change from one step's batch to the next is booked on the kind of the first of the two.
+    """
+    memory = dict(memory)
+    if accuracy is not None and memory["last"] is not None:
+        count, total, squares = memory[memory["kind"]]
+        change = accuracy - memory["last"]
+        memory[memory["kind"]] = [count + 1, total + change, squares + change * change]
+    return memory | {"last": accuracy, "kind": "conflict" if conflict else "other"}
+
+
+def mean_changes(memory: Mapping[str, Any]) -> dict[str, tuple[float, float, int]]:
+    """Return kind of step to the mean change, its standard error and the count, where there are two steps or more."""
+    found = {}
+    for kind in ("conflict", "other"):
+        count, total, squares = memory[kind]
+        if count > 1:
+            mean = total / count
+            variance = max(squares / count - mean * mean, 0.0) * count / (count - 1)
+            found[kind] = (mean, math.sqrt(variance / count), count)
+    return found
+
+
+def summaries(prefix: str, modality: str, found: Found, mode: str) -> Iterator[Scalar]:
+    """Yield the numbers of one modality: precision, uncertainty, weights, directions, reliability of the moments."""
+    c, m = found.calibration, found.moments
+    plain, tiny = m.plain.sum(0), torch.finfo(m.plain.dtype).tiny
+    logs = found.precision.flatten(1).log10()
+    low, middle, high = torch.quantile(logs, logs.new_tensor([0.05, 0.5, 0.95]), dim=1)
+    spread = c.weights.flatten(1).std(1, correction=0)
+    gradient = found.gradient
+    single = {
+        "precision": (middle, "median log10 of 1/variance", "log10 precision"),
+        "precision_low": (low, "5 % quantile of log10 precision", "log10 precision"),
+        "precision_high": (high, "95 % quantile of log10 precision", "log10 precision"),
+        "uncertainty": (c.uncertainty.flatten(1).mean(1), "mean u of the source's opinion", "uncertainty u"),
+        "weight": (c.weights.flatten(1).mean(1), "mean weight share; error: spread over rows and coordinates", "share"),
+        "shift": (_norms(m.mean - m.plain) / _norms(m.plain).clamp(min=tiny), "‖mean - plain‖/‖plain‖", "share"),
+        "snr": ((m.mean.square() / m.variance).flatten(1).median(1).values, "median mean²/variance", "SNR"),
+        "cosine_to": (_cosines(gradient, m.plain), "cosine of calibrated and this source's gradient", "cosine"),
+        "sampling_to_posterior": (
+            m.plain.var(1, correction=0).mean(1) / len(plain) / m.variance.flatten(1).mean(1),
+            "variance of the batch mean by its rows / mean posterior variance",
+            "ratio",
+        ),
+    }
+    whole = {
+        "fused_uncertainty": (c.fused.mean(), "mean u of the fused opinion", "uncertainty u"),
+        "conflict": (c.conflict.mean(), "mean mass on contradicting hypotheses", "conflict"),
+        "sign_disagreement": (
+            (m.mean.sign().amax(0) > m.mean.sign().amin(0)).double().mean(),
+            "share of coordinates whose sources differ in sign",
+            "share",
+        ),
+        "cosine_to_sum": (_cosines(gradient, plain[None])[0], "cosine of calibrated and summed gradient", "cosine"),
+        "norm_ratio": (gradient.norm() / plain.norm().clamp(min=tiny), "‖calibrated‖/‖sum‖", "ratio"),
+        "damped": (
+            (gradient.abs() < 0.5 * plain.abs()).double().mean(),
+            "share of coordinates shortened by more than half",
+            "share",
+        ),
+    }
+    count = len(found.sources)
+    stacked = torch.stack([value.double() for value, _, _ in single.values()] + [spread.double()]).tolist()
+    *table, spreads = stacked
+    numbers = torch.stack([value.double() for value, _, _ in whole.values()]).tolist()
+    n = len(plain)
+    for (name, (_, what, axis)), values in zip(single.items(), table, strict=True):
+        for k in range(count):
+            error = spreads[k] if name == "weight" else None
+            path = f"{prefix}/{name}/{modality}/{found.sources[k]}"
+            yield Scalar(path, values[k], error, n=n, mode=f"{what}; {mode}", draw={"y": axis})
+    for (name, (_, what, axis)), value in zip(whole.items(), numbers, strict=True):
+        yield Scalar(f"{prefix}/{name}/{modality}", value, n=n, mode=f"{what}; {mode}", draw={"y": axis})
+
+
+def precision_map(prefix: str, modality: str, found: Found, mode: str) -> Matrix:
+    """Return log10 precision by source and coordinate, batch mean, coordinates sorted by the first source's."""
+    logs = found.precision.log10().mean(1)
+    order = logs[0].argsort(descending=True)
+    return _map(f"{prefix}/precision_map/{modality}", found, logs[:, order], f"mean log10 precision; {mode}", order)
+
+
+def maps(prefix: str, modality: str, found: Found, mode: str) -> Iterator[Record]:
+    """Yield batch means by source and coordinate: moments, precision, evidence, uncertainty, weight, conflict."""
+    c, m = found.calibration, found.moments
+    quantities = {
+        "mean_map": (m.mean.mean(1), "mean gradient"),
+        "variance_map": (m.variance.log10().mean(1), "mean log10 variance"),
+        "precision_map": (found.precision.log10().mean(1), "mean log10 precision"),
+        "evidence_map": (found.evidence.mean(1), "mean evidence"),
+        "uncertainty_map": (c.uncertainty.mean(1), "mean uncertainty u"),
+        "weight_map": (c.weights.mean(1), "mean weight share"),
+    }
+    for name, (values, what) in quantities.items():
+        yield _map(f"{prefix}/{name}/{modality}", found, values, f"{what}; {mode}")
+    labels = np.array([str(i) for i in range(m.mean.shape[2])])
+    values = c.conflict.mean(0).double().cpu().numpy()
+    what = f"mean conflict of a coordinate; {mode}"
+    yield Bars(f"{prefix}/conflict_map/{modality}", labels, values, n=m.mean.shape[1], mode=what, draw={"title": what})
+
+
+def _map(name: str, found: Found, values: Tensor, what: str, order: Tensor | None = None) -> Matrix:
+    places = range(values.shape[1]) if order is None else order.tolist()
+    cols = np.array([str(i) for i in places])
+    draw = {"title": what.split(";")[0].capitalize(), "x": "coordinate of the features", "y": "source"}
+    values = values.double().cpu().numpy()
+    return Matrix(name, np.array(found.sources), cols, values, n=found.moments.mean.shape[1], mode=what, draw=draw)
+
+
+def _curvature(head: Head, features: Mapping[str, Tensor], choices: Choices, kind: str = "") -> Any:
+    x = head.joined(features)
+    kind = kind or laplace.form(choices.form, *head.weight.shape, choices.full_up_to)
+    p = head.outputs(x @ head.weight.T) if head.classes else None
+    return laplace.KINDS[kind].of(x, p, len(head.weight))
+
+
+def _slope(head: Head, features: Mapping[str, Tensor], y: Tensor) -> Tensor:
+    """Return the gradient (C, E) of the summed loss at the head's weights."""
+    x = head.joined(features)
+    return (head.outputs(x @ head.weight.T) - head.targets(y)).T @ x
+
+
+def _norms(values: Tensor) -> Tensor:
+    return values.flatten(1).norm(dim=1)
+
+
+def _cosines(one: Tensor, others: Tensor) -> Tensor:
+    """Return the cosine of `one` (B, d) with each of `others` (K, B, d)."""
+    others = others.flatten(1)
+    scale = (one.norm() * others.norm(dim=1)).clamp(min=torch.finfo(others.dtype).tiny)
+    return others @ one.flatten() / scale

@@ -1,0 +1,219 @@
+"""BOGC-MML: gradients that would be the same under any plausible head count for more, coordinate by coordinate.
+
+A reconstruction. Only abstracts and two summaries are public, so:
+
+- *the paper's*: gradients of unimodal and fused losses are random through the last layer, with a Laplace posterior; the
+  precision of each coordinate is evidence; evidence makes subjective-logic opinions, fused by the reduced Dempster rule
+  into an uncertainty-weighted update.
+- *our reading*: posterior and Monte-Carlo moments as in BayesAgg-MTL, the rule as in TMC; an encoder's sources are the
+  fused loss and its own, met at its features (B, D); heads keep their ordinary gradients. What the hypotheses of an
+  opinion are is not public: `reading` offers five answers, `trust` being our best guess (about even odds).
+- *our derivation*: evidence relative to the median precision. Raw precisions are so large that every reading but
+  `sources` and `inverse_variance` turns into a plain mean of the gradients: watch the spread of the weights.
+
+With g_k the gradients at the features and G = s Σ_k w_k μ_k, the step's gradient is Σ rows + Jᵀ(G - Σ g_k), J from
+parameters to features: heads, `reg/…` rows and whatever other methods added to a row stay. Evidence is of the raw
+losses. If a method scaled a row on an encoder (OGM-GE), the same scale, found by projection, goes onto that source's
+share, so that nothing is undone. Precision is no proxy for "well learned": saturated rows are precise about nothing
+(evidence by `snr` knows that).
+
+*Acts at*: fuse, commit.
+
+*Remembers*: each head's curvature, full (n, n) up to `full_up_to` entries, else by Kronecker factors, and its posterior
+mean; steps seen, when the posterior was made, jitters; accuracy changes after conflict and after other steps.
+
+*Composes with*: any method but another owner of `fuse`. Needs logits that are linear in the features: concat or sum
+fusion. Without unimodal losses there is one source and only the posterior mean acts; set `unimodal`. A batch in pieces
+is encoded once more, and feature noise then counts as added, dropped features as cut off.
+
+*Source*: Guo et al., "Bayesian-oriented gradient calibration", arXiv 2505.23071, 2025 (abstracts). BayesAgg-MTL, arXiv
+2402.04005; TMC, arXiv 2102.02051. We differ from BayesAgg-MTL: the posterior sees rows encoded anew, not features an
+epoch old; the batch is not counted twice unless `per_batch`; draws are centred, and kept until the next posterior
+unless `redraw`; heads are drawn around their weights unless `centre` is `newton`; no clipping.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.maths import calibration as maths
+from engine.maths.evidence import EVIDENCE, READINGS, SIZES
+from engine.maths.laplace import KINDS
+from engine.maths.last_layer import linear_heads
+from engine.method import Method, knob
+from engine.problem import Batch, Problem
+from engine.records import Record, Scalar
+from engine.step import View
+
+
+def objectives_of(problem: Problem, theta: Tensor):
+    """Return the function from features (B, D) by modality and labels (B,) to losses and logits at theta (P,)."""
+    return lambda features, y: problem.objectives(theta, features, Batch({}, y))
+
+
+def recent_rows(problem: Problem, theta: Tensor, step: int, batches: int) -> tuple[dict[str, Tensor], Tensor]:
+    """Return features and labels of the last `batches` batches up to `step` at theta (of the first, near the start)."""
+    first = max(step + 1 - batches, 0)
+    pieces = [p for s in range(first, first + batches) for p in problem.batch(s).chunks(problem.micro)]
+    with torch.no_grad():
+        encoded = [problem.encode(theta.detach(), piece) for piece in pieces]
+    features = {name: torch.cat([e[name] for e in encoded]) for name in problem.modalities}
+    return features, torch.cat([piece.y for piece in pieces])
+
+
+def through_encoders(view: View, incoming: dict[str, Tensor]) -> Tensor:
+    """Return Jᵀ · incoming (P,): the gradient in theta of Σ ⟨incoming, features⟩, by modality (B, D)."""
+    names = [name for name in incoming if view.features[name].requires_grad]
+    if names:
+        outputs, weights = [view.features[n] for n in names], [incoming[n] for n in names]
+        return torch.autograd.grad(outputs, view.theta, weights, retain_graph=True)[0]
+    theta, start = view.theta.detach().requires_grad_(), 0
+    total = torch.zeros_like(theta, requires_grad=False)
+    for piece in view.batch.chunks(view.problem.micro):
+        here = slice(start, start + len(piece))
+        start = here.stop
+        with torch.enable_grad():
+            encoded = view.problem.encode(theta, piece)
+        kept = {n: (view.features[n][here] != 0) | (view.clean[n][here] == 0) for n in incoming}
+        weights = [incoming[n][here] * kept[n] for n in incoming]
+        total += torch.autograd.grad([encoded[n] for n in incoming], theta, weights)[0]
+    return total
+
+
+class Bogc(Method):
+    """Calibration of each encoder's gradients by the evidence in them."""
+
+    name = "bogc"
+    title = "BOGC-MML"
+    neutral = {"dose": 0.0}
+    reconstructed = True
+
+    @dataclass(frozen=True)
+    class Params:
+        """How gradients become evidence, and evidence a gradient."""
+
+        dose: float = knob(1.0, 0.0, 1.0, "Share of the calibrated gradient in the encoders' step; 0 is off.")
+        reading: str = knob("trust", help="What opinions are about; our five readings.", choices=tuple(READINGS))
+        evidence: str = knob("relative", help="Evidence from precision, or from SNR.", choices=tuple(EVIDENCE))
+        power: float = knob(0.5, 0.0, 2.0, "Exponent on precision; 0 for posterior means with equal weights.")
+        average: bool = knob(False, help="One precision a coordinate, from the batch's mean variance.")
+        size: str = knob("sources", help="Times the number of sources, as is, or the plain norm.", choices=tuple(SIZES))
+        samples: int = knob(256, 8, 4096, "Heads drawn for the moments, S.", log=True)
+        gamma: float = knob(0.005, 1e-6, 100.0, "Prior variance of the heads' weights.", log=True)
+        centre: str = knob("weights", help="Mean of the heads: now's, or a Newton step.", choices=("weights", "newton"))
+        form: str = knob("auto", help="Form of the posterior's precision.", choices=("auto", *KINDS))
+        full_up_to: int = knob(1500, 2, 20_000, "Weights of a head up to which `auto` keeps the full matrix.", log=True)
+        rows: int = knob(1024, 16, 65_536, "Training rows that a posterior sees; scaled to all.", log=True)
+        refresh: float = knob(1.0, 0.01, 1000.0, "Epochs between two posteriors.", log=True)
+        warmup: float = knob(1.0, 0.0, 1000.0, "Epochs of plain training after switching on.")
+        per_batch: bool = knob(False, help="Add the batch's curvature each step, as the ancestor does; dear.")
+        redraw: bool = knob(False, help="Draw new heads each step rather than with each posterior; dear.")
+
+    _known: tuple | None = None
+    _seconds: float | None = None
+
+    def init(self, view: View) -> dict[str, Any]:
+        """Return empty memory; without warm-up, with a posterior. Refused where logits are not linear in features."""
+        problem = view.problem
+        few, y = recent_rows(problem, view.theta, view.step, 1)
+        linear_heads(objectives_of(problem, view.theta), {n: v[:2] for n, v in few.items()}, y[:2])
+        rows = sum(len(batch) for batch in problem.held_out("train"))
+        state = {"rows": rows, "seen": 0, "made": -1, "jitters": 0, "posterior": {}, "changes": maths.no_changes()}
+        return self._refreshed(state, view)
+
+    def fuse(self, grads: Tensor, view: View) -> Tensor:
+        """Return the sum of the rows (P,) with the encoders' share calibrated."""
+        total = grads[0] if len(grads) == 1 else grads.sum(0)
+        if self.params.dose == 0 or not self.state["posterior"] or not torch.isfinite(total.sum()):
+            return total
+        incoming = {}
+        for name, found in self._calibrated(view).items():
+            kept = maths.kept_shares(grads, view.raw, self._rows(found.sources, view), self._where(name, view))
+            calibrated = found.factor * found.calibration.parts - found.moments.plain
+            incoming[name] = (self.params.dose / len(view.batch)) * torch.einsum("k,kbd->bd", kept, calibrated)
+        return total + through_encoders(view, incoming)
+
+    def commit(self, view: View) -> dict[str, Any]:
+        """Return the memory with this step's accuracy, and a new posterior when one is due."""
+        conflict = any(bool(cosine < 0) for cosine in self._cosines(view).values())
+        right = None
+        if "fused" in view.logits and not view.batch.y.is_floating_point():
+            right = float((view.logits["fused"].argmax(-1) == view.batch.y).double().mean())
+        changes = maths.noted_change(self.state["changes"], right, conflict)
+        return self._refreshed(self.state | {"seen": self.state["seen"] + 1, "changes": changes}, view)
+
+    def report(self, view: View) -> Iterator[Record]:
+        """Yield precision, trust, conflict and direction by encoder, and the reliability of the moments."""
+        p, state = self.params, self.state
+        for kind, (value, error, n) in maths.mean_changes(state["changes"]).items():
+            how = "change of batch accuracy to the next step; conflict: a negative cosine on an encoder"
+            yield Scalar(f"bogc/accuracy_change/{kind}", value, error, n=n, mode=how)
+        yield Scalar("bogc/jitters", float(state["jitters"]), mode="raised diagonals in Cholesky factors")
+        if self._seconds is not None:
+            yield Scalar("bogc/posterior_seconds", self._seconds, mode="seconds for the last posterior")
+        for name, cosine in self._cosines(view).items():
+            if torch.isfinite(cosine):
+                how = "smallest cosine of two losses' gradients on the encoder"
+                yield Scalar(f"bogc/cosine/{name}", float(cosine), n=len(view.batch), mode=how)
+        if state["posterior"] and torch.isfinite(view.grad.sum()):
+            how = f"{p.reading}, {p.evidence}; at the features, S = {p.samples}"
+            for name, found in self._calibrated(view).items():
+                yield from maths.summaries("bogc", name, found, how)
+                yield maths.precision_map("bogc", name, found, how)
+
+    def _refreshed(self, state: dict[str, Any], view: View) -> dict[str, Any]:
+        p, size = self.params, len(view.batch)
+        epoch = max(state["rows"] // size, 1)
+        since = state["seen"] - state["made"] if state["posterior"] else float("inf")
+        if p.dose == 0 or state["seen"] < round(p.warmup * epoch) or since < max(round(p.refresh * epoch), 1):
+            return state
+        started = time.perf_counter()
+        features, y = recent_rows(view.problem, view.theta, view.step, min(epoch, -(-p.rows // size)))
+        if not all(torch.isfinite(value).all() for value in features.values()):
+            return state
+        heads = linear_heads(objectives_of(view.problem, view.theta), features, y)
+        posterior = maths.posteriors(heads, features, y, state["rows"] / len(y), p)
+        state = state | {"posterior": posterior, "made": state["seen"]}
+        _, jitters = self._drawn(state, view, None)
+        self._seconds = time.perf_counter() - started
+        return state | {"jitters": state["jitters"] + jitters}
+
+    def _calibrated(self, view: View) -> dict[str, maths.Found]:
+        features = {name: value.detach() for name, value in view.features.items()}
+        heads = linear_heads(objectives_of(view.problem, view.theta.detach()), features, view.batch.y)
+        heads = {name: head for name, head in heads.items() if name in self.state["posterior"]}
+        seen = (heads, features, view.batch.y) if self.params.per_batch else None
+        draws, _ = self._drawn(self.state, view, seen)
+        return maths.calibrated(heads, features, view.batch.y, draws, self.params)
+
+    def _drawn(self, state: dict[str, Any], view: View, batch: tuple | None) -> tuple[dict, int]:
+        """Return each head's centre and draws, and jitters; kept until the posterior changes."""
+        if self._known is not None and self._known[0] is state["posterior"] and not (batch or self.params.redraw):
+            return self._known[1]
+        key = view.step if self.params.redraw else state["made"]
+
+        def noise(row: str, like: Tensor) -> Tensor:
+            return view.rng.normal(f"bogc/{row}", key, like)
+
+        drawn = maths.draws(state["posterior"], self.params, noise, batch)
+        self._known = (state["posterior"], drawn)
+        return drawn
+
+    def _cosines(self, view: View) -> dict[str, Tensor]:
+        """Return modality to the smallest cosine of two losses' gradients on its encoder."""
+        rows = [i for i, name in enumerate(view.losses) if not name.startswith("reg/")]
+        raw = view.raw if len(rows) == len(view.raw) else view.raw[rows]
+        return {name: maths.smallest_cosine(raw[:, self._where(name, view)]) for name in view.problem.modalities}
+
+    def _where(self, modality: str, view: View) -> slice:
+        return view.problem.layout.slices.get(modality, slice(None))
+
+    def _rows(self, sources: list[str], view: View) -> list[int]:
+        names = list(view.losses)
+        return [names.index(source) for source in sources]

@@ -1,0 +1,155 @@
+"""What each loss tells each encoder, and how far it can be trusted: moments, precision, opinions, norms, conflicts.
+
+Taken on the probe rows with no method active, so it shows what BOGC-MML would see whether it is on or not. A gradient
+at the features is random through the last layer, with a Laplace posterior made from the same rows, scaled to all
+training rows; its reciprocal variance is the evidence. Precision says how firmly a gradient is determined, not whether
+it is useful: see `precision_by_confidence`, where saturated rows can be as precise as they are empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.maths import calibration as maths
+from engine.maths.evidence import EVIDENCE, READINGS, SIZES
+from engine.maths.laplace import KINDS
+from engine.maths.last_layer import Head, linear_heads
+from engine.probe import Curve, Matrix, Probe, Record, Scalar, Snapshot, knob
+from engine.problem import Batch
+from engine.step import per_objective
+
+
+class Evidence(Probe):
+    """Gradient norms, cosines and conflicts; precision, uncertainty and weight of every source, by coordinate."""
+
+    name = "evidence"
+    title = "Gradient evidence"
+    every = 100
+    cost = "fair"
+
+    @dataclass(frozen=True)
+    class Params:
+        """How gradients become evidence; as in the method, and what to spend."""
+
+        rows: int = knob(128, 8, 4096, "Rows of the probe batch that are measured.", log=True)
+        pieces: int = knob(8, 2, 64, "Mini-batches that the rows are cut into for the conflict rate.")
+        reading: str = knob("trust", help="What opinions are about; our five readings.", choices=tuple(READINGS))
+        evidence: str = knob("relative", help="Evidence from precision, or from SNR.", choices=tuple(EVIDENCE))
+        power: float = knob(0.5, 0.0, 2.0, "Exponent on precision.")
+        average: bool = knob(False, help="One precision a coordinate, from the rows' mean variance.")
+        size: str = knob("sources", help="Times the number of sources, as is, or the plain norm.", choices=tuple(SIZES))
+        samples: int = knob(512, 8, 4096, "Heads drawn for the moments, S.", log=True)
+        gamma: float = knob(0.005, 1e-6, 100.0, "Prior variance of the heads' weights.", log=True)
+        centre: str = knob("weights", help="Mean of the heads: now's, or a Newton step.", choices=("weights", "newton"))
+        form: str = knob("auto", help="Form of the posterior's precision.", choices=("auto", *KINDS))
+        full_up_to: int = knob(1500, 2, 20_000, "Weights of a head up to which `auto` keeps the full matrix.", log=True)
+
+    def measure(self, snap: Snapshot) -> Iterator[Record | None]:
+        """Yield norms and cosines of any problem, then the evidence where losses have linear heads.
+
+        Problems without such heads end the measurement with the sentence that says so.
+        """
+        batch = snap.problem.probe_batch().rows(slice(0, self.params.rows))
+        yield from self._directions(snap, batch)
+        yield None
+        yield from self._evidence(snap, batch)
+
+    def _directions(self, snap: Snapshot, batch: Batch) -> Iterator[Record | None]:
+        """Yield gradient norms by loss and part, cosines by encoder, and how often mini-batches disagree."""
+        size = -(-len(batch) // self.params.pieces)
+        pieces, rows = batch.chunks(size), []
+        for piece in pieces:
+            names, grads = _rows(snap, piece)
+            rows.append(grads)
+            yield None
+        stacked = torch.stack(rows)
+        share = torch.tensor([len(piece) / len(batch) for piece in pieces], dtype=stacked.dtype, device=stacked.device)
+        whole = torch.einsum("n,nkp->kp", share, stacked)
+        layout = snap.problem.layout
+        norms = torch.stack([layout.norms(row) for row in whole]).double().cpu().numpy()
+        about = {"n": len(batch), "mode": "gradient of each loss, no method active"}
+        parts = np.array(list(layout.slices))
+        yield Matrix("evidence/grad_norm", np.array(names), parts, norms, **about, draw={"title": "Gradient norm"})
+        unit = whole / whole.norm(dim=1, keepdim=True).clamp(min=torch.finfo(whole.dtype).tiny)
+        cosines = (unit @ unit.T).double().cpu().numpy()
+        draw = {"title": "Cosine of two losses' gradients"}
+        yield Matrix("evidence/cosines", np.array(names), np.array(names), cosines, **about, draw=draw)
+        for modality in snap.problem.modalities:
+            where = layout.slices.get(modality, slice(None))
+            cosine = maths.smallest_cosine(whole[:, where])
+            if torch.isfinite(cosine):
+                mode = "smallest cosine of two losses' gradients on the encoder"
+                yield Scalar(
+                    f"evidence/cosine/{modality}", float(cosine), n=len(batch), mode=mode, draw={"y": "cosine"}
+                )
+                against = [bool(maths.smallest_cosine(grads[:, where]) < 0) for grads in rows]
+                rate, count = sum(against) / len(against), len(against)
+                mode = (
+                    f"share of {count} mini-batches of {size} with a negative cosine on the encoder; one standard error"
+                )
+                error = (rate * (1 - rate) / count) ** 0.5
+                yield Scalar(f"evidence/conflict_rate/{modality}", rate, error, n=count, mode=mode, draw={"y": "share"})
+
+    def _evidence(self, snap: Snapshot, batch: Batch) -> Iterator[Record | None]:
+        problem, p = snap.problem, self.params
+        with torch.no_grad():
+            encoded = [problem.encode(snap.theta, piece) for piece in batch.chunks(problem.micro)]
+        features = {m: torch.cat([e[m] for e in encoded]) for m in problem.modalities}
+        heads = linear_heads(lambda f, y: problem.objectives(snap.theta, f, Batch({}, y)), features, batch.y)
+        yield None
+        total = sum(len(part) for part in problem.held_out("train"))
+        posterior = maths.posteriors(heads, features, batch.y, total / len(batch), p)
+        yield None
+
+        def noise(row: str, like: Tensor) -> Tensor:
+            return snap.rng.normal(f"evidence/{row}", snap.step, like)
+
+        drawn, jitters = maths.draws(posterior, p, noise)
+        yield Scalar("evidence/jitters", float(jitters), n=len(batch), mode="raised diagonals in Cholesky factors")
+        how = f"{p.reading}, {p.evidence}; probe rows, S = {p.samples}, no method active"
+        found = maths.calibrated(heads, features, batch.y, drawn, p)
+        for modality, what in found.items():
+            yield None
+            yield from maths.summaries("evidence", modality, what, how)
+            yield from maths.maps("evidence", modality, what, how)
+            if len(what.sources) > 1:
+                yield _row_conflict(modality, what, how)
+            for k, source in enumerate(what.sources):
+                if heads[source].classes:
+                    yield _by_confidence(modality, source, what.precision[k], heads[source], features, batch.y, how)
+
+
+def _rows(snap: Snapshot, batch: Batch) -> tuple[list[str], Tensor]:
+    """Return the losses' names and gradients (K, P) on a batch."""
+    theta = snap.theta.detach().requires_grad_()
+    losses, _ = snap.problem.objectives(theta, snap.problem.encode(theta, batch), batch)
+    return list(losses), per_objective(losses, theta)
+
+
+def _row_conflict(modality: str, found: maths.Found, how: str) -> Scalar:
+    """Return the share of rows in which two sources pull the features apart."""
+    plain = found.moments.plain.transpose(0, 1)
+    against = [bool(maths.smallest_cosine(row) < 0) for row in plain]
+    rate, n = sum(against) / len(against), len(against)
+    mode = f"share of rows whose gradients at the features have a negative cosine; one standard error; {how}"
+    error = (rate * (1 - rate) / n) ** 0.5
+    return Scalar(f"evidence/row_conflict/{modality}", rate, error, n=n, mode=mode, draw={"y": "share"})
+
+
+def _by_confidence(
+    modality: str, source: str, precision: Tensor, head: Head, features: dict[str, Tensor], y: Tensor, how: str
+) -> Curve:
+    """Return median log10 precision against the true class's probability, by tenths of the rows."""
+    p = head.outputs(head.joined(features) @ head.weight.T).gather(1, y[:, None])[:, 0]
+    logs = precision.log10().median(1).values
+    groups = p.argsort().tensor_split(min(10, len(p)))
+    x = torch.stack([p[group].mean() for group in groups]).double().cpu().numpy()
+    values = torch.stack([logs[group].median() for group in groups]).double().cpu().numpy()
+    draw = {"title": "Is what is learnt precise?", "x": "probability of the true class", "y": "log10 precision"}
+    name = f"evidence/precision_by_confidence/{modality}/{source}"
+    return Curve(name, x, values, n=len(p), mode=f"tenths of the rows; {how}", draw=draw)
