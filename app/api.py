@@ -30,7 +30,7 @@ from app.theme import Look, look
 from engine.store import RunReader
 
 BASE = "/modalscape"
-MOST_CHARTS = 16
+MOST_CHARTS = 96
 FAST, SLOW, RESTING = 250, 1000, 3000
 """Milliseconds to the next tick: while a command waits, while a run lives, when nothing can change."""
 REREAD = 0.2

@@ -11,20 +11,21 @@ from app import catalog, controls, live, shell
 from app.status import ALIVE
 
 
-def choice(entries: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Draw the choice of a method; return its catalogue entry."""
+def choice(entries: Sequence[Mapping[str, Any]], on: Sequence[str]) -> Mapping[str, Any]:
+    """Draw the choice of a method, at first one that is `on`; return its catalogue entry."""
     known = catalog.named(entries)
+    first = next((name for name in known if name in on), next(iter(known)))
     name = st.pills(
         "Method",
         list(known),
         format_func=lambda n: known[n]["title"],
-        default=next(iter(known)),
+        default=first,
         required=True,
         key="method-choice",
         persist_state="session",
         label_visibility="collapsed",
     )
-    return known[name or next(iter(known))]
+    return known[name or first]
 
 
 @st.fragment

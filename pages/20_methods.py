@@ -19,7 +19,7 @@ if not catalogue["methods"]:
     st.info("No methods are installed: put one into engine/methods.")
     st.stop()
 
-chosen = methods.choice(catalogue["methods"])
+chosen = methods.choice(catalogue["methods"], [name for name, now in shell.now(run).methods.items() if now.on])
 methods.card(run, chosen["name"])
 methods.evidence(run, chosen)
 methods.about(chosen)

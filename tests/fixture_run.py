@@ -42,7 +42,8 @@ def write_run(
     for step in range(0, STEPS + 1, 20):
         writer.scalars(step, _held_out(step, rng))
     for step in range(0, STEPS + 1, 50) if records else ():
-        for record in [*_curvature(step, rng), *_landscape(step), *_balance(step, rng), *_reports(step, rng)]:
+        measured = [*_curvature(step, rng), *_landscape(step), *_balance(step, rng), *_evidence(step, rng)]
+        for record in [*measured, *_reports(step, rng)]:
             writer.record(step, record)
     writer.meta("seconds", 8.0)
     writer.beat(state, STEPS, {"activity": ""})
@@ -183,6 +184,30 @@ def _balance(step: int, rng) -> list:
         Scalar("imbalance/fisher_trace/text", float(14 * np.exp(-step / 150) + 1), 0.4, **about),
         Bars("imbalance/shapley", np.array(["image", "text"]), np.array([0.62, 0.2]), n=180, mode="Shapley share"),
     ]
+
+
+def _evidence(step: int, rng) -> list:
+    rows, about = np.array(["fused", *PARTS[:2]]), {"n": 128, "mode": "gradient of each loss, no method active"}
+    fall = float(np.exp(-step / 120))
+    norms = np.array([[0.4, 0.2, 0.3], [0.6, 0.0, 0.0], [0.0, 0.9, 0.0]]) * fall
+    found = [
+        Matrix("evidence/grad_norm", rows, np.array(PARTS), norms, **about),
+        Matrix("evidence/cosines", rows, rows, np.array([[1, 0.4, 0.1], [0.4, 1, 0], [0.1, 0, 1]]), **about),
+    ]
+    for part, share in (("image", 0.7), ("text", 0.3)):
+        found += [
+            Scalar(f"evidence/cosine/{part}", float(share * fall + 0.02 * rng.standard_normal()), **about),
+            Scalar(f"evidence/conflict_rate/{part}", 0.1 * share, 0.05, **about),
+            Scalar(f"evidence/sign_disagreement/{part}", 0.4 * share, **about),
+            Matrix(f"evidence/weight_map/{part}", rows[:2], np.array(list("0123")), np.full((2, 4), 0.5), **about),
+        ]
+        for source in ("fused", part):
+            found += [
+                Scalar(f"evidence/precision/{part}/{source}", 5 + share, **about),
+                Scalar(f"evidence/weight/{part}/{source}", 0.5, 0.1, **about),
+                Scalar(f"evidence/uncertainty/{part}/{source}", 1 - share, **about),
+            ]
+    return found
 
 
 def _reports(step: int, rng) -> list:

@@ -43,7 +43,7 @@ import torch
 from torch import Tensor
 
 from engine.knobs import InputError
-from engine.maths import imbalance, modalities
+from engine.maths import imbalance, unimodal
 from engine.maths import inforeg as maths
 from engine.method import Method, knob
 from engine.problem import Batch, Problem
@@ -95,7 +95,7 @@ class InfoReg(Method):
         problem, few = view.problem, view.batch.rows(slice(0, 2))
         with torch.no_grad():
             _, logits = problem.objectives(view.theta, problem.encode(view.theta, few), few)
-        modalities.comparable(self.title, problem.modalities, few.y, logits)
+        unimodal.comparable(self.title, problem.modalities, few.y, logits)
         epoch = _epoch(problem) or self.params.period
         if not epoch:
             raise InputError(f"InfoReg knows no length of an epoch of {problem.title}; set inforeg.period to steps.")
@@ -215,7 +215,7 @@ class InfoReg(Method):
 
     def _encoders(self, view: View) -> list[list[slice]]:
         if self._spans is None:
-            self._spans = [modalities.encoder(view.problem.layout, name) for name in view.problem.modalities]
+            self._spans = [unimodal.encoder(view.problem.layout, name) for name in view.problem.modalities]
         return self._spans
 
     def _open(self) -> list[bool]:
@@ -256,5 +256,5 @@ def _epoch(problem: Problem) -> int:
 
 def _alone(view: View) -> dict[str, Tensor]:
     """Return modality to the logits (B, C) that it gives by itself, without graph."""
-    fused = lambda kept: view.problem.objectives(view.theta, kept, view.batch)[1]["fused"]  # noqa: E731
-    return modalities.alone(view.problem.modalities, view.logits, view.features, fused)
+    fused = unimodal.fused_by(view.problem.objectives, view.theta, view.batch)
+    return unimodal.alone(view.problem.modalities, view.logits, view.features, fused)

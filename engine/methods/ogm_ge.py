@@ -28,24 +28,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.maths import modalities
-from engine.maths.modalities import comparable, places
+from engine.maths import unimodal
+from engine.maths.unimodal import confidence, leads, places
 from engine.method import Method, knob
 from engine.records import Record, Scalar
 from engine.step import View
-
-
-def confidence(logits: Tensor, y: Tensor) -> Tensor:
-    """Return Σᵢ softmax(z)ᵢ,yᵢ (0-d), for logits (B, C) and classes y (B,)."""
-    return logits.softmax(-1).gather(1, y[:, None]).sum()
-
-
-def leads(scores: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return ρ_m, the score of each modality over the smallest of the others; for two, the products of ρ are 1."""
-    return {
-        name: score / torch.stack([s for other, s in scores.items() if other != name]).min()
-        for name, score in scores.items()
-    }
 
 
 def coefficient(lead: Tensor, alpha: float) -> Tensor:
@@ -55,10 +42,10 @@ def coefficient(lead: Tensor, alpha: float) -> Tensor:
 
 def alone(view: View) -> dict[str, Tensor]:
     """Return modality to the logits (B, C) that it gives by itself, without graph; refused without classes."""
-    names = view.problem.modalities
-    comparable("OGM-GE", names, view.batch.y, view.logits)
-    fused = lambda kept: view.problem.objectives(view.theta, kept, view.batch)[1]["fused"]  # noqa: E731
-    return modalities.alone(names, view.logits, view.features, fused)
+    problem = view.problem
+    unimodal.comparable("OGM-GE", problem.modalities, view.batch.y, view.logits)
+    fused = unimodal.fused_by(problem.objectives, view.theta, view.batch)
+    return unimodal.alone(problem.modalities, view.logits, view.features, fused)
 
 
 def ratios(view: View) -> dict[str, Tensor]:
@@ -88,16 +75,19 @@ class OgmGe(Method):
         p = self.params
         if (p.alpha == 0.0 and not p.ge) or view.step < p.start or 0 < p.stop <= view.step:
             return grads
-        rows = [i for i, name in enumerate(view.losses) if not name.startswith("reg/")]
+        count = sum(not name.startswith("reg/") for name in view.losses)
+        own = {name: places(view.problem.layout, name, p.layers == "convolutions") for name in view.problem.modalities}
         modulated = grads.clone()
         for name, lead in ratios(view).items():
             factor = coefficient(lead, p.alpha).to(grads.dtype)
-            for where in places(view.problem.layout, name, p.layers == "convolutions"):
-                modulated[rows, where] = grads[rows, where] * factor
-                if p.ge and where.stop - where.start > 1:
-                    purpose = f"ogm_ge/{name}/{where.start}"
-                    tensor = grads[rows, where].sum(0)
-                    modulated[rows[0], where] += tensor.std() * view.rng.normal(purpose, view.step, tensor)
+            torch._foreach_mul_([modulated[:count, where] for where in own[name]], factor)
+        if p.ge:
+            total = grads[:count].sum(0)
+            pieces = [where for found in own.values() for where in found if where.stop - where.start > 1]
+            noise = view.rng.normal("ogm_ge", view.step, total)
+            sizes = torch.stack([total[where].std() for where in pieces]).unbind()
+            noise = torch._foreach_mul([noise[where] for where in pieces], sizes)
+            torch._foreach_add_([modulated[0, where] for where in pieces], noise)
         return modulated
 
     def report(self, view: View) -> Iterator[Record]:

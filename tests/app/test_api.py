@@ -9,7 +9,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.testclient import TestClient
 
 from app import api
-from app.api import BASE, Desk, Kept
+from app.api import BASE, MOST_CHARTS, Desk, Kept
 from app.charts import CHARTS, ChartError, checked
 from app.status import folder, home_of, standing
 from app.tails import Tails
@@ -101,7 +101,7 @@ def test_only_an_id_of_a_run_opens_a_run(home, run):
         '[["series", {"half": -1}, ""]]',
         '[["series", {"step": true}, ""]]',
         '[["series"]]',
-        json.dumps([LOSS] * 17),
+        json.dumps([LOSS] * (MOST_CHARTS + 1)),
     ],
 )
 def test_requests_that_no_page_makes_are_refused(client, asked):

@@ -83,6 +83,7 @@ def test_the_router_takes_every_page_in_the_order_of_its_number(home):
         "methods.py",
         "landscape.py",
         "curvature.py",
+        "gradients.py",
         "balance.py",
         "log.py",
     ]

@@ -8,7 +8,7 @@ import torch
 from engine.layout import Layout
 from engine.maths import inforeg as maths
 from engine.maths.imbalance import performance_gap
-from engine.maths.modalities import encoder
+from engine.maths.unimodal import encoder
 from engine.methods.inforeg import InfoReg
 
 # --- who leads, and by how much

@@ -10,7 +10,7 @@ from engine.catalog import catalog
 from engine.config import RunConfig, validated
 from engine.knobs import InputError
 from engine.maths import inforeg as maths
-from engine.maths.modalities import encoder
+from engine.maths.unimodal import encoder
 from engine.methods.inforeg import InfoReg
 from engine.problem import Batch
 from engine.records import Bars, Curve

@@ -7,7 +7,8 @@ import torch
 
 from engine.knobs import InputError
 from engine.layout import Layout
-from engine.methods.ogm_ge import OgmGe, alone, coefficient, confidence, leads, places
+from engine.maths.unimodal import confidence, leads, places
+from engine.methods.ogm_ge import OgmGe, alone, coefficient
 from engine.problem import Batch
 from tests import tiny
 
