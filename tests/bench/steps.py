@@ -15,6 +15,8 @@ from engine import networks
 from engine.catalog import catalog
 from engine.config import RunConfig, validated
 from engine.control import Mailbox
+from engine.method import Method
+from engine.registry import discover
 from engine.run import Run
 from engine.store import RunWriter, create
 from engine.training import Training
@@ -105,16 +107,8 @@ def report(device: str = "cpu") -> None:
         for size, settings in SIZES.items():
             bare = training(settings, device=device)
             count = 150 if size == "small" else 20
-            methods = {
-                m: training(settings | extra, (m,), device)
-                for m, extra in {
-                    "gani": {"gani.warmup": 0},
-                    "ogm_ge": {"unimodal": "none"},
-                    "sam": {},
-                }.items()
-            }
             arms = {"plain torch loop": plain(bare), "engine step": bare.step}
-            arms |= {f"engine step + {m}": t.step for m, t in methods.items()}
+            arms |= {f"engine step + {m}": training(settings, (m,), device).step for m in ("gani", "ogm_ge", "sam")}
             arms["engine step, recorded"] = recorded(training(settings, device=device), folder)
             seconds = timed(arms, count)
             base, step = seconds["plain torch loop"], seconds["engine step"]
@@ -124,7 +118,20 @@ def report(device: str = "cpu") -> None:
             )
             for name, value in seconds.items():
                 print(f"  {name:28} {value * 1e3:9.3f} {value / base:9.2f} {value / step:12.2f}")
+        every_method(device)
         print(f"\nlogger and control: {logger(Path(folder)) * 1e6:.2f} µs a step (8 scalars; aim 5)")
+
+
+def every_method(device: str = "cpu") -> None:
+    """Print what each method costs on top of the bare step, on images and captions with unimodal heads."""
+    settings = {"digits_captions.inputs": "raw", "unimodal": "heads"}
+    arms = {"bare": training(settings, device=device).step}
+    arms |= {m: training(settings, (m,), device).step for m in discover("engine.methods", Method)}
+    seconds = timed(arms, 15)
+    print(f"\nimages and captions with heads, on {device}; the bare step takes {seconds['bare'] * 1e3:.2f} ms")
+    print(f"  {'':28} {'/ bare step':>12}")
+    for name, value in seconds.items():
+        print(f"  {name:28} {value / seconds['bare']:12.2f}   (median of {REPEATS} x 15 steps)")
 
 
 def logger(folder: Path, count: int = 20_000) -> float:
