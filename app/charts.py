@@ -30,6 +30,8 @@ FAR = 4.0
 """Times the largest eigenvalue beyond which the edge of stability is told rather than drawn."""
 ERRORS = 150
 """Measurements whose error is read for one curve."""
+DASHES = ("solid", "dot", "dashdot", "longdash")
+"""Dashes of lines that share a colour."""
 MARKED = ("applied", "resumed", "diverged", "failed", "note")
 """Kinds of event that belong on a time axis."""
 _NAME = re.compile(r"[\w./@*'()+ :-]{1,120}")
@@ -225,6 +227,10 @@ def _errors(reader, name: str, at: np.ndarray) -> np.ndarray | None:
 def _styled(line: Line, words: Mapping[str, str], hues: Mapping[str, str]) -> Line:
     name = line.label
     train = "train" in name.split("/")
+    held_out = name.startswith(("loss/val", "error/val"))
+    # Lines that share the colour of a part are told apart by their dashes.
+    alike = [n for n in hues if hues[n] == hues[name] and held_out == n.startswith(("loss/val", "error/val"))]
+    places = {n: DASHES[i % len(DASHES)] for i, n in enumerate(alike)} if name.count("/") > 2 else {}
     return Line(
         words[name],
         line.steps,
@@ -232,7 +238,7 @@ def _styled(line: Line, words: Mapping[str, str], hues: Mapping[str, str]) -> Li
         hues[name],
         line.error,
         line.sparse,
-        dash="dash" if name.startswith(("loss/val", "error/val")) else "solid",
+        dash="dash" if held_out else places.get(name, "solid"),
         width=1.3 if train else 1.8,
     )
 
