@@ -109,7 +109,8 @@ class Stack:
             MethodConflict: two methods own `fuse`, or their orders contradict each other.
         """
         named = {method.name: method for method in methods}
-        order = TopologicalSorter({name: [a for a in m.after if a in named] for name, m in sorted(named.items())})
+        # Methods that are named but off keep their place, so that switching one on does not reorder the others.
+        order = TopologicalSorter({name: m.after for name, m in sorted(named.items())})
         try:
             order.prepare()
         except CycleError as error:
@@ -121,7 +122,7 @@ class Stack:
             ready = sorted(order.get_ready())
             names += ready
             order.done(*ready)
-        self.methods: dict[str, Method] = {name: named[name] for name in names}
+        self.methods: dict[str, Method] = {name: named[name] for name in names if name in named}
         self._at = {point: [m for m in self.methods.values() if hasattr(m, point)] for point in POINTS}
         owners = self._at["fuse"]
         if len(owners) > 1:

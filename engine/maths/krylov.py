@@ -28,7 +28,7 @@ class Products:
         """Evaluate the loss and its gradient once, with a graph."""
         self.theta = theta.detach().clone().requires_grad_()
         self.count = 0
-        with torch.enable_grad(), _twice_differentiable(theta.device):
+        with torch.enable_grad(), twice_differentiable(theta.device):
             value = _checked(loss(self.theta))
             (self.grad,) = torch.autograd.grad(value, self.theta, create_graph=True, materialize_grads=True)
 
@@ -239,7 +239,7 @@ def _checked(value: Tensor) -> Tensor:
 
 
 @contextmanager
-def _twice_differentiable(device: torch.device) -> Generator[None]:
+def twice_differentiable(device: torch.device) -> Generator[None]:
     """Fused attention and cuDNN's recurrent kernels have no second derivative, and autocast would round it."""
     with ExitStack() as stack:
         stack.enter_context(torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH))

@@ -84,6 +84,7 @@ class Agm(Method):
 
     name = "agm"
     title = "AGM"
+    after = ("modalimmune",)
     neutral = {"alpha": 0.0, "clip": 0.0}
 
     @dataclass(frozen=True)

@@ -1,0 +1,266 @@
+"""What is left of the score when modalities are missing or corrupted.
+
+The same random numbers are used at every level and at every step, so curves are smooth and differences between two
+steps are the network's. Missing modalities are replaced at the features: by zero, by the features of the neutral input
+(zero, the training mean: the fair "no information"), of noise, or of another row (shuffled: nothing looks odd). Curves
+with different fill-ins are different measurements; each record's `mode` names its own. The masks are drawn per row and
+modality, and the missing rate is the realised one, at most (M - 1)/M where one modality always stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.maths import robustness
+from engine.probe import Bars, Curve, Probe, Record, Scalar, Snapshot, knob
+from engine.problem import Batch
+
+MOST = 5
+"""Modalities up to which every subset is scored; beyond, each alone and each left out."""
+
+
+class Robustness(Probe):
+    """Score against missing rate and against corruption severity, modality by modality, and the grid of subsets."""
+
+    name = "robustness"
+    title = "Robustness"
+    every = 100
+    cost = "fair"
+
+    @dataclass(frozen=True)
+    class Params:
+        """What is taken away, how, and how often."""
+
+        part: str = knob(
+            "val", help="Rows that are scored; test where val has chosen something.", choices=("val", "test")
+        )
+        rows: int = knob(512, 2, 100_000, "Rows that are scored at most.", log=True)
+        fill: str = knob(
+            "neutral",
+            help="In place of missing features: zero, or those of the neutral input, of noise, of another row.",
+            choices=("zero", "neutral", "noise", "shuffle"),
+        )
+        rule: str = knob("keep", help="Where all would be missing: keep one, redraw, none.", choices=robustness.RULES)
+        draws: int = knob(5, 1, 100, "Masks drawn at each missing rate.")
+        levels: int = knob(11, 3, 41, "Levels of each curve, from 0 to 1.")
+        corruption: str = knob(
+            "noise",
+            help="Gaussian noise up to `reach` training deviations, entries set to their mean, or rows exchanged.",
+            choices=("noise", "drop", "shuffle"),
+        )
+        reach: float = knob(3.0, 0.1, 20.0, "Standard deviation of the noise at severity 1, in training deviations.")
+
+    def measure(self, snap: Snapshot) -> Iterator[Record | None]:
+        """Yield subsets, the curve over missing rates and one over severities a modality; nothing without a fusion."""
+        names, batch = snap.problem.modalities, self._batch(snap)
+        scorer = _scorer(snap, batch)
+        if len(names) < 2 or scorer is None:
+            return
+        yield None
+        with torch.no_grad():
+            clean = snap.problem.encode(snap.theta, batch)
+            blank = self._blank(snap, batch, clean)
+        about = {"n": len(batch)}
+        how = "share of the most frequent class" if scorer.classes else "predicting the mean"
+        yield Scalar("robustness/chance", scorer.chance, mode=f"{how}, {self.params.part} rows", **about)
+        for part in (self._subsets, self._missing, self._severity):
+            yield None
+            yield from part(snap, batch, clean, blank, scorer)
+
+    def _subsets(self, snap, batch, clean, blank, scorer) -> Iterator[Record | None]:
+        """Yield the score of subsets of the modalities, what each one's absence costs, and the worst case."""
+        names = snap.problem.modalities
+        sizes = range(1, len(names) + 1) if len(names) <= MOST else (1, len(names) - 1, len(names))
+        score, error = {}, {}
+        for kept in (frozenset(c) for size in sizes for c in combinations(names, size)):
+            hits = scorer.hits({m: clean[m] if m in kept else blank[m] for m in names})
+            score[kept], error[kept] = robustness.mean_over_rows(hits[None])
+            yield None
+        about = {"n": len(batch), "mode": self._mode(scorer)}
+        labels = ["+".join(m for m in names if m in kept) for kept in score]
+        draw = {"title": "Score by the modalities present", "y": scorer.name, "chance": scorer.chance}
+        values, errors = np.array(list(score.values())), np.array(list(error.values()))
+        yield Bars("robustness/subsets", np.array(labels), values, errors, draw=draw, **about)
+        whole = frozenset(names)
+        for m, share in robustness.immunity(score, names).items():
+            kept = whole - {m}
+            yield Scalar(f"robustness/without/{m}", score[kept], error[kept], draw={"y": scorer.name}, **about)
+            yield Scalar(f"robustness/immunity/{m}", share, draw={"y": "score without / score with all"}, **about)
+        yield Scalar("robustness/clean", score[whole], error[whole], draw={"y": scorer.name}, **about)
+        worst = min((whole - {m} for m in names), key=score.__getitem__)
+        yield Scalar(
+            "robustness/worst", score[worst], error[worst], draw={"y": f"{scorer.name}, worst one left out"}, **about
+        )
+        part = [score[kept] for kept in score if kept != whole]
+        yield Scalar("robustness/incomplete", float(np.mean(part)), draw={"y": f"mean {scorer.name}"}, **about)
+        yield Scalar("robustness/dominance_gap", robustness.dominance_gap(score, names), **about)
+
+    def _missing(self, snap, batch, clean, blank, scorer) -> Iterator[Record | None]:
+        """Yield the score against the realised missing rate, its area and how much of it is kept."""
+        p, names, device = self.params, list(clean), batch.y.device
+        size = (len(batch), len(names) + 1)
+        uniform = [
+            torch.rand(size, generator=snap.rng.generator("robustness/missing", draw, device), device=device)
+            for draw in range(p.draws)
+        ]
+        rates, scores, errors = [], [], []
+        for level in np.linspace(0, 1, p.levels).tolist():
+            masks = [robustness.present(numbers, level, p.rule) for numbers in uniform]
+            hits = [
+                scorer.hits({m: torch.where(mask[:, i : i + 1], clean[m], blank[m]) for i, m in enumerate(names)})
+                for mask in masks
+            ]
+            mean, error = robustness.mean_over_rows(torch.stack(hits))
+            rates.append(1 - torch.stack(masks).double().mean().item())
+            scores.append(mean)
+            errors.append(error)
+            yield None
+        mode = f"{self._mode(scorer)}; rule {p.rule}, {p.draws} masks"
+        draw = {"title": "Missing modalities", "x": "realised missing rate", "y": scorer.name, "chance": scorer.chance}
+        about = {"n": len(batch), "mode": mode}
+        yield Curve("robustness/missing", np.array(rates), np.array(scores), np.array(errors), draw=draw, **about)
+        yield from _summary("missing", rates, scores, scorer, about)
+
+    def _severity(self, snap, batch, clean, blank, scorer) -> Iterator[Record | None]:
+        """Yield the score against the severity of each modality's corruption, the others clean."""
+        p, names = self.params, list(clean)
+        levels = np.linspace(0, 1, p.levels).tolist()
+        found: dict[str, list[tuple[float, float]]] = {m: [] for m in names}
+        for level in levels:
+            with torch.no_grad():
+                worse = snap.problem.encode(snap.theta, self._corrupted(snap, batch, level))
+            for m in names:
+                found[m].append(robustness.mean_over_rows(scorer.hits(clean | {m: worse[m]})[None]))
+            yield None
+        reach = f" up to {p.reach:g} training deviations" if p.corruption == "noise" else ""
+        about = {"n": len(batch), "mode": f"{p.part} rows, {p.corruption}{reach} on the input, the others clean"}
+        for m in names:
+            scores, errors = (list(column) for column in zip(*found[m], strict=True))
+            draw = {"title": f"Corrupted {m}", "x": "severity", "y": scorer.name, "chance": scorer.chance, "label": m}
+            name = f"robustness/severity/{m}"
+            yield Curve(name, np.array(levels), np.array(scores), np.array(errors), draw=draw, **about)
+            yield from _summary(m, levels, scores, scorer, about)
+
+    def _mode(self, scorer) -> str:
+        return f"{self.params.part} rows, {scorer.name}; missing features: {self.params.fill}"
+
+    def _batch(self, snap: Snapshot) -> Batch:
+        """Return the rows that are scored, drawn once and for all where there are more than wanted."""
+        pieces = list(snap.problem.held_out(self.params.part))
+        x = {m: torch.cat([piece.x[m] for piece in pieces]) for m in pieces[0].x}
+        whole = Batch(x, torch.cat([piece.y for piece in pieces]))
+        order = torch.randperm(len(whole), generator=snap.rng.generator("robustness/rows"))[: self.params.rows]
+        return whole.rows(order.to(whole.y.device))
+
+    def _blank(self, snap: Snapshot, batch: Batch, clean: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return what stands for each modality's features (B, D) where it is missing."""
+        fill, problem = self.params.fill, snap.problem
+        if fill == "zero":
+            return {m: torch.zeros_like(z) for m, z in clean.items()}
+        if fill == "shuffle":
+            order = self._order(snap, batch)
+            return {m: z[order] for m, z in clean.items()}
+        empty = batch
+        for m in problem.modalities:
+            empty = problem.without(empty, m)
+        if fill == "noise":
+            x = {m: _noisy(value, 1.0, 1.0, _numbers(snap, m, value)) for m, value in empty.x.items()}
+            empty = Batch(x, batch.y)
+        return problem.encode(snap.theta, empty)
+
+    def _corrupted(self, snap: Snapshot, batch: Batch, level: float) -> Batch:
+        """Return the batch with every modality corrupted to a severity (0 to 1); at 0 it is the batch."""
+        p, x = self.params, {}
+        order = self._order(snap, batch)
+        for m, value in batch.x.items():
+            numbers = _numbers(snap, m, value)
+            if p.corruption == "noise":
+                x[m] = _noisy(value, level, p.reach, numbers)
+            elif p.corruption == "drop":
+                x[m] = torch.where(numbers.rank < level, torch.zeros_like(value), value)
+            else:
+                rank = numbers.rows.view(-1, *[1] * (value.dim() - 1))
+                x[m] = torch.where(rank < level, value[order], value)
+        return Batch(x, batch.y)
+
+    def _order(self, snap: Snapshot, batch: Batch) -> Tensor:
+        """Return an order (B,) in which no row stays at its place."""
+        cycle = torch.randperm(len(batch), generator=snap.rng.generator("robustness/order"))
+        order = torch.empty_like(cycle)
+        order[cycle] = cycle.roll(1)
+        return order.to(batch.y.device)
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """Random numbers for one modality's input, the same at every level."""
+
+    normal: Tensor
+    rank: Tensor
+    rows: Tensor
+
+
+def _numbers(snap: Snapshot, modality: str, value: Tensor) -> _Numbers:
+    def uniform(purpose: str, shape) -> Tensor:
+        generator = snap.rng.generator(f"robustness/{purpose}/{modality}", 0, value.device)
+        return torch.rand(shape, generator=generator, device=value.device)
+
+    like = value if value.is_floating_point() else value.float()
+    normal = snap.rng.normal(f"robustness/noise/{modality}", 0, like)
+    return _Numbers(normal, uniform("drop", value.shape), uniform("rows", (len(value),)))
+
+
+def _noisy(value: Tensor, level: float, reach: float, numbers: _Numbers) -> Tensor:
+    """Return the input with noise of level·reach; of token ids, a share `level` exchanged for ids of other places."""
+    if value.is_floating_point():
+        return value + level * reach * numbers.normal
+    ids = value.flatten()[numbers.normal.flatten().argsort()].view_as(value)
+    return torch.where((numbers.rank < level) & (value != 0), ids, value)
+
+
+class _Scorer:
+    """Right or wrong (or, for real targets, one minus the squared error over the variance) of each row."""
+
+    def __init__(self, snap: Snapshot, batch: Batch) -> None:
+        self.snap, self.batch = snap, batch
+        self.classes = not batch.y.is_floating_point()
+        self.name = "accuracy" if self.classes else "explained variance"
+        self.chance = robustness.majority(batch.y) if self.classes else 0.0
+
+    @torch.no_grad()
+    def hits(self, features: dict[str, Tensor]) -> Tensor:
+        """Return (B,) float64."""
+        fused = self.snap.problem.objectives(self.snap.theta, features, self.batch)[1]["fused"]
+        y = self.batch.y
+        if self.classes:
+            return (fused.argmax(-1) == y).double()
+        spread = (y - y.mean()).square().mean().clamp(min=torch.finfo(y.dtype).tiny)
+        return (1 - (fused[:, 0] - y).square() / spread).double()
+
+
+@torch.no_grad()
+def _scorer(snap: Snapshot, batch: Batch) -> _Scorer | None:
+    """Return how rows are scored; None where nothing is fused."""
+    few = batch.rows(slice(0, 2))
+    logits = snap.problem.objectives(snap.theta, snap.problem.encode(snap.theta, few), few)[1]
+    return _Scorer(snap, batch) if "fused" in logits else None
+
+
+def _summary(
+    name: str, levels: list[float], scores: list[float], scorer: _Scorer, about: dict[str, Any]
+) -> Iterator[Record]:
+    """Yield the normalised area under a curve; the share of a lead over chance that is kept, and where half is."""
+    yield Scalar(f"robustness/area/{name}", robustness.area(levels, scores), draw={"y": f"mean {scorer.name}"}, **about)
+    if scores[0] <= scorer.chance:
+        return
+    kept = robustness.mean_retention(scores, scorer.chance)
+    half = robustness.half_level(levels, scores, scorer.chance)
+    yield Scalar(f"robustness/retention/{name}", kept, draw={"y": "share of the lead over chance"}, **about)
+    yield Scalar(f"robustness/half/{name}", half, draw={"y": "level with half the lead over chance"}, **about)

@@ -1,0 +1,250 @@
+"""Spectrum, target, controller and gate of the collapse have the values that are known on paper."""
+
+import math
+
+import pytest
+import torch
+
+from engine.maths import collapse
+from tests.maths import nets
+
+DOUBLE = torch.float64
+
+
+def draw(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def features(rows: int, width: int, seed: int = 0) -> torch.Tensor:
+    """Rows whose spectrum has gaps."""
+    scale = 0.7 ** torch.arange(width, dtype=DOUBLE)
+    return torch.randn(rows, width, generator=draw(seed), dtype=DOUBLE) * scale + 0.3
+
+
+def with_covariance(values: list[float]) -> torch.Tensor:
+    """Rows (2n, n) whose covariance is exactly the diagonal of `values`."""
+    n = len(values)
+    roots = torch.tensor(values, dtype=DOUBLE).sqrt().diag() * math.sqrt((2 * n - 1) / 2)
+    return torch.cat([roots, -roots])
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [([1.0] * 7, 7.0), ([3.0, 0, 0, 0], 1.0), ([4.0, 1, 1, 1, 1], 2.0), ([5.0, 2, 2, 2, 2], 2.6),
+     ([8.0, 5, 5, 5, 5], 3.5), ([104.0, 101, 101, 101, 101], 508 / 104)],
+)  # fmt: skip
+def test_the_ratio_has_its_known_values(values, wanted):
+    assert collapse.spectral_ratio(with_covariance(values), guard=0.0).item() == pytest.approx(wanted, abs=1e-10)
+
+
+@pytest.mark.parametrize("shape", [(40, 6), (5, 9)])
+def test_the_ratio_is_the_stable_rank_of_the_centred_features(shape):
+    z = features(*shape)
+    zc = z - z.mean(0)
+    wanted = zc.norm() ** 2 / torch.linalg.matrix_norm(zc, 2) ** 2
+    assert collapse.spectral_ratio(z, guard=0.0).item() == pytest.approx(wanted.item(), abs=1e-12)
+    assert collapse.spectral_ratio(3.7 * z + 5, guard=0.0).item() == pytest.approx(wanted.item(), abs=1e-11)
+    values = torch.linalg.eigvalsh(zc.T @ zc / (len(z) - 1)).flip(0)[: min(shape)]
+    torch.testing.assert_close(collapse.eigenvalues(z).flip(0), values, atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(30, 5), (4, 6)])
+def test_the_gradient_of_the_ratio_is_the_closed_form_and_never_shrinks(shape):
+    z = features(*shape, seed=1).requires_grad_()
+    (found,) = torch.autograd.grad(collapse.spectral_ratio(z, guard=0.0), z)
+    zc = (z - z.mean(0)).detach()
+    sigma = zc.T @ zc / (len(z) - 1)
+    values, vectors = torch.linalg.eigh(sigma)
+    top, u = values[-1], vectors[:, -1]
+    by_sigma = torch.eye(len(sigma), dtype=DOUBLE) / top - sigma.trace() / top**2 * torch.outer(u, u)
+    torch.testing.assert_close(found, 2 / (len(z) - 1) * zc @ by_sigma, atol=1e-10, rtol=1e-8)
+    assert found.sum(0).abs().max() < 1e-10
+    assert abs((found * zc).sum()) < 1e-10
+
+
+def test_the_ratio_passes_gradcheck():
+    # the detached trace in the guard is no part of the derivative, hence without it
+    assert torch.autograd.gradcheck(lambda z: collapse.spectral_ratio(z, 0.0), features(12, 4).requires_grad_())
+
+
+def test_vanishing_features_give_finite_numbers():
+    z = torch.zeros(6, 3, dtype=DOUBLE, requires_grad=True)
+    pull, ratio = collapse.terms(z, torch.randn(6, 3, generator=draw(0), dtype=DOUBLE), 0.5)
+    grad = torch.autograd.grad(pull + ratio, z)[0]
+    assert ratio == 0
+    assert torch.isfinite(grad).all()
+    assert collapse.strength(1.0, z, ratio, True, 0.0) == 0
+    assert collapse.strength(1.0, z, ratio, False, 0.0) == 0
+
+
+@pytest.mark.parametrize(("rows", "wanted"), [(8, 3.18), (16, 4.61), (32, 6.14), (64, 7.83), (256, 10.77)])
+def test_one_batch_underestimates_the_ratio(rows, wanted):
+    """Isotropic features of width 16, true ratio 16: mean of 400 draws within five standard errors (and rounding)."""
+    g = draw(rows)
+    found = torch.stack([collapse.spectral_ratio(torch.randn(rows, 16, generator=g, dtype=DOUBLE)) for _ in range(400)])
+    error = found.std().item() / 20
+    assert found.mean().item() == pytest.approx(wanted, abs=5 * error + 0.006)
+
+
+def test_dimensions_agree_on_flat_and_rank_one_spectra():
+    assert all(v == pytest.approx(5.0) for v in collapse.dimensions(torch.ones(5)).values())
+    assert all(v == pytest.approx(1.0) for v in collapse.dimensions(torch.tensor([0.0, 0.0, 2.0])).values())
+    assert all(v == 0.0 for v in collapse.dimensions(torch.zeros(3)).values())
+    found = collapse.dimensions(torch.tensor([1.0, 1.0, 2.0]))
+    assert found["participation"] == pytest.approx(16 / 6)
+    assert found["stable rank of Σ"] == pytest.approx(1.5)
+
+
+def test_the_pull_is_shrinkage_in_expectation():
+    """Mean over ξ of ‖z - g‖² = ‖z‖² + B·D·η²s², and its gradient 2z; five standard errors."""
+    z, target, draws = features(6, 4, seed=2).requires_grad_(), 0.5, 4000
+    scale, g = collapse.rms(z), draw(7)
+    values, grads = [], []
+    for _ in range(draws):
+        pull, _ = collapse.terms(z, torch.randn(6, 4, generator=g, dtype=DOUBLE), target)
+        values.append(pull.detach() * scale**2 * z.numel())
+        grads.append(torch.autograd.grad(pull, z)[0] * scale**2 * z.numel())
+    values, grads = torch.stack(values), torch.stack(grads)
+    wanted = (z.square().sum() + z.numel() * (target * scale) ** 2).item()
+    assert values.mean().item() == pytest.approx(wanted, abs=5 * values.std().item() / math.sqrt(draws))
+    error = grads.std(0) / math.sqrt(draws)
+    assert ((grads.mean(0) - 2 * z).abs() < 5 * error).all()
+
+
+def test_no_gradient_passes_through_scale_or_target():
+    z, noise = features(6, 4).requires_grad_(), torch.randn(6, 4, generator=draw(1), dtype=DOUBLE)
+    pull, _ = collapse.terms(z, noise, 0.5)
+    scale = collapse.rms(z)
+    wanted = 2 * (z - 0.5 * scale * noise) / scale**2 / z.numel()
+    torch.testing.assert_close(torch.autograd.grad(pull, z)[0], wanted.detach())
+
+
+def test_the_strength_fades_with_the_spectrum_and_stops_at_the_floor():
+    z = with_covariance([4.0, 1, 1, 1, 1])
+    found = collapse.spectral_ratio(z)
+    assert collapse.most(z) == 5
+    assert collapse.strength(0.2, z, found, True, 0.0).item() == pytest.approx(0.2 * (2 - 1) / 4, rel=1e-5)
+    assert collapse.strength(0.2, z, found, False, 0.0).item() == pytest.approx(0.2)
+    scale = collapse.rms(z).item()
+    assert collapse.strength(0.2, z, found, False, 1.01 * scale) == 0
+    assert collapse.strength(0.2, z, found, False, 0.99 * scale) > 0
+    assert collapse.strength(0.2, z, torch.tensor(1.0), True, 0.0) == 0
+
+
+def test_chances_are_a_distribution_above_their_floor():
+    w = torch.tensor([0.0, -3.0, -800.0], dtype=DOUBLE)
+    for explore in (0.01, 0.3, 1.0):
+        found = collapse.probabilities(w, explore, "exp3")
+        assert found.sum() == pytest.approx(1.0)
+        assert (found >= explore / 3 - 1e-15).all()
+        torch.testing.assert_close(found, collapse.probabilities(w + 17, explore, "exp3"))
+    torch.testing.assert_close(collapse.probabilities(w, 1.0, "exp3"), torch.full_like(w, 1 / 3))
+    torch.testing.assert_close(collapse.probabilities(w, 0.1, "uniform"), torch.full_like(w, 1 / 3))
+
+
+def test_the_importance_weighted_reward_is_unbiased():
+    """400,000 draws; standard error √(r²(1/p - 1)/n)."""
+    rewards, n = torch.tensor([0.2, 0.9, 0.5], dtype=DOUBLE), 400_000
+    chances = collapse.probabilities(torch.tensor([0.0, -1.0, -2.0], dtype=DOUBLE), 0.3, "exp3")
+    arms = torch.multinomial(chances, n, replacement=True, generator=draw(0))
+    found = torch.bincount(arms, minlength=3) * rewards / chances / n
+    error = (rewards.square() * (1 / chances - 1) / n).sqrt()
+    assert ((found - rewards).abs() < 5 * error).all()
+    w = torch.zeros(3, dtype=DOUBLE)
+    step = collapse.rewarded(w, {1: 0.9}, chances[1].item(), 0.3, "exp3")
+    assert (step[1] - step[0]).item() == pytest.approx(0.3 / 3 * 0.9 / chances[1].item())
+
+
+def test_draws_follow_the_chances():
+    chances = torch.tensor([0.1, 0.6, 0.3], dtype=DOUBLE)
+    uniform = torch.rand(20_000, generator=draw(1), dtype=DOUBLE).tolist()
+    found = torch.bincount(torch.tensor([collapse.drawn(chances, u) for u in uniform])) / 20_000
+    assert ((found - chances).abs() < 5 * (chances * (1 - chances) / 20_000).sqrt()).all()
+    assert collapse.drawn(chances, 1.0) == 2
+
+
+def played(
+    rewards: list[float], explore: float, steps: int, controller: str, seed: int = 0
+) -> tuple[torch.Tensor, float]:
+    """Shares of the arms over the second half, and the regret, of fixed rewards."""
+    w, g, arms, paid = torch.zeros(len(rewards), dtype=DOUBLE), draw(seed), [], 0.0
+    for _ in range(steps):
+        chances = collapse.probabilities(w, explore, controller)
+        arm = collapse.drawn(chances, torch.rand((), generator=g, dtype=DOUBLE).item())
+        found = {arm: rewards[arm]} if controller == "exp3" else dict(enumerate(rewards))
+        w = collapse.rewarded(w, found, chances[arm].item(), explore, controller)
+        arms.append(arm)
+        paid += rewards[arm]
+    shares = torch.bincount(torch.tensor(arms[steps // 2 :]), minlength=len(rewards)) / (steps - steps // 2)
+    return shares, max(rewards) * steps - paid
+
+
+@pytest.mark.parametrize("controller", ["exp3", "hedge"])
+def test_the_best_arm_is_found_within_the_regret_bound(controller):
+    shares, regret = played([0.8, 0.3, 0.2], 0.1, 4000, controller)
+    assert shares[0] > 0.9
+    assert regret <= (math.e - 1) * 0.1 * 0.8 * 4000 + 3 * math.log(3) / 0.1
+
+
+def test_equal_rewards_do_not_drift_in_expectation():
+    w = torch.zeros(3, dtype=DOUBLE)
+    assert torch.equal(collapse.rewarded(w, dict.fromkeys(range(3), 0.7), 1.0, 0.3, "hedge"), w)
+    chances = collapse.probabilities(torch.tensor([0.0, -0.5, -1.0], dtype=DOUBLE), 0.3, "exp3")
+    steps = [collapse.rewarded(w, {a: 0.7}, chances[a].item(), 0.3, "exp3") for a in range(3)]
+    # log-weights are known up to a constant: differences of the expected steps vanish
+    mean = sum(p * (s - s.mean()) for p, s in zip(chances, steps, strict=True))
+    raw = torch.stack([torch.eye(3, dtype=DOUBLE)[a] * 0.07 / chances[a] for a in range(3)])
+    expected = (chances[:, None] * raw).sum(0)
+    torch.testing.assert_close(expected, torch.full_like(expected, 0.07))
+    assert mean.abs().max() < 1e-12
+
+
+def test_signed_gains_pay_nothing_for_help_by_absence():
+    without, full = torch.tensor([1.5, 0.5, 1.0]), torch.tensor(1.0)
+    assert collapse.information_gain(without, full, True).tolist() == [0.25, 0.0, 0.0]
+    assert collapse.information_gain(without, full, False).tolist() == [0.25, 0.25, 0.0]
+
+
+def test_rewards_are_bounded_by_a_decaying_maximum():
+    found, scale = collapse.rewards(torch.tensor([2.0, 1.0]), 0.0)
+    assert (found.tolist(), scale) == ([1.0, 0.5], 2.0)
+    found, scale = collapse.rewards(torch.tensor([0.99, 0.0]), scale)
+    assert scale == pytest.approx(1.98)
+    assert found.tolist() == pytest.approx([0.5, 0.0])
+    assert collapse.rewards(torch.zeros(2), 0.0)[0].tolist() == [0.0, 0.0]
+
+
+def test_fisher_and_gauss_newton_have_no_negative_eigenvalue_but_the_hessian_has():
+    """So the literal gate, which closes below -τ, never does; 30 random nets, and one with a negative Hessian."""
+    for seed in range(30):
+        grads = torch.randn(60, 20, generator=draw(seed), dtype=DOUBLE) * torch.rand(20, generator=draw(seed + 1))
+        smallest, largest = collapse.fisher_ends(grads, 20)
+        assert -1e-12 < smallest < largest
+        assert not collapse.closed(smallest, largest, 0.05)
+        assert collapse.fisher_ends(grads[:10], 20) == (0.0, 0.0)
+    assert not collapse.closed(0.0, 0.0, 0.05)
+    _, values = nets.exact(4)
+    assert values[-1] < -1e-4
+    assert collapse.closed(values[-1].item(), values[-1].item(), 0.05)
+
+
+def test_the_gate_opens_and_closes_at_its_threshold():
+    assert collapse.closed(-1.0, 1.0, 0.05)
+    assert not collapse.closed(-0.04, 1.0, 0.05)
+    assert not collapse.closed(0.0, 1.0, 0.0)
+    assert collapse.too_steep(-0.2, 1.0, 0.1, 0.1)
+    assert collapse.too_steep(30.0, 30.0, 0.1, 0.1)
+    assert not collapse.too_steep(10.0, 30.0, 0.1, 0.1)
+
+
+def test_the_soft_mask_has_its_limits():
+    fisher = torch.tensor([0.0, 1.0, 1e9], dtype=DOUBLE)
+    assert collapse.soft_mask(fisher, 1.0).tolist() == pytest.approx([1.0, 0.5, 0.0], abs=1e-8)
+    assert torch.equal(collapse.soft_mask(torch.zeros(4), 1.0), torch.ones(4))
+
+
+def test_clipping_shortens_and_never_lengthens():
+    d = torch.tensor([3.0, 4.0])
+    assert torch.equal(collapse.clipped(d, torch.tensor(6.0)), d)
+    torch.testing.assert_close(collapse.clipped(d, torch.tensor(1.0)), d / 5)
+    assert torch.equal(collapse.clipped(torch.zeros(2), torch.tensor(0.0)), torch.zeros(2))

@@ -1,0 +1,150 @@
+"""The robustness probe scores what it says, with the same numbers at every level, and leaves no trace."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from engine.maths import robustness
+from engine.probes.robustness import Robustness, _noisy, _Numbers
+from engine.problem import Batch
+from tests import tiny
+from tests.probes.snapshots import measured, snapshot
+from tests.tiny import problem
+
+NAMES = tuple(tiny.WIDTHS)
+
+
+def found(params=None, **settings):
+    snap = snapshot(problem(heads=False, noise=0.0, **settings), steps=150)
+    return snap, measured(Robustness(params or Robustness.Params(levels=5, draws=3)), snap)
+
+
+@torch.no_grad()
+def accuracy(snap, change) -> float:
+    batch = next(iter(snap.problem.held_out("val")))
+    changed = change(batch)
+    logits = snap.problem.objectives(snap.theta, snap.problem.encode(snap.theta, changed), batch)[1]["fused"]
+    return (logits.argmax(1) == batch.y).double().mean().item()
+
+
+@pytest.mark.parametrize("fill", ["zero", "neutral", "noise", "shuffle"])
+@pytest.mark.parametrize("corruption", ["noise", "drop", "shuffle"])
+def test_every_choice_starts_from_the_clean_score(fill, corruption):
+    snap, records = found(Robustness.Params(levels=4, draws=2, fill=fill, corruption=corruption))
+    clean = accuracy(snap, lambda batch: batch)
+    assert records["robustness/clean"].value == pytest.approx(clean)
+    assert records["robustness/missing"].y[0] == pytest.approx(clean)
+    assert records["robustness/missing"].x[0] == 0.0
+    for m in NAMES:
+        assert records[f"robustness/severity/{m}"].y[0] == pytest.approx(clean)
+
+
+def test_subsets_are_the_scores_with_neutral_inputs():
+    snap, records = found()
+    bars = records["robustness/subsets"]
+    values = dict(zip(bars.labels.tolist(), bars.values.tolist(), strict=True))
+    assert set(values) == {"image", "text", "image+text"}
+    for kept, gone in (NAMES, NAMES[::-1]):
+        wanted = accuracy(snap, lambda batch, gone=gone: snap.problem.without(batch, gone))
+        assert values[kept] == pytest.approx(wanted)
+        assert records[f"robustness/without/{gone}"].value == pytest.approx(wanted)
+        share = records[f"robustness/immunity/{gone}"].value
+        assert share == pytest.approx(wanted / values["image+text"])
+    assert records["robustness/worst"].value == min(values["image"], values["text"])
+    assert records["robustness/incomplete"].value == pytest.approx((values["image"] + values["text"]) / 2)
+
+
+def test_the_missing_rate_is_the_realised_one():
+    _, records = found()
+    curve = records["robustness/missing"]
+    assert curve.x[-1] == pytest.approx(0.5)
+    assert all(a <= b for a, b in pairwise(curve.x))
+    assert curve.x[2] == pytest.approx(robustness.expected_rate(0.5, 2, "keep"), abs=0.1)
+    assert curve.error.min() >= 0
+    _, none = found(Robustness.Params(levels=5, draws=3, rule="none"))
+    assert none["robustness/missing"].x[-1] == 1.0
+
+
+def test_summaries_belong_to_their_curves():
+    _, records = found()
+    chance = records["robustness/chance"].value
+    for name in ("missing", *NAMES):
+        curve = records["robustness/missing" if name == "missing" else f"robustness/severity/{name}"]
+        x, y = curve.x.tolist(), curve.y.tolist()
+        assert records[f"robustness/area/{name}"].value == pytest.approx(robustness.area(x, y))
+        assert records[f"robustness/retention/{name}"].value == pytest.approx(robustness.mean_retention(y, chance))
+        assert records[f"robustness/half/{name}"].value == pytest.approx(robustness.half_level(x, y, chance))
+        assert curve.draw["chance"] == chance
+        assert curve.n == 40
+
+
+def test_severity_equals_noise_added_by_hand():
+    snap, records = found()
+    rows = torch.randperm(40, generator=snap.rng.generator("robustness/rows"))
+    whole = next(iter(snap.problem.held_out("val")))
+    x = whole.x["image"][rows]
+    noise = snap.rng.normal("robustness/noise/image", 0, x)
+    batch = Batch({"image": x + 0.5 * 3.0 * noise, "text": whole.x["text"][rows]}, whole.y[rows])
+    with torch.no_grad():
+        logits = snap.problem.objectives(snap.theta, snap.problem.encode(snap.theta, batch), batch)[1]["fused"]
+    wanted = (logits.argmax(1) == batch.y).double().mean().item()
+    assert records["robustness/severity/image"].y[2] == pytest.approx(wanted)
+
+
+def test_strong_noise_costs_score():
+    _, records = found(Robustness.Params(levels=5, reach=20.0))
+    curves = [records[f"robustness/severity/{m}"].y for m in NAMES]
+    assert min(curve[-1] for curve in curves) < curves[0][0] - 0.1
+
+
+def test_numbers_do_not_depend_on_the_step():
+    snap, records = found()
+    later = measured(Robustness(Robustness.Params(levels=5, draws=3)), snap.__class__(**(vars(snap) | {"step": 999})))
+    assert np.array_equal(records["robustness/missing"].y, later["robustness/missing"].y)
+
+
+def test_tokens_are_exchanged_and_padding_stays():
+    value = torch.tensor([[3, 4, 0, 0], [5, 6, 7, 0]])
+    draw = torch.Generator().manual_seed(0)
+    numbers = _Numbers(torch.randn(2, 4, generator=draw), torch.rand(2, 4, generator=draw), torch.rand(2))
+    assert torch.equal(_noisy(value, 0.0, 3.0, numbers), value)
+    after = _noisy(value, 1.0, 3.0, numbers)
+    assert (after[value == 0] == 0).all()
+    assert after.dtype == value.dtype
+    assert set(after.flatten().tolist()) <= set(value.flatten().tolist())
+
+
+def test_real_targets_are_scored_by_explained_variance():
+    case = problem(heads=False)
+    case.rows = {part: Batch(rows.x, rows.y.double()) for part, rows in case.rows.items()}
+    snap = snapshot(problem(heads=False), steps=3)
+    records = measured(
+        Robustness(Robustness.Params(levels=3)), snap.__class__(**(vars(snap) | {"problem": _Real(case)}))
+    )
+    assert records["robustness/chance"].value == 0.0
+    assert records["robustness/clean"].value < 1.0
+
+
+class _Real:
+    """The tiny problem as a regression on its first logit."""
+
+    def __init__(self, case):
+        self._case = case
+
+    def __getattr__(self, name):
+        return getattr(self._case, name)
+
+    def objectives(self, theta, features, batch):
+        return {}, {"fused": self._case.logits(theta, features)["fused"][:, :1]}
+
+
+def test_one_modality_or_no_fusion_gives_no_records():
+    snap = snapshot(problem(heads=False), steps=3)
+
+    class Unfused(_Real):
+        def objectives(self, theta, features, batch):
+            return {}, {}
+
+    assert not measured(Robustness(), snap.__class__(**(vars(snap) | {"problem": Unfused(snap.problem)})))
