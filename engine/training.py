@@ -125,8 +125,8 @@ class Training:
         }
 
     def restore(self, content: dict[str, Any]) -> None:
-        """Go to where a checkpoint was made."""
-        self.settings = dict(content["settings"])
+        """Go to where a checkpoint was made; settings that are newer than it keep their defaults."""
+        self.settings = self.settings | content["settings"]
         self.optimizer = self.optimizer.tuned(self.settings["optimizer.lr"])
         self.state = State(content["step"], content["theta"], content["moments"])
         self.view = None

@@ -42,7 +42,13 @@ def write_run(
     for step in range(0, STEPS + 1, 20):
         writer.scalars(step, _held_out(step, rng))
     for step in range(0, STEPS + 1, 50) if records else ():
-        measured = [*_curvature(step, rng), *_landscape(step), *_balance(step, rng), *_evidence(step, rng)]
+        measured = [
+            *_curvature(step, rng),
+            *_landscape(step),
+            *_balance(step, rng),
+            *_evidence(step, rng),
+            *_robustness(step),
+        ]
         for record in [*measured, *_reports(step, rng)]:
             writer.record(step, record)
     writer.meta("seconds", 8.0)
@@ -207,6 +213,26 @@ def _evidence(step: int, rng) -> list:
                 Scalar(f"evidence/weight/{part}/{source}", 0.5, 0.1, **about),
                 Scalar(f"evidence/uncertainty/{part}/{source}", 1 - share, **about),
             ]
+    return found
+
+
+def _robustness(step: int) -> list:
+    about = {"n": 180, "mode": "val rows, accuracy; missing features: neutral"}
+    base, x = float(1 - np.exp(-step / 90)), np.linspace(0, 1, 11)
+    subsets = np.array(["none", "image", "text", "image + text"])
+    found = [
+        Bars("robustness/subsets", subsets, base * np.array([0.1, 0.8, 0.6, 0.95]), **about),
+        Curve("robustness/missing", x, base * (0.95 - 0.6 * x), 0.02 + 0 * x, **about, draw={"x": "share missing"}),
+        Scalar("robustness/clean", 0.95 * base, **about),
+        Scalar("robustness/worst", 0.6 * base, **about),
+        Scalar("robustness/chance", 0.12, **about),
+    ]
+    for part, loss in (("image", 0.5), ("text", 0.2)):
+        found += [
+            Curve(f"robustness/severity/{part}", 3 * x, base * (0.95 - loss * x), **about, draw={"x": "noise"}),
+            Scalar(f"robustness/area/{part}", base * (0.95 - loss / 2), **about),
+            Scalar(f"robustness/without/{part}", base * (0.95 - loss), **about),
+        ]
     return found
 
 

@@ -183,3 +183,11 @@ def test_measurements_keep_to_their_budget(tmp_path):
     longest = max(e.detail["seconds"] for e in events)
     assert len(events) > 3
     assert spent <= 0.1 * (run.seconds + spent) + 3 * longest
+
+
+def test_a_checkpoint_older_than_a_plug_in_is_still_measured(tmp_path):
+    run = trained(tmp_path / "a", small())
+    content = checkpoint.load(run.home)
+    content["settings"] = {key: v for key, v in content["settings"].items() if not key.startswith("hessian.")}
+    checkpoint.save(run.home, content)
+    assert probe(run.home, "hessian", 60, {})["records"]

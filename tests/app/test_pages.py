@@ -85,6 +85,7 @@ def test_the_router_takes_every_page_in_the_order_of_its_number(home):
         "curvature.py",
         "gradients.py",
         "balance.py",
+        "robustness.py",
         "log.py",
     ]
     assert not opened().exception
