@@ -22,7 +22,7 @@ def catalog() -> dict[str, Any]:
         "methods": [_method(c) for c in discover("engine.methods", Method).values()],
         "probes": [_probe(c) for c in discover("engine.probes", Probe).values()],
         "problems": [_problem(c) for c in discover("engine.problems", Source).values()],
-        "lessons": [_lesson(c) for c in discover("engine.lessons", Lesson).values()],
+        "lessons": [_lesson(c) for c in sorted(discover("engine.lessons", Lesson).values(), key=lambda c: c.place)],
         "settings": describe(RunSettings) + [k | {"name": f"optimizer.{k['name']}"} for k in describe(Settings)],
     }
 

@@ -14,6 +14,8 @@ class Lesson:
     name: ClassVar[str]
     """Equal to the file's name."""
     title: ClassVar[str]
+    place: ClassVar[int] = 100
+    """Where its card stands on Start: small numbers first, ties by name."""
     words: ClassVar[str]
     """Two to four sentences for a student: what to press and what to watch."""
     claim: ClassVar[str]

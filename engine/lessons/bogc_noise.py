@@ -60,4 +60,4 @@ class BogcNoise(Lesson):
     control = "clean_captions"
     scalar = "evidence/weight/text/text"
     expect = "lower"
-    show = ("methods", "live")
+    show = ("gradients", "methods", "live")

@@ -46,6 +46,7 @@ class EdgeOfStability(Lesson):
     """λ_max climbs to 2/lr and rides there."""
 
     name = "edge_of_stability"
+    place = 10
     title = "The edge of stability"
     words = (
         "Descent with the full batch has no noise at all, so one would expect it to settle in some valley. Watch λ_max "

@@ -51,6 +51,7 @@ class LabelNoise(Lesson):
     """Noise put back into large-batch descent keeps it out of sharp places."""
 
     name = "label_noise"
+    place = 20
     title = "Sharp or flat?"
     words = (
         "A fifth of the training labels is wrong. A large batch learns many of them by heart, and λ_max climbs; a "

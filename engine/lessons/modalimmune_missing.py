@@ -70,4 +70,4 @@ class ModalImmuneMissing(Lesson):
     seeds = 5
     scalar = "robustness/worst"
     expect = "higher"
-    show = ("methods", "live", "balance")
+    show = ("robustness", "methods", "live")

@@ -11,6 +11,7 @@ from engine.lesson import Lesson
 from engine.maths.curvature import spectrum
 from engine.registry import discover
 from engine.training import Training
+from tests.homes import ROOT
 
 LESSONS = discover("engine.lessons", Lesson)
 SEEDS = range(3)
@@ -39,10 +40,15 @@ def test_every_arm_is_a_valid_run_of_known_methods(lesson):
         validated(RunConfig.from_json(arm), known)
     assert lesson.control in list(lesson.arms)[1:]
     assert lesson.expect in ("lower", "higher")
-    assert lesson.show
+    pages = {path.stem.partition("_")[2] for path in (ROOT / "pages").glob("[0-9]*.py")}
+    assert lesson.show and set(lesson.show) <= pages
     assert lesson.statistic({lesson.scalar: 2.5, "loss": 1.0}) == 2.5
     with pytest.raises(InputError, match="give it the probe"):
         lesson.statistic({"loss": 1.0})
+
+
+def test_the_two_demonstrations_come_first():
+    assert [entry["name"] for entry in catalog()["lessons"]][:2] == ["edge_of_stability", "label_noise"]
 
 
 @pytest.mark.parametrize("lesson", LESSONS.values(), ids=list(LESSONS))
