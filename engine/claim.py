@@ -32,7 +32,7 @@ from engine.summary import summary
 def claim(
     name: str, seeds: int | None, data: Path | None, folder: Path, say: Callable[[str], None] = lambda line: None
 ) -> dict[str, Any]:
-    """Run a lesson's arms over seeds; return arms, paired difference to the control, and the verdict.
+    """Run a lesson's arms over seeds; return arms, the first arm's paired differences to the others, and the verdict.
 
     `holds` is true or false when the 95 % interval of the difference lies on one side of zero, else None.
 
@@ -47,12 +47,15 @@ def claim(
         values = {key: lesson.statistic(future.result()) for key, future in done.items()}
     arms = {arm: [values[arm, seed] for seed in range(count)] for arm in lesson.arms}
     first = next(arm for arm in arms if arm != lesson.control)
-    difference = interval(np.subtract(arms[first], arms[lesson.control]))
+    differences = {arm: interval(np.subtract(arms[first], found)) for arm, found in arms.items() if arm != first}
+    difference = differences[lesson.control]
     return {
         "lesson": name,
         "claim": lesson.claim,
         "arms": {arm: interval(found) | {"n": count} for arm, found in arms.items()},
+        "data": None if data is None else Path(data).name,
         "difference": difference | {"of": first, "to": lesson.control},
+        "differences": differences,
         "holds": verdict(difference, lesson.expect),
     }
 

@@ -1,0 +1,54 @@
+"""Claims: arms over seeds in real engines, differences paired by seed, a verdict that may be undecided."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from engine import claim as claims
+from engine.knobs import InputError
+from engine.lesson import Lesson
+from engine.summary import summary
+from tests.homes import SMALL
+
+
+class Longer(Lesson):
+    name, title, words = "longer", "Longer", "Two lengths of the same run."
+    claim = "The longer run has done more steps at a smaller learning rate."
+    arms = {
+        name: {"problem": "planted", "steps": 30, "settings": SMALL | {"optimizer.lr": rate}}
+        for name, rate in (("slow", 0.001), ("fast", 0.01))
+    }
+    control, scalar, expect, seeds, show = "fast", "lr", "lower", 2, ("live",)
+
+
+def test_the_interval_is_students():
+    values = [1.0, 2.0, 4.0, 4.5]
+    low, high = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
+    found = claims.interval(values)
+    assert found["low"] == pytest.approx(low) and found["high"] == pytest.approx(high)
+    assert claims.interval([3.0]) == {"mean": 3.0, "low": None, "high": None}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expect", "verdict"),
+    [(-2, -1, "lower", True), (-2, -1, "higher", False), (1, 2, "higher", True), (-1, 1, "lower", None), (None,) * 4],
+)
+def test_a_verdict_needs_an_interval_on_one_side_of_zero(low, high, expect, verdict):
+    assert claims.verdict({"low": low, "high": high}, expect or "lower") is verdict
+
+
+def test_a_claim_runs_its_arms_once_and_compares_them_by_seed(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "named", lambda *_: Longer)
+    said = []
+    found = claims.claim("longer", None, None, tmp_path, said.append)
+    assert found["arms"]["slow"]["mean"] == pytest.approx(0.001) and found["arms"]["fast"]["n"] == 2
+    assert found["difference"]["mean"] == pytest.approx(-0.009) and len(said) == 4
+    homes = sorted((tmp_path / "longer").glob("*"))
+    before = [summary(home) for home in homes]
+    assert claims.claim("longer", None, None, tmp_path) == found
+    assert [summary(home) for home in homes] == before
+
+
+def test_an_unknown_lesson_is_answered_by_a_sentence(tmp_path):
+    with pytest.raises(InputError, match="did you mean label_noise"):
+        claims.claim("label_nose", 1, None, tmp_path)
