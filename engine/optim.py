@@ -95,7 +95,11 @@ class Optimizer:
     def update(self, grad: Tensor, moments: dict[str, Any], theta: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """Return what to add to theta (P,) for the gradient (P,), and the next memory."""
         slot = self._slot
-        slot.data, slot.grad = theta.clone(), grad
+        if slot.shape == theta.shape and slot.dtype == theta.dtype and slot.device == theta.device:
+            slot.data.copy_(theta)  # scratch that is used again: a fresh large block costs more than the step itself
+        else:
+            slot.data = theta.clone()
+        slot.grad = grad
         slots = {key: value.clone() if torch.is_tensor(value) else value for key, value in moments["slots"].items()}
         self._rule.state[slot] = slots
         self._rule.param_groups[0]["lr"] = self.rate(moments["step"]).lr
