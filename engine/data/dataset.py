@@ -118,4 +118,4 @@ class Source:
 
     def load(self, rng: Rng) -> Dataset:
         """Return the data set, a function of the knobs and the seed."""
-        raise NotImplementedError
+        raise TypeError(f"The problem {self.name!r} does not say how to load its data.")
