@@ -38,29 +38,9 @@ class IsotropicNoise(Method):
     neutral = {"sigma": 0.0}
 
     @dataclass(frozen=True)
-    class Params:
+    class Params(maths.Dose):
         """The knobs of GANI, and over what the power is levelled."""
 
-        sigma: float = knob(1.0, 0.0, 8.0, "Dose: multiplies the noise whatever the sizing; 0 is off.")
-        mode: str = knob("central", help="Curvature proxy.", choices=("central", "second", "first"))
-        sizing: str = knob(
-            "virtual", help="What sets the noise's size.", choices=("virtual", "fixed", "relative", "langevin")
-        )
-        virtual_batch: int = knob(0, 0, 65536, "Batch size to imitate, in rows; 0 for an eighth of the batch.")
-        rho: float = knob(0.25, 0.0, 1.0, "Share of the missing small-batch variance that is put back.")
-        beta: float = knob(0.99, 0.0, 0.9999, "Decay of the moving averages.")
-        eps: float = knob(1e-12, 0.0, 1e-6, "Floor on c, in squared gradient units.")
-        warmup: int = knob(20, 0, 100_000, "Gradients averaged before the first noise.")
-        anneal: str = knob("cosine", help="How the noise ends, given `steps`.", choices=("cosine", "cut", "none"))
-        steps: int = knob(0, 0, 10_000_000, "Length of the run for `anneal`, in steps; 0 for no end.")
-        rest: float = knob(0.2, 0.0, 1.0, "Last share of the run without noise, so that it settles.")
-        clip: float = knob(0.01, 0.0, 100.0, "Largest norm of the noise in one step; 0 for no limit.")
-        clip_to: str = knob("weights", help="Unit of `clip`: ‖theta‖, or 1.", choices=("weights", "absolute"))
-        placement: str = knob(
-            "decoupled",
-            help="After the descent, or as if added to the gradient.",
-            choices=("decoupled", "through_grad"),
-        )
         level: str = knob("all", help="Over what the power is levelled.", choices=("all", "tensor"))
 
     _known: tuple | None = None
