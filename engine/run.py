@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from engine import checkpoint
-from engine.config import RunConfig, read
+from engine.config import read
 from engine.control import Command, Mailbox, from_json
 from engine.knobs import InputError
 from engine.measuring import Measuring
@@ -182,7 +182,7 @@ class Run:
             return
         for number, command in self.mailbox.unread(self.read_up_to):
             self.read_up_to = number
-            detail = {"id": number, "command": command.to_json() if hasattr(command, "to_json") else command}
+            detail = {"id": number, "command": command.to_json()}
             try:
                 command.apply(self)
                 self.writer.event(self.training.state.step, "applied", detail)
@@ -386,4 +386,4 @@ def _version() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("numpy", "scipy")}
 
 
-__all__ = ["Run", "RunConfig", "recorded_commands", "recreated"]
+__all__ = ["Run", "recorded_commands", "recreated"]
