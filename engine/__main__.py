@@ -167,16 +167,23 @@ def export(home, to, folder) -> None:
 @click.option(
     "--runs", "folder", type=click.Path(path_type=Path), help="Folder of the claim's runs; kept, so it resumes."
 )
+@click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="A setting of every arm, over its own.")
 @_JSON
-def claim(lesson, seeds, data, folder, as_json) -> None:
+def claim(lesson, seeds, data, folder, pairs, as_json) -> None:
     """Run a lesson's arms over seeds and say whether its claim holds."""
     from engine import claim as claims
 
     result = claims.claim(
-        lesson, seeds, data, Path(folder or runs_folder() / "claims"), say=lambda line: click.echo(line, err=True)
+        lesson,
+        seeds,
+        data,
+        Path(folder or runs_folder() / "claims"),
+        say=lambda line: click.echo(line, err=True),
+        settings=_settings(pairs),
     )
-    for arm, value in {} if as_json else result["arms"].items():
-        click.echo(f"{arm}: {value['mean']:.4g} [{value['low']:.4g}, {value['high']:.4g}], n = {value['n']}")
+    for words, found in {} if as_json else ({"": result} | result["further"]).items():
+        for line in claims.table(words, found):
+            click.echo(line)
     verdict = {True: "holds", False: "does not hold", None: "is undecided"}[result["holds"]]
     click.echo(f"{result['lesson']}: the claim {verdict}.", err=as_json)
     if as_json:

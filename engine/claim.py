@@ -12,9 +12,10 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -30,33 +31,55 @@ from engine.summary import summary
 
 
 def claim(
-    name: str, seeds: int | None, data: Path | None, folder: Path, say: Callable[[str], None] = lambda line: None
+    name: str,
+    seeds: int | None,
+    data: Path | None,
+    folder: Path,
+    say: Callable[[str], None] = lambda line: None,
+    settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Run a lesson's arms over seeds; return arms, the first arm's paired differences to the others, and the verdict.
 
-    `holds` is true or false when the 95 % interval of the difference lies on one side of zero, else None.
+    `settings` go to every arm, over its own. `holds` is true or false when the 95 % interval of the difference lies on
+    one side of zero, else None; the lesson's `further` numbers stand beside it, compared in the same way, unjudged.
 
     Raises:
         InputError: no such lesson, an arm cannot be configured, or a run fails.
     """
     lesson = named("engine.lessons", Lesson, name)
     count = lesson.seeds if seeds is None else seeds
-    jobs = {(arm, seed): _config(values, seed, data) for arm, values in lesson.arms.items() for seed in range(count)}
+    jobs = {
+        (arm, seed): _config(values, seed, data, settings)
+        for arm, values in lesson.arms.items()
+        for seed in range(count)
+    }
     with ThreadPoolExecutor(max(os.cpu_count() or 1, 1)) as pool:
         done = {key: pool.submit(_run, config, _home(folder / name, key, config), say) for key, config in jobs.items()}
-        values = {key: lesson.statistic(future.result()) for key, future in done.items()}
-    arms = {arm: [values[arm, seed] for seed in range(count)] for arm in lesson.arms}
-    first = next(arm for arm in arms if arm != lesson.control)
-    differences = {arm: interval(np.subtract(arms[first], found)) for arm, found in arms.items() if arm != first}
-    difference = differences[lesson.control]
+        scalars = {key: future.result() for key, future in done.items()}
+    first = next(arm for arm in lesson.arms if arm != lesson.control)
+    found = _compared(lesson.statistic, scalars, first)
+    difference = found["differences"][lesson.control]
     return {
         "lesson": name,
         "claim": lesson.claim,
-        "arms": {arm: interval(found) | {"n": count} for arm, found in arms.items()},
         "data": None if data is None else Path(data).name,
+        "settings": dict(settings),
         "difference": difference | {"of": first, "to": lesson.control},
-        "differences": differences,
         "holds": verdict(difference, lesson.expect),
+        "further": {words: _compared(number, scalars, first) for words, number in lesson.further.items()},
+    } | found
+
+
+def _compared(
+    number: Callable[[Mapping[str, float]], float], scalars: Mapping[tuple[str, int], Mapping[str, float]], first: str
+) -> dict[str, Any]:
+    """Return the interval of a number in each arm, and of the paired differences of the first arm to the others."""
+    arms: dict[str, list[float]] = {}
+    for (arm, _), found in scalars.items():
+        arms.setdefault(arm, []).append(number(found))
+    return {
+        "arms": {arm: interval(values) | {"n": len(values)} for arm, values in arms.items()},
+        "differences": {arm: interval(np.subtract(arms[first], v)) for arm, v in arms.items() if arm != first},
     }
 
 
@@ -74,6 +97,22 @@ def interval(values: Sequence[float]) -> dict[str, float | None]:
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
+def table(words: str, found: Mapping[str, Any]) -> list[str]:
+    """Return the lines that show the arms of one number, and the first arm's paired difference to each other one."""
+
+    def shown(value: Mapping[str, Any]) -> str:
+        bounds = "" if value["low"] is None else f" [{value['low']:.4g}, {value['high']:.4g}]"
+        return f"{value['mean']:.4g}{bounds}"
+
+    lines = [f"{words}:"] if words else []
+    for arm, value in found["arms"].items():
+        against = (
+            f"; first arm minus this one {shown(found['differences'][arm])}" if arm in found["differences"] else ""
+        )
+        lines.append(f"{arm}: {shown(value)}, n = {value['n']}{against}")
+    return lines
+
+
 def verdict(difference: dict[str, Any], expect: str) -> bool | None:
     """Return whether a difference that should be `lower` or `higher` than zero is so; None when it is undecided."""
     low, high = difference["low"], difference["high"]
@@ -82,12 +121,13 @@ def verdict(difference: dict[str, Any], expect: str) -> bool | None:
     return (high < 0) == (expect == "lower")
 
 
-def _config(values: dict[str, Any], seed: int, data: Path | None) -> RunConfig:
+def _config(values: dict[str, Any], seed: int, data: Path | None, settings: Mapping[str, Any]) -> RunConfig:
     values = {"device": "cpu"} | values | {"seed": seed}
     if data is not None:
         prefix = f"{values.pop('problem', None)}."
         kept = {key: value for key, value in values.get("settings", {}).items() if not key.startswith(prefix)}
         values |= {"data": str(Path(data).absolute()), "settings": kept}
+    values |= {"settings": values.get("settings", {}) | dict(settings)}
     return validated(RunConfig.from_json(values), catalog())
 
 

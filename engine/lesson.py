@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from engine.knobs import InputError
@@ -29,6 +29,8 @@ class Lesson:
     """Name of the scalar whose last value is compared, unless `statistic` says otherwise."""
     expect: ClassVar[str]
     """`lower` or `higher`: how the first arm's statistic differs from the control's if the claim holds."""
+    further: ClassVar[dict[str, Callable[[Mapping[str, float]], float]]] = {}
+    """Words to another number of a run, from the last values of its scalars; printed beside the claim, no verdict."""
     show: ClassVar[tuple[str, ...]]
     """Pages to open, by name."""
 

@@ -19,6 +19,7 @@ class Longer(Lesson):
         for name, rate in (("slow", 0.001), ("fast", 0.01))
     }
     control, scalar, expect, seeds, show = "fast", "lr", "lower", 2, ("live",)
+    further = {"twice the rate": lambda scalars: 2 * scalars["lr"]}
 
 
 def test_the_interval_is_students():
@@ -43,6 +44,7 @@ def test_a_claim_runs_its_arms_once_and_compares_them_by_seed(tmp_path, monkeypa
     found = claims.claim("longer", None, None, tmp_path, said.append)
     assert found["arms"]["slow"]["mean"] == pytest.approx(0.001) and found["arms"]["fast"]["n"] == 2
     assert found["difference"]["mean"] == pytest.approx(-0.009) and len(said) == 4
+    assert found["further"]["twice the rate"]["differences"]["fast"]["mean"] == pytest.approx(-0.018)
     homes = sorted((tmp_path / "longer").glob("*"))
     before = [summary(home) for home in homes]
     assert claims.claim("longer", None, None, tmp_path) == found
@@ -52,3 +54,11 @@ def test_a_claim_runs_its_arms_once_and_compares_them_by_seed(tmp_path, monkeypa
 def test_an_unknown_lesson_is_answered_by_a_sentence(tmp_path):
     with pytest.raises(InputError, match="did you mean label_noise"):
         claims.claim("label_nose", 1, None, tmp_path)
+
+
+def test_settings_of_the_command_line_reach_every_arm(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "named", lambda *_: Longer)
+    found = claims.claim("longer", 1, None, tmp_path, settings={"optimizer.lr": "0.05"})
+    assert {value["mean"] for value in found["arms"].values()} == {0.05}
+    assert claims.table("the rate", found) == ["the rate:", *claims.table("", found)]
+    assert claims.table("", found)[0].startswith("slow: 0.05, n = 1")
