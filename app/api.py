@@ -23,7 +23,8 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from app import catalog
-from app.charts import CHARTS, ChartError, Drawing, checked
+from app.charts import CHARTS, checked
+from app.drawing import ChartError, Drawing
 from app.status import DEAD, Standing, folder, home_of, listed, standing, tag
 from app.tails import Tails
 from app.theme import Look, look

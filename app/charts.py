@@ -1,28 +1,25 @@
 """Charts by name: what a page may ask to have drawn of a run, with the version by which a drawing is cached.
 
-A chart is asked for by name and JSON arguments, the same from a page and from the poller; every argument is checked
-here, since requests come from outside. Free of Streamlit.
+A chart is asked for by name and JSON arguments, the same from a page and from the poller. Free of Streamlit.
 """
 
 from __future__ import annotations
 
-import fnmatch
-import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 
 from app import catalog, figures
+from app.drawing import Chart, ChartError, Drawing, arguments
 from app.figures.curves import Line, Scale, history, overlay, series
 from app.figures.marks import Mark
 from app.figures.pipeline import POINTS_IN_ORDER, pipeline
 from app.figures.spectrum import density, edges, sharpness, top
 from app.figures.surface import surface
+from app.naming import colours, labels, matching, part_of, ranked
 from app.status import sentence
-from app.theme import METHOD_HUES, Look
+from app.theme import Look
 
 POINTS = 1000
 """Points of one curve on the page; the store keeps each bucket's minimum and maximum."""
@@ -34,30 +31,6 @@ DASHES = ("solid", "dot", "dashdot", "longdash")
 """Dashes of lines that share a colour."""
 MARKED = ("applied", "resumed", "diverged", "failed", "note")
 """Kinds of event that belong on a time axis."""
-_NAME = re.compile(r"[\w./@*'()+ :-]{1,120}")
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A figure with the words below it, or the words that stand in its place."""
-
-    figure: go.Figure | None
-    caption: str = ""
-    empty: str = ""
-    steps: tuple[int, ...] = ()
-    """Steps at which the drawn record was measured, for scrubbing."""
-
-
-@dataclass(frozen=True)
-class Chart:
-    """How a chart is drawn, and what must change before it is drawn again."""
-
-    draw: Callable[[Any, Mapping[str, Any], Look], Drawing]
-    stamp: Callable[[Any, Mapping[str, Any]], Any]
-
-
-class ChartError(ValueError):
-    """A request that no page makes."""
 
 
 def checked(name: str, args: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,33 +39,9 @@ def checked(name: str, args: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ChartError: an unknown chart or an argument of the wrong kind.
     """
-    if name not in CHARTS or not isinstance(args, Mapping):
+    if name not in CHARTS:
         raise ChartError("There is no such chart.")
-    names = args.get("names", [])
-    if (
-        not isinstance(names, list)
-        or len(names) > 24
-        or not all(isinstance(n, str) and _NAME.fullmatch(n) for n in names)
-    ):
-        raise ChartError("The names of a chart must be a list of up to 24 record names.")
-    number = args.get("half", 0)
-    step, level = args.get("step"), args.get("level")
-    if level is not None and (isinstance(level, bool) or not isinstance(level, int | float) or abs(level) > 1e30):
-        raise ChartError("The level must be a number.")
-    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= 1e7:
-        raise ChartError("The half-life must be a number of steps.")
-    if step is not None and (isinstance(step, bool) or not isinstance(step, int) or not 0 <= step <= 2**40):
-        raise ChartError("The step must be a whole number.")
-    return {
-        "names": names,
-        "half": float(number),
-        "level": level,
-        "step": step,
-        "as": str(args.get("as", ""))[:20],
-        "y": str(args.get("y", ""))[:80],
-        "empty": str(args.get("empty", ""))[:300],
-        **{flag: bool(args.get(flag, False)) for flag in ("xlog", "ylog", "log")},
-    }
+    return arguments(args)
 
 
 def marks(reader, look: Look, titles: Mapping[str, str]) -> list[Mark]:
@@ -111,68 +60,6 @@ def marks(reader, look: Look, titles: Mapping[str, str]) -> list[Mark]:
         elif event.kind == "note":
             found.append(Mark(event.step, str(event.detail.get("text", ""))[:24], look.muted))
     return found
-
-
-def matching(known, patterns) -> list[str]:
-    """Return the known names that match one of the patterns, patterns in order, names sorted within."""
-    found: dict[str, None] = {}
-    for pattern in patterns:
-        found |= dict.fromkeys(sorted(fnmatch.filter(known, pattern)))
-    return list(found)
-
-
-def ranked(names: list[str], look: Look) -> list[str]:
-    """Return the names in the order in which a legend reads well: joint, then modalities as the run lists them, shared.
-
-    Training comes before held-out.
-    """
-    modalities = list(look.modalities)
-
-    def place(name: str) -> tuple:
-        parts = name.split("/")
-        own = [modalities.index(p) for p in parts if p in modalities]
-        return ("val" in parts, "shared" in parts, own or [-1], names.index(name))
-
-    return sorted(names, key=place)
-
-
-def labels(names: list[str]) -> dict[str, str]:
-    """Return short labels: the first segment goes where all share it; `val` and `train` become words.
-
-    >>> labels(["accuracy/train", "accuracy/val/audio"])
-    {'accuracy/train': 'training', 'accuracy/val/audio': 'audio, held out'}
-    """
-    ends = {n.split("/")[-1] for n in names}
-    if len(names) > 1 and len(ends) == 1 and len({n.split("/")[0] for n in names}) == 1:
-        return {name: part_of(name, "whole") for name in names}
-    shared = len({n.split("/")[0] for n in names}) == 1
-    shared_two = shared and len(names) > 1 and len({tuple(n.split("/")[:2]) for n in names}) == 1
-    out = {}
-    for name in names:
-        parts = name.split("/")
-        parts = (parts[2:] or ["joint"]) if shared_two else parts[1:] if shared and len(parts) > 1 else parts
-        words = [{"val": "held out", "train": "training", "test": "test"}.get(p, p.replace("_", " ")) for p in parts]
-        split = [w for w in words if w in ("held out", "training", "test")]
-        rest = [w for w in words if w not in split]
-        out[name] = ", ".join([" ".join(rest), *split] if rest else split) or name
-    return out
-
-
-def colours(names: list[str], look: Look) -> dict[str, str]:
-    """Return a colour for each name: its modality's or method's, else ink, muted for training, then further hues."""
-    out, plain = {}, 0
-    for name in names:
-        colour = look.part(name)
-        if colour == look.ink:
-            if "train" in name.split("/"):
-                colour = look.muted
-            elif name in ("loss/val", "error/val"):
-                colour = look.ink
-            else:
-                colour = look.ink if plain == 0 else METHOD_HUES[(plain - 1) % len(METHOD_HUES)][look.dark]
-                plain += 1
-        out[name] = colour
-    return out
 
 
 def _series(reader, args, look) -> Drawing:
@@ -272,15 +159,6 @@ def _sharpness(reader, args, look) -> Drawing:
     else:
         caption += " · no stability edge is drawn: 2/η holds for SGD only"
     return Drawing(figure, caption)
-
-
-def part_of(name: str, whole: str) -> str:
-    """Return the part that a record is about: what stands between its first and last segment, or `whole`.
-
-    >>> part_of("hessian/audio/spectrum", "whole"), part_of("hessian/spectrum", "whole")
-    ('audio', 'whole')
-    """
-    return "/".join(name.split("/")[1:-1]) or whole
 
 
 def _record(reader, args, look) -> Drawing:

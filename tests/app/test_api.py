@@ -10,7 +10,8 @@ from starlette.testclient import TestClient
 
 from app import api
 from app.api import BASE, MOST_CHARTS, Desk, Kept
-from app.charts import CHARTS, ChartError, checked
+from app.charts import CHARTS, checked
+from app.drawing import ChartError
 from app.status import folder, home_of, standing
 from app.tails import Tails
 from engine.control import Toggle, post

@@ -1,0 +1,78 @@
+"""Names of records as a chart needs them: which ones match, in what order, under what label and in what colour."""
+
+from __future__ import annotations
+
+import fnmatch
+
+from app.theme import METHOD_HUES, Look
+
+
+def matching(known, patterns) -> list[str]:
+    """Return the known names that match one of the patterns, patterns in order, names sorted within."""
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        found |= dict.fromkeys(sorted(fnmatch.filter(known, pattern)))
+    return list(found)
+
+
+def ranked(names: list[str], look: Look) -> list[str]:
+    """Return the names in the order in which a legend reads well: joint, then modalities as the run lists them, shared.
+
+    Training comes before held-out.
+    """
+    modalities = list(look.modalities)
+
+    def place(name: str) -> tuple:
+        parts = name.split("/")
+        own = [modalities.index(p) for p in parts if p in modalities]
+        return ("val" in parts, "shared" in parts, own or [-1], names.index(name))
+
+    return sorted(names, key=place)
+
+
+def labels(names: list[str]) -> dict[str, str]:
+    """Return short labels: the first segment goes where all share it; `val` and `train` become words.
+
+    >>> labels(["accuracy/train", "accuracy/val/audio"])
+    {'accuracy/train': 'training', 'accuracy/val/audio': 'audio, held out'}
+    """
+    ends = {n.split("/")[-1] for n in names}
+    if len(names) > 1 and len(ends) == 1 and len({n.split("/")[0] for n in names}) == 1:
+        return {name: part_of(name, "whole") for name in names}
+    shared = len({n.split("/")[0] for n in names}) == 1
+    shared_two = shared and len(names) > 1 and len({tuple(n.split("/")[:2]) for n in names}) == 1
+    out = {}
+    for name in names:
+        parts = name.split("/")
+        parts = (parts[2:] or ["joint"]) if shared_two else parts[1:] if shared and len(parts) > 1 else parts
+        words = [{"val": "held out", "train": "training", "test": "test"}.get(p, p.replace("_", " ")) for p in parts]
+        split = [w for w in words if w in ("held out", "training", "test")]
+        rest = [w for w in words if w not in split]
+        out[name] = ", ".join([" ".join(rest), *split] if rest else split) or name
+    return out
+
+
+def colours(names: list[str], look: Look) -> dict[str, str]:
+    """Return a colour for each name: its modality's or method's, else ink, muted for training, then further hues."""
+    out, plain = {}, 0
+    for name in names:
+        colour = look.part(name)
+        if colour == look.ink:
+            if "train" in name.split("/"):
+                colour = look.muted
+            elif name in ("loss/val", "error/val"):
+                colour = look.ink
+            else:
+                colour = look.ink if plain == 0 else METHOD_HUES[(plain - 1) % len(METHOD_HUES)][look.dark]
+                plain += 1
+        out[name] = colour
+    return out
+
+
+def part_of(name: str, whole: str) -> str:
+    """Return the part that a record is about: what stands between its first and last segment, or `whole`.
+
+    >>> part_of("hessian/audio/spectrum", "whole"), part_of("hessian/spectrum", "whole")
+    ('audio', 'whole')
+    """
+    return "/".join(name.split("/")[1:-1]) or whole
