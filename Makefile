@@ -33,8 +33,16 @@ lint: .venv/.ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: .venv/.ready-dev
+bench: .venv/.ready-dev .venv-peers/.ready
 	$(BIN)/python -m tests.bench
+	OMP_NUM_THREADS=2 .venv-peers/bin/python -m tests.bench.peers
+
+.venv-peers/.ready: requirements.txt tests/bench/peers.txt
+	$(BIN)/python -m venv .venv-peers || ($(PYTHON) -m pip install virtualenv && $(PYTHON) -m virtualenv .venv-peers)
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check $$(head -n 1 requirements.txt)
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check numpy scipy click tqdm einops opt-einsum
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/bench/peers.txt
+	touch $@
 
 docs: .venv/.ready
 	$(BIN)/python -m tests.tables --write
