@@ -33,7 +33,7 @@ class RunSettings:
     encoder: str = knob(
         "auto",
         help="Encoder family; auto fits the shape of each input.",
-        choices=("auto", "mlp", "cnn", "sequence", "tokens"),
+        choices=("auto", "mlp", "cnn", "resnet18", "sequence", "tokens"),
     )
     width: int = knob(64, 2, 4096, "Features of each modality, D.", log=True)
     hidden: int = knob(128, 2, 8192, "Units of a hidden layer.", log=True)

@@ -221,3 +221,20 @@ def test_an_override_goes_to_the_inputs_it_fits():
 def test_wrong_choices_are_refused_in_one_sentence(changes, words):
     with pytest.raises(InputError, match=words):
         networks.build(dataset("vector"), settings(**changes))
+
+
+def test_resnet18_has_the_parameters_of_its_paper_and_two_derivatives():
+    net = networks.ResNet18((3, 9, 6), 10, 16, 1, torch.tanh).double()
+    assert sum(p.numel() for p in net.parameters()) == 11_173_962
+    x = torch.randn(2, 3, 9, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    weight = net.out.weight
+    (grad,) = torch.autograd.grad(net(x).square().sum(), weight, create_graph=True)
+    (twice,) = torch.autograd.grad(grad.sum(), weight)
+    assert net(x).shape == (2, 10) and twice.isfinite().all() and twice.any()
+
+
+def test_resnet18_is_chosen_for_images_only():
+    data = dataset("image", "vector")
+    net = networks.build(data, settings(encoder="resnet18"))
+    assert [type(net.encoders[name]).__name__ for name in ("image", "vector")] == ["ResNet18", "Mlp"]
+    assert type(networks.build(data, settings()).encoders["image"]).__name__ == "Cnn"

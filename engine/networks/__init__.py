@@ -16,16 +16,17 @@ from engine.knobs import InputError
 from engine.networks.cnn import Cnn
 from engine.networks.fusion import FUSIONS, Pairs, Trunk
 from engine.networks.mlp import Mlp
+from engine.networks.resnet import ResNet18
 from engine.networks.sequence import Sequence
 from engine.networks.tokens import Tokens
 
-FAMILIES = {"mlp": Mlp, "cnn": Cnn, "sequence": Sequence, "tokens": Tokens}
-"""Name to family of encoders; each says in `kinds` what inputs it takes, its own first."""
+FAMILIES = {"mlp": Mlp, "cnn": Cnn, "sequence": Sequence, "tokens": Tokens, "resnet18": ResNet18}
+"""Name to family of encoders; each says in `kinds` what inputs it takes, its own first. A kind's first is its default."""
 
 ACTIVATIONS = {"gelu": F.gelu, "tanh": torch.tanh, "relu": torch.relu}
 """Name to nonlinearity of the encoders."""
 
-_AUTO = {family.kinds[0]: family for family in FAMILIES.values()}
+_AUTO = {family.kinds[0]: family for family in reversed(FAMILIES.values())}
 
 
 class Network(nn.Module):
