@@ -21,7 +21,7 @@ from engine.networks.sequence import Sequence
 from engine.networks.tokens import Tokens
 
 FAMILIES = {"mlp": Mlp, "cnn": Cnn, "sequence": Sequence, "tokens": Tokens, "resnet18": ResNet18}
-"""Name to family of encoders; each says in `kinds` what inputs it takes, its own first. A kind's first is its default."""
+"""Name to family of encoders; each says in `kinds` what inputs it takes, its own first."""
 
 ACTIVATIONS = {"gelu": F.gelu, "tanh": torch.tanh, "relu": torch.relu}
 """Name to nonlinearity of the encoders."""
