@@ -32,7 +32,7 @@ _SETTINGS: dict[str, Any] = {
     "evaluate": 50,
     "budget": 1.0,
 }
-_DOSE = {"virtual_batch": 16, "rho": 1.0, "anneal": "cut", "steps": STEPS, "rest": 0.1, "clip": 0.1}
+_DOSE = {"virtual_batch": 16, "rho": 1.0, "anneal": "cut", "rest": 0.1, "clip": 0.1}
 
 
 def _arm(methods: tuple[str, ...] = (), **others: Any) -> dict[str, Any]:
