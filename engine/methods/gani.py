@@ -14,7 +14,7 @@ c is the batch gradient's variance (`central`), its second moment (`second`, noi
 mean (`first`, the most literal wording and a weak choice: where the sign flips, the noise dies). σ comes from a virtual
 batch of b rows, σ² = ρ(B/b - 1), or is fixed, or relative to the gradient, or a temperature (`langevin`); `sigma`
 multiplies in all four. Never trust `second` with a virtual batch: v̂ holds the squared mean gradient too, and the total
-came out up to 230 times too large. The clip is on the whole vector, since a bias at zero could never leave it by a share
+came out up to 230 times too large. The clip is on the whole vector: a bias at zero could never leave it by a share
 of its own norm; without one, self-excitation diverges. Noise ends before the run does: what is switched on in the last
 part of a run (`rest`) waits in vain. Compare with the isotropic control before believing in the anisotropy.
 
