@@ -19,7 +19,7 @@ STEPS = 1000
 
 _SETTINGS: dict[str, Any] = {
     "digits_captions.inputs": "flat",
-    "digits_captions.label_noise": 0.2,
+    "label_noise": 0.2,
     "objective": "cross_entropy",
     "activation": "tanh",
     "hidden": 16,
