@@ -12,6 +12,7 @@ import numpy as np
 
 from app import catalog, figures
 from app.drawing import Chart, ChartError, Drawing, arguments
+from app.edges import noisy_edges, told, within
 from app.figures.curves import Line, Scale, history, overlay, series
 from app.figures.marks import Mark
 from app.figures.pipeline import POINTS_IN_ORDER, pipeline
@@ -143,8 +144,13 @@ def _sharpness(reader, args, look) -> Drawing:
     lines = [_styled(line, words, hues) for line in lines]
     highest = max(float(np.nanmax(line.values)) for line in lines)
     above = [words for value, words in edges(known) if not args["ylog"] and value > FAR * max(highest, 1e-30)]
+    bounds = noisy_edges(reader, lines[0].steps.tolist()[-ERRORS:], look, catalog.titles())
     figure = sharpness(
-        lines, look, rate={} if above else known, marks=marks(reader, look, catalog.titles()), ylog=args["ylog"]
+        lines + within(bounds, np.inf if args["ylog"] else FAR * highest),
+        look,
+        rate={} if above else known,
+        marks=marks(reader, look, catalog.titles()),
+        ylog=args["ylog"],
     )
     last = max(int(line.steps[-1]) for line in lines)
     caption = f"through step {last:,}"
@@ -155,7 +161,7 @@ def _sharpness(reader, args, look) -> Drawing:
         caption += f" · η = {float(rate['lr']):g}" + (
             f", β = {float(rate['momentum']):g}" if rate.get("momentum") else ""
         )
-        caption += f" · the edge {above[0]} lies far above" if above else ""
+        caption += (f" · the edge {above[0]} lies far above" if above else "") + told(bounds)
     else:
         caption += " · no stability edge is drawn: 2/η holds for SGD only"
     return Drawing(figure, caption)

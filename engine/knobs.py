@@ -48,6 +48,30 @@ def nearest(word: str, known) -> str:
     return "; known are " + ", ".join(known) + "." if known else "."
 
 
+def assigned(text: str, path: str, low: float, high: float) -> dict[str, float]:
+    """Return name to number for the value of a text knob such as `image=0.5, text=0.1`.
+
+    >>> assigned("image=0.5, text=0.1", "moddrop.rates", 0, 1)
+    {'image': 0.5, 'text': 0.1}
+
+    Raises:
+        InputError: the text has another form, or a number is not between `low` and `high`.
+    """
+    found = {}
+    for entry in filter(None, (part.strip() for part in text.split(","))):
+        name, _, value = (piece.strip() for piece in entry.partition("="))
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not name or not low <= number <= high:
+            raise InputError(
+                f"{path} has {entry!r}; write a name and its number, {low:g} to {high:g}, such as image=0.5."
+            )
+        found[name] = number
+    return found
+
+
 def checked(knob: dict[str, Any], value: Any, path: str) -> Any:
     """Return `value` converted to the knob's type and checked against its range.
 

@@ -24,6 +24,8 @@ class Rate:
     nesterov: bool
     optimizer: str
     """Name, such as `sgd`."""
+    horizon: int = 1
+    """Steps over which the run was planned; what is scheduled ends there."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Optimizer:
         while len(self._known) <= min(step, self.horizon):
             self._known.append(next(self._factors))
         momentum = s.momentum if s.name in _HEAVY_BALL else 0.0
-        return Rate(s.lr * self._known[min(step, self.horizon)], momentum, s.nesterov, s.name)
+        return Rate(s.lr * self._known[min(step, self.horizon)], momentum, s.nesterov, s.name, self.horizon)
 
     def init(self) -> dict[str, Any]:
         """Return the memory before the first step."""

@@ -20,7 +20,7 @@ from engine.catalog import catalog
 from engine.config import RunConfig, RunSettings, resolved
 from engine.control import Command
 from engine.data import npz
-from engine.data.dataset import Source
+from engine.data.dataset import Dataset, Source, mislabelled
 from engine.knobs import InputError, checked, describe
 from engine.method import Method, Stack
 from engine.optim import Optimizer, Settings
@@ -156,11 +156,14 @@ class Training:
     def _params(self, kind: type, prefix: str) -> Any:
         return kind(**{key: self.settings[f"{prefix}.{key}"] for key in kind.__dataclass_fields__})
 
-    def _data(self):
+    def _data(self) -> Dataset:
+        rng = self.rng.within("data")
         if self.config.data:
-            return npz.read(Path(self.config.data), self.rng.within("data"), self.own.split)
-        source = named("engine.problems", Source, self.config.problem)
-        return source(self._params(source.Params, self.config.problem)).load(self.rng.within("data"))
+            data = npz.read(Path(self.config.data), rng, self.own.split)
+        else:
+            source = named("engine.problems", Source, self.config.problem)
+            data = source(self._params(source.Params, self.config.problem)).load(rng)
+        return mislabelled(data, self.own.label_noise, rng)
 
     def _problem(self) -> Multimodal:
         own, data = self.own, self.data

@@ -153,6 +153,7 @@ def _curvature(step: int, rng) -> list:
             ),
         ]
     shares = np.array([[0.7, 0.1, 0.2], [0.3, 0.5, 0.2]])
+    out.append(Scalar("hessian/concentration", 0.02, n=512, mode="Hessian of the training loss"))
     out.append(Matrix("hessian/shares", np.array(["λ1", "λ2"]), np.array(PARTS), shares, n=512))
     return out
 
@@ -239,7 +240,9 @@ def _robustness(step: int) -> list:
 def _reports(step: int, rng) -> list:
     if step <= TOGGLED_AT:
         return []
+    edge = {"lr": 0.1, "momentum": 0.9, "sigma": 0.6, "placement": "decoupled"}
     return [
+        Scalar("gani/lambda_bound", 9.0, mode="closed loop of `second`", draw={"edge": edge}),
         Scalar(
             "gani/noise_to_gradient/image", float(0.4 + 0.05 * rng.standard_normal()), n=1, mode="‖noise‖/‖gradient‖"
         ),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
+from engine.knobs import InputError
 from engine.problem import Batch
 from engine.rng import Rng
 
@@ -81,6 +82,27 @@ class Dataset:
             where = self.split == i
             parts[part] = Batch({m: torch.from_numpy(v[where]) for m, v in x.items()}, torch.from_numpy(y[where]))
         return parts
+
+
+def mislabelled(data: Dataset, share: float, rng: Rng) -> Dataset:
+    """Return the data set with another class, uniformly drawn, in a share of its training rows; other parts stay right.
+
+    The number of changed rows is the share rounded to whole rows, so a rate is met exactly, and a larger share keeps
+    the rows of a smaller.
+
+    Raises:
+        InputError: the labels are real numbers.
+    """
+    if share == 0.0:
+        return data
+    if data.regression:
+        raise InputError(f"label_noise is {share}, but the labels of {data.title} are real numbers; set it to 0.")
+    draw = np.random.default_rng(rng.key("label_noise"))
+    rows = draw.permutation(np.flatnonzero(data.split == 0))
+    rows = rows[: round(share * len(rows))]
+    y = data.y.copy()
+    y[rows] = (y[rows] + draw.integers(1, data.classes, size=len(rows))) % data.classes
+    return replace(data, y=y)
 
 
 def standardised(values: np.ndarray, train: np.ndarray) -> np.ndarray:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.data.dataset import Dataset
-from engine.data.planted import relabelled
 from engine.knobs import knob
 from engine.rng import Rng
 
@@ -39,7 +38,6 @@ class Params:
     )
     wrong_caption: float = knob(0.1, 0.0, 0.9, "Share of rows, in every part, whose caption belongs to another digit.")
     missing_caption: float = knob(0.1, 0.0, 1.0, "Share of rows, in every part, without a caption.")
-    label_noise: float = knob(0.0, 0.0, 0.9, "Share of the training rows that carry a wrong label; test rows do not.")
     rows: int = knob(_TRAIN, 50, _TRAIN, "Training rows; val has 297 and test 300, the same for every choice.")
 
 
@@ -61,7 +59,6 @@ def digits_captions(params: Params, rng: Rng) -> Dataset:
     captions = _captions(images, y, params, draw)
     kept = slice(_VAL + _TEST + params.rows)
     images, y, split, captions = images[kept], y[kept], split[kept], captions[kept]
-    labels = relabelled(y, split == 0, params.label_noise, len(DIGITS), rng)
     if params.inputs == "raw":
         x = {"image": images[:, None], "text": captions}
         vocabularies = {"text": len(vocabulary()) + 1}
@@ -70,7 +67,7 @@ def digits_captions(params: Params, rng: Rng) -> Dataset:
         np.put_along_axis(words, captions, 1.0, axis=1)
         x = {"image": images.reshape(len(y), -1), "text": words[:, 1:]}
         vocabularies = {}
-    return Dataset("digits_captions", "Digits with captions", x, labels, split, DIGITS, vocabularies)
+    return Dataset("digits_captions", "Digits with captions", x, y, split, DIGITS, vocabularies)
 
 
 def vocabulary() -> tuple[str, ...]:

@@ -36,7 +36,6 @@ class Params:
     classes: int = knob(4, 2, 20, "Number of classes.")
     dimensions: int = knob(32, 4, 512, "Features of each modality; at least twice the number of classes.")
     rows: int = knob(1200, 20, 50_000, "Training rows; val and test have 1,000 each.")
-    label_noise: float = knob(0.0, 0.0, 0.9, "Share of the training rows that carry a wrong label.")
 
 
 def strengths(params: Params) -> dict[str, float]:
@@ -75,7 +74,7 @@ def _accuracy(strength: float, classes: int) -> float:
 
 
 def planted(params: Params, rng: Rng) -> Dataset:
-    """Return the data set; label noise is in the training rows alone.
+    """Return the data set.
 
     Raises:
         InputError: too few dimensions for the classes, or `unique` that cannot be read.
@@ -98,18 +97,4 @@ def planted(params: Params, rng: Rng) -> Dataset:
         turn, _ = np.linalg.qr(draw.standard_normal((width, width)))
         x[name] = (np.concatenate([common, single, rest], axis=1) @ turn).astype(np.float32)
     split = np.repeat(np.array([0, 1, 2], np.int8), [params.rows, _HELD_OUT, _HELD_OUT])
-    labels = relabelled(y, split == 0, params.label_noise, classes, rng)
-    return Dataset("planted", "Planted evidence", x, labels, split, tuple(str(c) for c in range(classes)))
-
-
-def relabelled(y: np.ndarray, where: np.ndarray, share: float, classes: int, rng: Rng) -> np.ndarray:
-    """Return labels (N,) int64 in which a share of the rows that `where` selects has another class, uniformly drawn.
-
-    The number of changed rows is the share rounded to whole rows, so a rate is met exactly.
-    """
-    draw = np.random.default_rng(rng.key("label_noise"))
-    rows = draw.permutation(np.flatnonzero(where))
-    rows = rows[: round(share * len(rows))]
-    y = y.astype(np.int64)
-    y[rows] = (y[rows] + draw.integers(1, classes, size=len(rows))) % classes
-    return y
+    return Dataset("planted", "Planted evidence", x, y, split, tuple(str(c) for c in range(classes)))

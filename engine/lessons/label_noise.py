@@ -19,7 +19,7 @@ STEPS = 1000
 
 _SETTINGS: dict[str, Any] = {
     "digits_captions.inputs": "flat",
-    "digits_captions.label_noise": 0.2,
+    "label_noise": 0.2,
     "objective": "cross_entropy",
     "activation": "tanh",
     "hidden": 16,
@@ -32,7 +32,7 @@ _SETTINGS: dict[str, Any] = {
     "evaluate": 50,
     "budget": 1.0,
 }
-_DOSE = {"virtual_batch": 16, "rho": 1.0, "anneal": "cut", "steps": STEPS, "rest": 0.1, "clip": 0.1}
+_DOSE = {"virtual_batch": 16, "rho": 1.0, "anneal": "cut", "rest": 0.1, "clip": 0.1}
 
 
 def _arm(methods: tuple[str, ...] = (), **others: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Noise shaped by an exponential moving average (EMA) of gradients: curvature estimate, dose, kick, stability bound.
+"""Noise shaped by an exponential moving average (EMA) of gradients: curvature estimate, dose, kick.
 
 Shared by GANI and its isotropic control, which differ in nothing but how the noise power is spread over coordinates.
 Everything is elementwise on the flat vector (P,), at a cost linear in P, and pure.
@@ -9,17 +9,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import is_
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from engine.knobs import knob
+from engine.knobs import InputError, assigned, checked, knob, nearest
+from engine.layout import Layout
+from engine.rng import Rng
+
+BALANCES = ("even", "inverse")
+"""Rules for the gains of the modalities, beside numbers."""
+_GAIN = {"type": "float", "low": 0.0, "high": 100.0}
 
 
 @dataclass(frozen=True)
 class Dose:
-    """The knobs of a noise method; what each means stands in `strength`, `curvature` and `kick`."""
+    """The knobs of a noise method; what each means stands in `strength`, `curvature`, `gains` and `kick`."""
 
     sigma: float = knob(1.0, 0.0, 8.0, "Dose: multiplies the noise whatever the sizing; 0 is off.")
     mode: str = knob("central", help="Curvature proxy.", choices=("central", "second", "first"))
@@ -28,12 +35,15 @@ class Dose:
     )
     virtual_batch: int = knob(0, 0, 65536, "Batch size to imitate, in rows; 0 for an eighth of the batch.")
     rho: float = knob(0.25, 0.0, 1.0, "Share of the missing small-batch variance that is put back.")
+    kappa: str = knob(
+        "1", help="Gain on the noise: a number, one a part (image=2, text=0.5), or a rule, even or inverse."
+    )
+    exclude: str = knob("none", help="Tensors without noise; vectors: biases and gains.", choices=("none", "vectors"))
     beta: float = knob(0.99, 0.0, 0.9999, "Decay of the moving averages.")
     eps: float = knob(1e-12, 0.0, 1e-6, "Floor on c, in squared gradient units; 0 for none.")
     warmup: int = knob(20, 0, 100_000, "Gradients averaged before the first noise.")
-    anneal: str = knob("cosine", help="How the noise ends, given `steps`.", choices=("cosine", "cut", "none"))
-    steps: int = knob(0, 0, 10_000_000, "Length of the run for `anneal`, in steps; 0 for no end.")
-    rest: float = knob(0.2, 0.0, 1.0, "Last share of the run without noise, so that it settles.")
+    anneal: str = knob("cosine", help="How the noise ends over the run.", choices=("cosine", "cut", "none"))
+    rest: float = knob(0.2, 0.0, 1.0, "Last share of the run without noise, unless anneal is none.")
     clip: float = knob(0.01, 0.0, 100.0, "Largest norm of the noise in one step; 0 for no limit.")
     clip_to: str = knob("weights", help="Unit of `clip`: ‖theta‖, or 1.", choices=("weights", "absolute"))
     placement: str = knob(
@@ -42,13 +52,65 @@ class Dose:
         choices=("decoupled", "through_grad"),
     )
 
+    def __post_init__(self) -> None:
+        """Refuse gains that cannot be read."""
+        numbers(self.kappa)
+
 
 class Pace(Protocol):
-    """What is needed of the optimiser at one step: learning rate, heavy-ball coefficient, whether it is Nesterov's."""
+    """What is needed of the optimiser at one step: learning rate, heavy-ball coefficient, Nesterov, length of run."""
 
     lr: float
     momentum: float
     nesterov: bool
+    horizon: int
+
+
+class Moment(Protocol):
+    """What is needed of a step once its gradient is known."""
+
+    step: int
+    theta: Tensor
+    grad: Tensor
+    batch: Any
+    """Its length is the number of rows."""
+    rate: Pace
+    rng: Rng
+    problem: Any
+    """Has the `layout` of theta."""
+
+
+def numbers(kappa: str) -> dict[str, float]:
+    """Return part to gain for the knob `kappa`, under `""` what holds for parts that are not named; none for a rule.
+
+    >>> numbers("2"), numbers("image=2"), numbers("even")
+    ({'': 2.0}, {'image': 2.0}, {})
+
+    Raises:
+        InputError: the text is no number, no list of names with numbers, and no rule.
+    """
+    if kappa in BALANCES:
+        return {}
+    if "=" in kappa:
+        return assigned(kappa, "kappa", 0.0, 100.0)
+    try:
+        return {"": checked(_GAIN, kappa, "kappa")}
+    except InputError:
+        raise InputError(
+            f"kappa must be a number from 0 to 100, one a part such as image=2, text=0.5, or even or inverse, "
+            f"not {kappa!r}."
+        ) from None
+
+
+def suits(kappa: str, layout: Layout) -> None:
+    """Refuse gains that name a part which is not there.
+
+    Raises:
+        InputError: says which, and which there are.
+    """
+    for part in numbers(kappa):
+        if part and part not in layout.slices:
+            raise InputError(f"kappa names {part!r}{nearest(part, layout.slices)}")
 
 
 def fresh(like: Tensor) -> dict[str, Any]:
@@ -69,7 +131,7 @@ def absorbed(memory: dict[str, Any], grad: Tensor, beta: float) -> dict[str, Any
         return memory | {"nonfinite": memory["nonfinite"] + 1}
     return memory | {
         "mean": memory["mean"].lerp(grad, 1 - beta),
-        "square": memory["square"].lerp(grad * grad, 1 - beta),
+        "square": (memory["square"] * beta).addcmul_(grad, grad, value=1 - beta),
         "seen": memory["seen"] + 1,
         "total": beta * memory["total"] + (1 - beta),
         "squares": beta**2 * memory["squares"] + (1 - beta) ** 2,
@@ -97,29 +159,66 @@ def curvature(memory: dict[str, Any], mode: str) -> Tensor:
     if memory["seen"] < 2:
         return torch.zeros_like(memory["mean"])
     mean = memory["mean"]
-    variance = torch.addcmul(memory["square"] * total, mean, mean, value=-1)
+    variance = (memory["square"] * total).addcmul_(mean, mean, value=-1)
     return variance.clamp_(min=0).div_(total**2 - memory["squares"])
+
+
+def gains(kappa: str, square: Tensor, power: Tensor, layout: Layout) -> dict[str, float | Tensor]:
+    """Return part to the gain κ on its noise; parts that are left out have 1.
+
+    `square` (P,) is the EMA of g² and `power` (P,) the noise variance of each coordinate before any gain. With G the
+    root of a modality's summed `square`, and N that of its summed `power`: `even` gives κ ∝ G/N, one noise-to-gradient
+    ratio for all; `inverse` gives κ ∝ 1/G, most noise to the modality that learns least. Either leaves the noise power
+    of all modalities together as it was, and that of the shared part. A modality without a gradient gets no noise.
+    """
+    if kappa not in BALANCES:
+        found = numbers(kappa)
+        common = found.pop("", 1.0)
+        return found if common == 1.0 else dict.fromkeys(layout.slices, common) | found
+    own = {part: where for part, where in layout.slices.items() if part != "shared"}
+    if not own:
+        return {}
+    grad, noise = (torch.stack([v[where].sum() for where in own.values()]).sqrt() for v in (square, power))
+    least = torch.finfo(power.dtype).tiny
+    wanted = (grad / noise.clamp(min=least) if kappa == "even" else 1 / grad.clamp(min=least)) * (grad > 0)
+    # divided by the largest first, so that no square overflows
+    wanted = wanted / wanted.max().clamp(min=least)
+    wanted = wanted * (noise.norm() / (wanted * noise).norm().clamp(min=least))
+    return dict(zip(own, wanted, strict=True))
+
+
+def weighed(dose: Dose, memory: dict[str, Any], layout: Layout) -> Tensor:
+    """Return the noise variance of each coordinate (P,) at strength 1: κ²(c + eps), and 0 where `exclude` says so."""
+    power = curvature(memory, dose.mode).add_(dose.eps)
+    for part, gain in gains(dose.kappa, memory["square"], power, layout).items():
+        power[layout.slices[part]] *= gain**2
+    if dose.exclude == "vectors":
+        for block in layout.unpack(power).values():
+            if block.dim() < 2:
+                block.zero_()
+    return power
 
 
 def virtual(batch: int, virtual_batch: int, rho: float) -> float:
     """Return σ = √(ρ(B/b - 1)), the strength at which noise of variance c = C/B imitates batches of b rows.
 
-    C/B + (B/b - 1)·C/B = C/b. `virtual_batch` 0 stands for an eighth of the batch; b ≥ B gives 0.
+    C/B + (B/b - 1)·C/B = C/b. `virtual_batch` 0 stands for an eighth of the batch, at least one row; b ≥ B gives 0.
 
     >>> virtual(1024, 128, 0.25) == virtual(1024, 0, 0.25) == 1.75**0.5
     True
+    >>> virtual(1, 0, 1.0)
+    0.0
     """
-    ratio = batch / virtual_batch if virtual_batch else 8.0
+    ratio = batch / (virtual_batch or max(batch / 8, 1.0))
     return math.sqrt(rho * max(ratio - 1.0, 0.0))
 
 
 def annealed(kind: str, step: int, steps: int, rest: float) -> float:
     """Return the factor (0 to 1) on σ at `step` of a run of `steps`; the last `rest` (share of the run) has none.
 
-    `cosine` falls from 1 to 0 until the rest begins, `cut` stays 1 until then, `none` is always 1. With `steps` 0 the
-    length is unknown and the factor 1.
+    `cosine` falls from 1 to 0 until the rest begins, `cut` stays 1 until then, `none` is always 1.
     """
-    if kind == "none" or steps <= 0:
+    if kind == "none":
         return 1.0
     share = step / max((1.0 - rest) * steps, 1.0)
     if share >= 1.0:
@@ -127,7 +226,7 @@ def annealed(kind: str, step: int, steps: int, rest: float) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * share)) if kind == "cosine" else 1.0
 
 
-def strength(dose: Dose, seen: int, step: int, batch: int, lr: float) -> float:
+def strength(dose: Dose, seen: int, step: int, batch: int, pace: Pace) -> float:
     """Return σ of a step: the factor on √(c + eps), in which `sigma` multiplies whatever the sizing.
 
     `fixed`: sigma. `virtual`: sigma·√(ρ(B/b - 1)). `langevin`: sigma·√(2/lr), so that lr·σ = √(2·lr·T) with T = sigma².
@@ -140,9 +239,9 @@ def strength(dose: Dose, seen: int, step: int, batch: int, lr: float) -> float:
         "fixed": 1.0,
         "relative": 1.0,
         "virtual": virtual(batch, dose.virtual_batch, dose.rho),
-        "langevin": math.sqrt(2.0 / lr) if lr > 0 else 0.0,
+        "langevin": math.sqrt(2.0 / pace.lr) if pace.lr > 0 else 0.0,
     }[dose.sizing]
-    return dose.sigma * factor * annealed(dose.anneal, step, dose.steps, dose.rest)
+    return dose.sigma * factor * annealed(dose.anneal, step, pace.horizon, dose.rest)
 
 
 def kick(
@@ -160,32 +259,26 @@ def kick(
         factor = factor * (grad.norm() / length.clamp(min=torch.finfo(noise.dtype).tiny))
     length = lr * factor * length
     if dose.clip == 0.0:
-        return noise * factor, torch.zeros_like(length, dtype=torch.bool)
+        return noise.mul_(factor), torch.zeros_like(length, dtype=torch.bool)
     limit = dose.clip * theta.norm() if dose.clip_to == "weights" else torch.full_like(length, dose.clip)
     over = length > limit
-    return noise * torch.where(over, factor * (limit / length), factor), over
+    return noise.mul_(torch.where(over, factor * (limit / length), factor)), over
 
 
 def explore(
-    dose: Dose,
-    memory: dict[str, Any],
-    step: int,
-    batch: int,
-    grad: Tensor,
-    theta: Tensor,
-    pace: Pace,
-    spread: Callable[[Tensor], Tensor],
-    draw: Callable[[], Tensor],
+    dose: Dose, memory: dict[str, Any], at: Moment, name: str, spread: Callable[[Tensor, Layout], Tensor]
 ) -> tuple[Tensor | None, dict[str, Any]]:
     """Return what noise adds to the update (P,), None for nothing, and the memory after the step.
 
-    `spread` turns c + eps into the noise variance of each coordinate (P,); `draw` gives ξ (P,). `decoupled` placement
-    adds lr·noise after the descent. `through_grad` sends the noise through a momentum buffer of its own, with the
-    optimiser's coefficient: for SGD, which is linear, the same as adding it to the gradient, but the optimiser's memory
-    and the EMA stay free of it.
+    `spread` turns the `weighed` power into the standard deviation of each coordinate (P,), and may overwrite it; draws
+    are keyed by `name`.
+    `decoupled` placement adds lr·noise after the descent. `through_grad` sends the noise through a momentum buffer of
+    its own, with the optimiser's coefficient: for SGD, which is linear, the same as adding it to the gradient, but the
+    optimiser's memory and the EMA stay free of it.
     """
-    memory = absorbed(memory, grad, dose.beta)
-    sigma = strength(dose, memory["seen"], step, batch, pace.lr)
+    pace = at.rate
+    memory = absorbed(memory, at.grad, dose.beta)
+    sigma = strength(dose, memory["seen"], at.step, len(at.batch), pace)
     carried = memory.get("push")
     if dose.placement != "through_grad" and carried is not None:
         memory = {key: value for key, value in memory.items() if key != "push"}
@@ -193,16 +286,33 @@ def explore(
     if sigma == 0.0 and carried is None:
         return None, memory
     if sigma == 0.0:
-        noise = torch.zeros_like(grad)
+        noise = torch.zeros_like(at.grad)
     else:
-        std = spread(curvature(memory, dose.mode) + dose.eps).sqrt()
-        noise, over = kick(dose, sigma, std, draw(), grad, theta, pace.lr)
+        layout = at.problem.layout
+        std = spread(weighed(dose, memory, layout), layout)
+        noise, over = kick(dose, sigma, std, at.rng.normal(name, at.step, at.grad), at.grad, at.theta, pace.lr)
         memory = memory | {"clipped": memory["clipped"] + over}
     if dose.placement != "through_grad":
-        return pace.lr * noise, memory
+        return noise.mul_(pace.lr), memory
     push = noise if carried is None else pace.momentum * carried + noise
     shift = noise + pace.momentum * push if pace.nesterov else push
     return -pace.lr * shift, memory | {"push": push}
+
+
+class Explorer:
+    """`explore` for one method, once a step: `commit` asks again for what `update` asked."""
+
+    def __init__(self, name: str, spread: Callable[[Tensor, Layout], Tensor]) -> None:
+        self.name, self.spread = name, spread
+        self._asked: tuple = ()
+        self._answer: tuple[Tensor | None, dict[str, Any]] = (None, {})
+
+    def __call__(self, dose: Dose, memory: dict[str, Any], at: Moment) -> tuple[Tensor | None, dict[str, Any]]:
+        """Return the step of the noise (P,), None for nothing, and the memory after it."""
+        asked = (dose, memory, at.grad, at.theta, at.batch, at.rate, at.rng, at.step)
+        if len(self._asked) != len(asked) or not all(map(is_, self._asked, asked)):
+            self._asked, self._answer = asked, explore(dose, memory, at, self.name, self.spread)
+        return self._answer
 
 
 def uniform(power: Tensor, sizes: list[int] | None = None) -> Tensor:
@@ -215,31 +325,9 @@ def uniform(power: Tensor, sizes: list[int] | None = None) -> Tensor:
 def anisotropy(power: Tensor, share: float = 0.01) -> tuple[Tensor, Tensor]:
     """Return the participation ratio (Σc)²/(P·Σc²) of noise power c (P,), and what the top `share` of coordinates hold.
 
-    Both are 0-d and lie in (0, 1]. Equal power gives 1 and about `share`; a single coordinate gives 1/P and 1.
+    Both are 0-d and lie in (0, 1]. Equal power gives 1 and about `share`; a single coordinate gives 1/P and 1. Both are
+    0 where there is no power.
     """
-    total = power.sum()
-    ratio = total**2 / (len(power) * (power**2).sum())
-    top = power.topk(max(1, round(share * len(power)))).values.sum() / total
-    return ratio, top
-
-
-def stability_bound(lr: float, sigma: float, momentum: float = 0.0, placement: str = "decoupled") -> float:
-    """Return the largest curvature λ at which descent with `second`-mode noise of strength σ is mean-square stable.
-
-    Plain: 2/(lr(1+σ²)). With heavy-ball μ and a = lr·λ, for decoupled noise the root of
-    σ²a[(1+μ)(1-μ)² + 2μa] = (1-μ)(2(1+μ) - a); through the momentum buffer
-    a = 2(1-μ)(1+μ)/[(1-μ) + σ²(1+μ)]. σ = 0 gives the bound of plain descent, 2(1+μ)/lr.
-
-    Our derivation, from the exact recursion of second moments, for a diagonal Hessian and every β. Where the top
-    eigenvector u is spread over coordinates, put σ·√(Σuᵢ⁴) for σ: an approximation that we have only seen hold roughly.
-
-    >>> round(stability_bound(1.0, 1.0, 0.9), 4), round(stability_bound(1.0, 1.0, 0.9, "through_grad"), 4)
-    (0.4276, 0.19)
-    """
-    mu, s = momentum, sigma**2
-    if placement == "through_grad":
-        return 2 * (1 - mu) * (1 + mu) / ((1 - mu) + s * (1 + mu)) / lr
-    # 2μs·a² + b·a - c = 0, solved in the form that has no 0/0 at μ = 0 or σ = 0
-    b = s * (1 + mu) * (1 - mu) ** 2 + (1 - mu)
-    c = 2 * (1 - mu) * (1 + mu)
-    return 2 * c / (b + math.sqrt(b * b + 8 * mu * s * c)) / lr
+    c = power / power.sum().clamp(min=torch.finfo(power.dtype).tiny)
+    ratio = c.sum() / (len(c) * c.square().sum()).clamp(min=torch.finfo(power.dtype).tiny)
+    return ratio, c.topk(max(1, round(share * len(c)))).values.sum()

@@ -8,12 +8,15 @@ A reconstruction. Only the abstract of the paper is public, so:
   it enters neither the EMA nor the optimiser's memory in the same step; every number.
 - *our derivation*: the unbiased `central` estimate, the virtual batch, and the stability bound 2/(lr(1+σ²)) with its
   momentum form. That the bound is what limits the Hessian's eigenvalue is our explanation, not known to be the paper's.
+- *our extension*: the gain κ of each modality, by number or by rule (`even`, `inverse`).
 
 c is the batch gradient's variance (`central`), its second moment (`second`, noise follows gradient size) or its squared
 mean (`first`, the most literal wording and a weak choice: where the sign flips, the noise dies). σ comes from a virtual
 batch of b rows, σ² = ρ(B/b - 1), or is fixed, or relative to the gradient, or a temperature (`langevin`); `sigma`
 multiplies in all four. Never trust `second` with a virtual batch: v̂ holds the squared mean gradient too, and the total
-came out up to 230 times too large. Compare with the isotropic control before believing in the anisotropy.
+came out up to 230 times too large. The clip is on the whole vector: a bias at zero could never leave it by a share
+of its own norm; without one, self-excitation diverges. Noise ends before the run does: what is switched on in the last
+part of a run (`rest`) waits in vain. Compare with the isotropic control before believing in the anisotropy.
 
 *Acts at*: update, commit.
 
@@ -34,22 +37,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from operator import is_
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from engine.layout import Layout
 from engine.maths import anisotropic_noise as maths
 from engine.method import Method
 from engine.records import Bars, Record, Scalar
+from engine.stability import stability_bound
 from engine.step import View
 
 
-def anisotropic(power: Tensor) -> Tensor:
-    """Return the noise variance of each coordinate (P,) for c + ε (P,): the same."""
-    return power
+def anisotropic(power: Tensor, layout: Layout) -> Tensor:
+    """Return the standard deviation of each coordinate (P,) for a power (P,), which is overwritten: its root."""
+    return power.sqrt_()
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
@@ -73,66 +77,73 @@ class Gani(Method):
     class Params(maths.Dose):
         """Shape, size and schedule of the noise."""
 
-    _known: tuple | None = None
+    def __init__(self, params: Params | None = None, state: dict[str, Any] | None = None) -> None:
+        super().__init__(params, state)
+        self._explored = maths.Explorer(self.name, anisotropic)
 
     def init(self, view: View) -> dict[str, Any]:
-        """Return empty averages."""
+        """Return empty averages, after a look at whether the gains suit the problem."""
+        maths.suits(self.params.kappa, view.problem.layout)
         return maths.fresh(view.theta)
 
     def update(self, update: Tensor, view: View) -> Tensor:
         """Return the update (P,) with the exploration step added."""
-        step, _ = self._explored(view)
+        step, _ = self._explored(self.params, self.state, view)
         return update if step is None else update + step
 
     def commit(self, view: View) -> dict[str, Any]:
         """Return the averages with this step's gradient in them."""
-        return self._explored(view)[1]
+        return self._explored(self.params, self.state, view)[1]
 
     def report(self, view: View) -> Iterator[Record]:
         """Yield size, shape and direction of the noise of this step, and the stability lines."""
-        p, seen, lr = self.params, self.state["seen"], view.rate.lr
-        sigma = maths.strength(p, seen, view.step, len(view.batch), lr)
-        yield Scalar("gani/sigma", sigma, n=seen, mode=f"{p.mode}, {p.sizing}", draw={"title": "Noise strength σ"})
+        p, seen, rate = self.params, self.state["seen"], view.rate
+        sigma = maths.strength(p, seen, view.step, len(view.batch), rate)
+        resting = maths.annealed(p.anneal, view.step, rate.horizon, p.rest) == 0.0
+        how = f"{p.mode}, {p.sizing}" + ("; none any more, so that the run settles" if resting else "")
+        yield Scalar("gani/sigma", sigma, n=seen, mode=how, draw={"title": "Noise strength σ"})
         yield Scalar("gani/clipped", float(self.state["clipped"]), n=seen, mode="steps clipped since switched on")
         yield Scalar("gani/nonfinite", float(self.state["nonfinite"]), n=seen, mode="gradients left out")
         yield Scalar("gani/alignment", float(cosine(view.moved, -view.grad)), mode="cos(step taken, -gradient)")
-        if view.rate.optimizer == "sgd" and not view.rate.nesterov and lr > 0:
-            yield from self._lines(sigma, view)
-        if sigma > 0:
-            yield from self._noise(sigma, view)
+        power = maths.weighed(p, self.state, view.problem.layout) if sigma > 0 else None
+        gains = {} if power is None else self._gains(view)
+        if rate.optimizer == "sgd" and not rate.nesterov and rate.lr > 0:
+            yield from self._lines(sigma * max(gains.values(), default=1.0), view)
+        if power is None:
+            return
+        if p.kappa != "1":
+            for part, gain in gains.items():
+                yield Scalar(f"gani/kappa/{part}", gain, n=seen, mode=p.kappa, draw={"title": "Gain κ on the noise"})
+        yield from self._noise(sigma, power, view)
 
-    def _explored(self, view: View) -> tuple[Tensor | None, dict[str, Any]]:
-        # commit asks again for what update asked, so the last answer is kept with what it was computed from
-        asked = (self.state, view.grad, view.theta, view.batch, view.rate, view.rng, view.step)
-        if self._known is None or not all(map(is_, self._known[0], asked)):
-            self._known = (asked, self._computed(view))
-        return self._known[1]
-
-    def _computed(self, view: View) -> tuple[Tensor | None, dict[str, Any]]:
-        batch, draw = len(view.batch), lambda: view.rng.normal("gani", view.step, view.grad)
-        return maths.explore(
-            self.params, self.state, view.step, batch, view.grad, view.theta, view.rate, anisotropic, draw
-        )
+    def _gains(self, view: View) -> dict[str, float]:
+        """Return part to gain, for every part."""
+        layout, p = view.problem.layout, self.params
+        plain = maths.curvature(self.state, p.mode) + p.eps
+        return dict.fromkeys(layout.slices, 1.0) | {
+            part: float(gain) for part, gain in maths.gains(p.kappa, self.state["square"], plain, layout).items()
+        }
 
     def _lines(self, sigma: float, view: View) -> Iterator[Record]:
         rate, p = view.rate, self.params
-        bound = maths.stability_bound(rate.lr, sigma, rate.momentum, p.placement)
+        edge = {"lr": rate.lr, "momentum": rate.momentum, "sigma": sigma, "placement": p.placement}
         how = "closed loop of `second`, diagonal Hessian; σ²·Σu⁴ for σ² where the top eigenvector u is spread"
-        yield Scalar("gani/lambda_bound", bound, mode=how, draw={"title": "Largest stable curvature with the noise"})
-        plain = maths.stability_bound(rate.lr, 0.0, rate.momentum)
+        draw = {"title": "Largest stable curvature with the noise", "edge": edge}
+        yield Scalar("gani/lambda_bound", stability_bound(**edge), mode=how, draw=draw)
+        plain = stability_bound(rate.lr, 0.0, rate.momentum)
         yield Scalar("gani/lambda_edge", plain, mode="2(1+μ)/lr", draw={"title": "Largest stable curvature, no noise"})
-        if p.mode == "second" and p.sizing != "relative" and rate.momentum == 0:
+        even = p.kappa == "1" and p.exclude == "none"
+        if p.mode == "second" and p.sizing != "relative" and rate.momentum == 0 and even:
             yield Scalar("gani/alignment_expected", expected_cosine(sigma), mode="1/√(1+σ²), where v̂ ≈ g²")
 
-    def _noise(self, sigma: float, view: View) -> Iterator[Record]:
+    def _noise(self, sigma: float, power: Tensor, view: View) -> Iterator[Record]:
         p, lr, layout = self.params, view.rate.lr, view.problem.layout
-        power = maths.curvature(self.state, p.mode) + p.eps
         xi = view.rng.normal("gani", view.step, view.grad)
         noise, _ = maths.kick(p, sigma, power.sqrt(), xi, view.grad, view.theta, lr)
         tiny = torch.finfo(noise.dtype).tiny
         ratios = layout.norms(noise) / layout.norms(view.grad).clamp(min=tiny)
         shape = torch.stack([*maths.anisotropy(power), lr * noise.norm() / view.moved.norm().clamp(min=tiny)])
-        shares = torch.stack([part.sum() for part in layout.split(power).values()]) / power.sum()
+        shares = torch.stack([part.sum() for part in layout.split(power).values()]) / power.sum().clamp(min=tiny)
         layers = lr * sigma * torch.stack([block.mean() for block in layout.blocks(power).values()]).sqrt()
         ratios, shape, shares, layers = (part.tolist() for part in (ratios, shape, shares, layers))
         for part, value in zip(layout.slices, ratios, strict=True):

@@ -19,11 +19,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from operator import is_
 from typing import Any
 
 from torch import Tensor
 
+from engine.layout import Layout
 from engine.maths import anisotropic_noise as maths
 from engine.method import Method, knob
 from engine.records import Record, Scalar
@@ -43,50 +43,35 @@ class IsotropicNoise(Method):
 
         level: str = knob("all", help="Over what the power is levelled.", choices=("all", "tensor"))
 
-    _known: tuple | None = None
+    def __init__(self, params: Params | None = None, state: dict[str, Any] | None = None) -> None:
+        super().__init__(params, state)
+        self._explored = maths.Explorer(self.name, self._levelled)
 
     def init(self, view: View) -> dict[str, Any]:
-        """Return empty averages."""
+        """Return empty averages, after a look at whether the gains suit the problem."""
+        maths.suits(self.params.kappa, view.problem.layout)
         return maths.fresh(view.theta)
 
     def update(self, update: Tensor, view: View) -> Tensor:
         """Return the update (P,) with the noise added."""
-        step, _ = self._explored(view)
+        step, _ = self._explored(self.params, self.state, view)
         return update if step is None else update + step
 
     def commit(self, view: View) -> dict[str, Any]:
         """Return the averages with this step's gradient in them."""
-        return self._explored(view)[1]
+        return self._explored(self.params, self.state, view)[1]
 
     def report(self, view: View) -> Iterator[Record]:
-        """Yield the strength σ, the noise's expected size beside the gradient's, and the clip counter."""
+        """Yield the strength σ, the noise's expected size beside the gradient's, and the counters."""
         p, seen = self.params, self.state["seen"]
-        sigma = maths.strength(p, seen, view.step, len(view.batch), view.rate.lr)
+        sigma = maths.strength(p, seen, view.step, len(view.batch), view.rate)
         yield Scalar("isotropic_noise/sigma", sigma, n=seen, mode=f"{p.mode}, {p.sizing}")
         yield Scalar("isotropic_noise/clipped", float(self.state["clipped"]), n=seen, mode="steps clipped")
+        yield Scalar("isotropic_noise/nonfinite", float(self.state["nonfinite"]), n=seen, mode="gradients left out")
         if sigma > 0 and p.sizing != "relative":
-            power = (maths.curvature(self.state, p.mode) + p.eps).sum()
+            power = maths.weighed(p, self.state, view.problem.layout).sum()
             ratio = sigma * float(power.sqrt() / view.grad.norm())
             yield Scalar("isotropic_noise/noise_to_gradient", ratio, mode="expected, before the clip")
 
-    def _explored(self, view: View) -> tuple[Tensor | None, dict[str, Any]]:
-        # commit asks again for what update asked, so the last answer is kept with what it was computed from
-        asked = (self.state, view.grad, view.theta, view.batch, view.rate, view.rng, view.step)
-        if self._known is None or not all(map(is_, self._known[0], asked)):
-            self._known = (asked, self._computed(view))
-        return self._known[1]
-
-    def _computed(self, view: View) -> tuple[Tensor | None, dict[str, Any]]:
-        sizes = view.problem.layout.sizes if self.params.level == "tensor" else None
-        batch, draw = len(view.batch), lambda: view.rng.normal("isotropic_noise", view.step, view.grad)
-        return maths.explore(
-            self.params,
-            self.state,
-            view.step,
-            batch,
-            view.grad,
-            view.theta,
-            view.rate,
-            lambda power: maths.uniform(power, sizes),
-            draw,
-        )
+    def _levelled(self, power: Tensor, layout: Layout) -> Tensor:
+        return maths.uniform(power, layout.sizes if self.params.level == "tensor" else None).sqrt()

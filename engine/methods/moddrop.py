@@ -36,32 +36,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.knobs import InputError
+from engine.knobs import InputError, assigned
 from engine.method import Method, knob
 from engine.records import Bars, Record, Scalar
 from engine.step import View
-
-
-def listed(rates: str) -> dict[str, float]:
-    """Return modality to rate for a text such as `image=0.5, text=0.1`.
-
-    >>> listed("image=0.5, text=0.1")
-    {'image': 0.5, 'text': 0.1}
-
-    Raises:
-        InputError: the text has another form, or a rate is not between 0 and 1.
-    """
-    found = {}
-    for entry in filter(None, (part.strip() for part in rates.split(","))):
-        name, _, value = (piece.strip() for piece in entry.partition("="))
-        try:
-            rate = float(value)
-        except ValueError:
-            rate = math.nan
-        if not name or not 0.0 <= rate <= 1.0:
-            raise InputError(f"moddrop.rates has {entry!r}; write a modality and its rate, 0 to 1, such as image=0.5.")
-        found[name] = rate
-    return found
 
 
 def kept(uniform: Tensor, rates: Tensor, rescue: str) -> Tensor:
@@ -130,7 +108,7 @@ class ModDrop(Method):
 
         def __post_init__(self) -> None:
             """Refuse rates that cannot be read."""
-            listed(self.rates)
+            assigned(self.rates, "moddrop.rates", 0.0, 1.0)
 
     def init(self, view: View) -> dict:
         """Return no state, after a look at whether the rates suit the problem."""
@@ -171,7 +149,7 @@ class ModDrop(Method):
         yield Bars("moddrop/left", labels, counts.cpu().numpy(), n=draws, mode=f"this step, per {p.per}", draw=draw)
 
     def _rates(self, modalities: tuple[str, ...]) -> list[float]:
-        own = listed(self.params.rates)
+        own = assigned(self.params.rates, "moddrop.rates", 0.0, 1.0)
         for name in own:
             if name not in modalities:
                 raise InputError(f"moddrop.rates names {name!r}, but the modalities are {', '.join(modalities)}.")

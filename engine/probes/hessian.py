@@ -73,6 +73,8 @@ class Hessian(Probe):
                 seconds += time.perf_counter() - started
                 yield None
             yield from _records(found, f"hessian/{part}" if part else "hessian", size, len(batch), seconds)
+            if not part:
+                yield _concentration(found, len(batch), seconds)
             if not part and len(layout.slices) > 1:
                 yield _shares(found, snap, len(batch), seconds)
 
@@ -111,6 +113,16 @@ def _records(found: Spectrum, path: str, size: int, n: int, seconds: float) -> I
             "lines": density.atoms.tolist(),
         },
     )
+
+
+def _concentration(found: Spectrum, n: int, seconds: float) -> Scalar:
+    """Return Σu⁴ of the top eigenvector u: 1 where it is a single coordinate, 1/P where it is spread evenly.
+
+    Noise of each coordinate's own size acts on u with this share of its variance, so stability under it needs the sum.
+    """
+    value = float(found.vectors[0].double().pow(4).sum())
+    draw = {"title": "Concentration of the top eigenvector", "y": "Σu⁴"}
+    return Scalar("hessian/concentration", value, n=n, mode=BOUND.partition(";")[0], seconds=seconds, draw=draw)
 
 
 def _shares(found: Spectrum, snap: Snapshot, n: int, seconds: float) -> Matrix:

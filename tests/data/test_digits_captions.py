@@ -69,13 +69,6 @@ def test_a_higher_rate_keeps_the_rows_of_a_lower():
     assert (captioned(more) != more.y)[captioned(some) != some.y].all()
 
 
-def test_label_noise_is_in_the_training_rows_alone(clean):
-    noisy = digits_captions(Params(inputs="raw", label_noise=0.2, **CLEAN), Rng(0))
-    changed = noisy.y != clean.y
-    assert changed.sum() == 240 and not changed[clean.split != 0].any()
-    assert (noisy.x["text"] == clean.x["text"]).all()
-
-
 def test_fewer_rows_leave_val_and_test_as_they_are(clean):
     few = digits_captions(Params(inputs="raw", rows=100, **CLEAN), Rng(0))
     assert few.counts == {"train": 100, "val": 297, "test": 300}

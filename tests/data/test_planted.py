@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from engine.data.planted import NAMES, Params, bayes_accuracy, planted, relabelled
+from engine.data.planted import NAMES, Params, bayes_accuracy, planted
 from engine.knobs import InputError
 from engine.rng import Rng
 
@@ -54,19 +54,6 @@ def test_redundant_evidence_adds_nothing_and_unique_evidence_adds():
 def test_the_number_of_strengths_is_the_number_of_modalities():
     data = planted(Params(",".join(["1"] * 10), rows=50), Rng(0))
     assert data.modalities == NAMES and set(bayes_accuracy(Params("1,1,1"))) == {*NAMES[:3], "fused"}
-
-
-def test_label_noise_is_exact_and_in_the_training_rows_alone():
-    clean, noisy = (planted(Params(label_noise=rate), Rng(0)) for rate in (0.0, 0.25))
-    changed = clean.y != noisy.y
-    assert changed.sum() == 300 and not changed[clean.split != 0].any()
-    assert all((clean.x[name] == noisy.x[name]).all() for name in clean.x)
-
-
-def test_wrong_labels_are_uniform_over_the_others():
-    y = relabelled(np.zeros(60_000, int), np.ones(60_000, bool), 0.9, 4, Rng(0))
-    counts = np.bincount(y)
-    assert counts[0] == 6000 and np.abs(counts[1:] - 18_000).max() < 4 * np.sqrt(18_000)
 
 
 def test_rows_follow_the_seed():

@@ -34,11 +34,15 @@ def shaken(count: int = 64, size: float = 0.3, scale: float = 1.0, batch: int = 
     return tiny.Quadratic(scale * spread.flip(0), torch.ones(count, dtype=F64), slope, batch)
 
 
+def pace(lr: float, horizon: int = 1000) -> Rate:
+    return Rate(lr, 0.0, False, "sgd", horizon)
+
+
 def frozen(c: torch.Tensor, sigma: float, lr: float, method=Gani, theta=None, **values):
     """A method and a view in which the curvature stays c: v̂ = c and the gradient's square is c as well."""
     problem = tiny.Quadratic(torch.ones_like(c), torch.zeros_like(c) if theta is None else theta)
     memory = maths.fresh(c) | {"square": c, "total": 1.0, "squares": 0.01, "seen": 1000}
-    view = View(0, problem.start, problem.batch(0), problem, Rng(11), Rate(lr, 0.0, False, "sgd"), grad=c.sqrt())
+    view = View(0, problem.start, problem.batch(0), problem, Rng(11), pace(lr), grad=c.sqrt())
     return method(knobs(method, sigma=sigma, **values), memory), view
 
 
@@ -146,7 +150,7 @@ def test_a_virtual_batch_has_the_variance_of_a_small_one():
     for grad in large:
         memory = maths.absorbed(memory, grad, 0.99)
         seen.append(maths.curvature(memory, "central"))
-    sigma = maths.strength(Gani.Params(virtual_batch=small, rho=1.0), 1000, 0, big, 0.1)
+    sigma = maths.strength(Gani.Params(virtual_batch=small, rho=1.0), 1000, 0, big, pace(0.1))
     total = large.var(0) + sigma**2 * torch.stack(seen[200:]).mean(0)
     # each side has a relative SE of about √(2/5000) = 2 %
     torch.testing.assert_close(total, grads(5000, small).var(0), rtol=0.1, atol=0)
@@ -304,20 +308,20 @@ def test_relative_noise_has_the_asked_ratio_to_the_gradient():
 
 def test_a_temperature_gives_the_step_of_langevin_dynamics():
     params = Gani.Params(sizing="langevin", sigma=0.5)
-    assert 0.08 * maths.strength(params, 1000, 0, 64, 0.08) == pytest.approx(math.sqrt(2 * 0.08 * 0.25))
+    assert 0.08 * maths.strength(params, 1000, 0, 64, pace(0.08)) == pytest.approx(math.sqrt(2 * 0.08 * 0.25))
 
 
 def test_noise_waits_for_the_warm_up_and_ends_before_the_run():
-    params = Gani.Params(sizing="fixed", warmup=5, steps=100, rest=0.2)
-    loud = [maths.strength(params, step + 1, step, 64, 0.1) for step in range(100)]
+    params, run = Gani.Params(sizing="fixed", warmup=5, rest=0.2), pace(0.1, horizon=100)
+    loud = [maths.strength(params, step + 1, step, 64, run) for step in range(110)]
     assert loud[:5] == [0.0] * 5
     assert all(early > late > 0 for early, late in zip(loud[5:79], loud[6:80], strict=True))
     assert loud[40] == pytest.approx(0.5)
-    assert loud[80:] == [0.0] * 20
+    assert loud[80:] == [0.0] * 30
     cut = dataclasses.replace(params, anneal="cut")
-    assert [maths.strength(cut, 50, step, 64, 0.1) for step in (0, 79, 80)] == [1.0, 1.0, 0.0]
-    unknown = dataclasses.replace(params, steps=0)
-    assert maths.strength(unknown, 50, 10**6, 64, 0.1) == 1.0
+    assert [maths.strength(cut, 50, step, 64, run) for step in (0, 79, 80)] == [1.0, 1.0, 0.0]
+    for_ever = dataclasses.replace(params, anneal="none")
+    assert maths.strength(for_ever, 50, 10**6, 64, run) == 1.0
 
 
 def test_a_gradient_that_is_not_finite_is_counted_and_left_out():

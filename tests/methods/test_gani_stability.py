@@ -10,7 +10,11 @@ from engine.layout import Layout
 from engine.maths import anisotropic_noise as maths
 from engine.methods.gani import Gani
 from engine.methods.isotropic_noise import IsotropicNoise
+from engine.optim import Rate
 from engine.problem import Batch
+from engine.rng import Rng
+from engine.stability import stability_bound
+from engine.step import View
 from tests import tiny
 from tests.methods.noise import knobs
 
@@ -40,7 +44,7 @@ def recursion(a: float, sigma: float, mu: float, placement: str, beta: float, co
 @pytest.mark.parametrize("mu", [0.0, 0.9])
 @pytest.mark.parametrize("sigma", [0.5, 1.0, 2.0])
 def test_second_moments_are_stable_just_below_the_bound_and_not_above(sigma, mu, placement, beta):
-    bound = maths.stability_bound(1.0, sigma, mu, placement)
+    bound = stability_bound(1.0, sigma, mu, placement)
     below, above = (
         max(abs(np.linalg.eigvals(recursion(bound * factor, sigma, mu, placement, beta)))) for factor in (0.995, 1.005)
     )
@@ -48,13 +52,13 @@ def test_second_moments_are_stable_just_below_the_bound_and_not_above(sigma, mu,
 
 
 def test_the_bound_has_its_known_values():
-    assert maths.stability_bound(0.1, 0.0) == pytest.approx(20.0)
-    assert maths.stability_bound(0.1, 2.0) == pytest.approx(4.0)
-    assert maths.stability_bound(1.0, 0.0, 0.9) == pytest.approx(3.8)
-    assert maths.stability_bound(1.0, 1.0, 0.9) == pytest.approx(0.4276, abs=5e-5)
-    assert maths.stability_bound(1.0, 1.0, 0.9, "through_grad") == pytest.approx(0.19)
+    assert stability_bound(0.1, 0.0) == pytest.approx(20.0)
+    assert stability_bound(0.1, 2.0) == pytest.approx(4.0)
+    assert stability_bound(1.0, 0.0, 0.9) == pytest.approx(3.8)
+    assert stability_bound(1.0, 1.0, 0.9) == pytest.approx(0.4276, abs=5e-5)
+    assert stability_bound(1.0, 1.0, 0.9, "through_grad") == pytest.approx(0.19)
     for sigma in (0.3, 1.0):
-        same = [maths.stability_bound(1.0, sigma, 0.0, placement) for placement in PLACEMENTS]
+        same = [stability_bound(1.0, sigma, 0.0, placement) for placement in PLACEMENTS]
         assert same[0] == pytest.approx(same[1])
 
 
@@ -75,7 +79,7 @@ def test_the_method_follows_the_recursion(mu, placement):
 @pytest.mark.parametrize("factor, sign", [(0.85, -1), (1.15, 1)])
 def test_typical_paths_grow_above_the_bound_and_shrink_below(factor, sign):
     count, steps, sigma = 1000, 1500, 1.0
-    lr = factor * maths.stability_bound(1.0, sigma)
+    lr = factor * stability_bound(1.0, sigma)
     method = Gani(knobs(sigma=sigma, beta=0.99))
     state, _, stack = tiny.train(chains(count), [method], steps, tiny.sgd(lr))
     size = 0.5 * torch.log(state.theta**2 + stack.methods["gani"].state["square"])
@@ -104,12 +108,56 @@ class Valley:
     def objectives(self, theta, features, batch):
         return {"loss": 0.5 * (1 + features["x"][0, 0] ** 2) * features["y"][0, 0] ** 2}, {}
 
+    def gradient(self, theta):
+        x, y = theta[0].item(), theta[99].item()
+        grad = torch.zeros_like(theta)
+        grad[0], grad[99] = x * y**2, (1 + x**2) * y
+        return grad
+
+
+def in_the_valley(method, sigma: float, clip: float = 0.2):
+    return method(knobs(method, sigma=sigma, beta=0.99, clip=clip, clip_to="absolute"))
+
+
+def curvature_after(method, seed: int, steps: int = 20_000, lr: float = 0.1) -> float:
+    """The curvature 1 + x² where a method ends; the gradient is written out, so that twelve seeds take seconds."""
+    problem, rate, rng = Valley(), Rate(lr, 0.0, False, "sgd"), Rng(seed)
+    theta, batch = problem.init(), problem.batch(0)
+    method.state = maths.fresh(theta)
+    for step in range(steps):
+        view = View(step, theta, batch, problem, rng, rate, grad=problem.gradient(theta))
+        theta = theta + method.update(-lr * view.grad, view)
+        method.state = method.commit(view)
+    return 1 + float(theta[0]) ** 2
+
+
+def test_the_written_gradient_is_the_engines():
+    state, _, _ = tiny.train(Valley(), [in_the_valley(Gani, 1.5)], 200, tiny.sgd(0.1))
+    same = curvature_after(in_the_valley(Gani, 1.5), seed=7, steps=200)
+    assert 1 + float(state.theta[0]) ** 2 == pytest.approx(same, rel=1e-9)
+
+
+SEEDS = range(4)
+
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "method, sigma, low, high", [(Gani, 1.5, 1.5, 3.5), (Gani, 1.0, 5.0, 9.0), (IsotropicNoise, 2.0, 9.0, 10.5)]
-)
-def test_noise_along_the_gradient_leaves_the_sharp_valley(method, sigma, low, high):
-    params = knobs(method, sigma=sigma, beta=0.99, clip=0.2, clip_to="absolute")
-    state, _, _ = tiny.train(Valley(), [method(params)], 20_000, tiny.sgd(0.1))
-    assert low < 1 + float(state.theta[0]) ** 2 < high
+def test_the_more_noise_along_the_gradient_the_flatter_the_end():
+    """The table of our trials, of which every seed is in order: descent ends at 9.98, where it began."""
+    ends = {
+        (kind, sigma): [curvature_after(in_the_valley(kind, sigma), seed) for seed in SEEDS]
+        for kind, sigma in ((Gani, 2.0), (Gani, 1.5), (Gani, 1.0), (IsotropicNoise, 2.0))
+    }
+    descent = curvature_after(in_the_valley(Gani, 0.0), 0)
+    assert descent == pytest.approx(9.98, abs=0.01)
+    for (_, sigma), found in list(ends.items())[:3]:
+        assert max(found) < stability_bound(0.1, sigma)
+    assert max(ends[Gani, 2.0]) < min(ends[Gani, 1.5]) and max(ends[Gani, 2.0]) < 2.0
+    assert max(ends[Gani, 1.5]) < min(ends[Gani, 1.0]) and max(ends[Gani, 1.5]) < 3.2
+    assert max(ends[Gani, 1.0]) < min(ends[IsotropicNoise, 2.0])
+    assert all(abs(value - descent) < 1.0 for value in ends[IsotropicNoise, 2.0])
+
+
+@pytest.mark.slow
+def test_without_the_clip_some_paths_diverge():
+    ends = [curvature_after(in_the_valley(Gani, 2.0, clip=0.0), seed) for seed in range(12)]
+    assert 0 < sum(not math.isfinite(value) for value in ends) < len(ends)

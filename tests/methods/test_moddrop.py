@@ -9,7 +9,7 @@ import torch
 from engine.catalog import catalog
 from engine.config import RunConfig, validated
 from engine.knobs import InputError
-from engine.methods.moddrop import ModDrop, kept, listed, realised
+from engine.methods.moddrop import ModDrop, kept, realised
 from engine.objectives import InfoNce
 from engine.problem import Multimodal
 from engine.rng import Rng
@@ -139,7 +139,6 @@ def test_mean_filling_is_the_mean_of_the_batch():
 
 
 def test_single_rates_replace_the_common_one():
-    assert listed("") == {}
     view, _ = stepped(tiny.problem(batch=96), p=0.5, rates="text=0")
     assert not lost(view)["text"].any()
     assert lost(view)["image"].any()
@@ -147,7 +146,7 @@ def test_single_rates_replace_the_common_one():
 
 @pytest.mark.parametrize("text", ["image", "image=2", "image=x", "=0.5", "image=-1", "image=nan"])
 def test_rates_that_cannot_be_read_are_refused(text):
-    with pytest.raises(InputError, match="write a modality and its rate"):
+    with pytest.raises(InputError, match="write a name and its number"):
         ModDrop.Params(rates=text)
     with pytest.raises(InputError):
         ModDrop().tuned("rates", text)

@@ -46,6 +46,13 @@ def test_shares_of_each_eigenvector_add_up():
     np.testing.assert_allclose(matrix.values.sum(1), 1)
 
 
+def test_concentration_is_the_sum_of_fourth_powers_of_the_top_eigenvector():
+    snap = snapshot()
+    top = torch.linalg.eigh(dense(snap)).eigenvectors[:, -1]
+    found = measured(Hessian(Hessian.Params(parts=False)), snap)["hessian/concentration"]
+    assert found.value == pytest.approx(float(top.pow(4).sum()), rel=1e-4)
+
+
 def test_records_say_rows_matrix_and_seconds():
     for name, record in measured(Hessian(), snapshot()).items():
         assert record.n == 32 and record.mode.startswith("Hessian") and record.seconds > 0, name
@@ -58,7 +65,8 @@ def test_training_may_go_on_between_products():
 
 def test_parts_can_be_left_out():
     records = measured(Hessian(Hessian.Params(parts=False, k=3)), snapshot())
-    assert set(records) == {f"hessian/{n}" for n in ("lambda_max", "lambda_min", "trace", "top", "spectrum", "shares")}
+    names = ("lambda_max", "lambda_min", "trace", "top", "spectrum", "shares", "concentration")
+    assert set(records) == {f"hessian/{name}" for name in names}
     assert len(records["hessian/top"].values) == 3
 
 
