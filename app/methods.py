@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -142,11 +143,35 @@ def _grid(run: str, found: Sequence[Panel], width: int, height: int) -> None:
 
 
 def about(entry: Mapping[str, Any]) -> None:
-    """Draw where the method comes from and everything that its file says."""
+    """Draw where the method comes from, what of it is ours, and everything that its file says."""
     st.markdown("##### Where it comes from")
     if entry["source"]:
-        st.markdown(entry["source"])
+        st.markdown(prose(entry["source"]))
     if entry["after"]:
         st.caption("Acts after " + ", ".join(catalog.titles().get(n, n) for n in entry["after"]) + " where both act.")
+    if entry["reconstructed"]:
+        st.markdown(prose(entry["doc"].partition("\n\n")[2].partition("\n*Acts at*")[0]))
     with st.expander("All that its file says"):
-        st.text(entry["doc"])
+        st.markdown(prose(entry["doc"]))
+
+
+_SET = re.compile(r"`[^`]+`|^\*[A-Z][\w ]*\*:|^- \*[^*]+\*:")
+"""What a line of a docstring sets by marks: code, the head of a section, the head of a list's entry."""
+_MARKS = re.compile(r"([\\`*_\[\]<>$#|~])")
+
+
+def prose(text: str) -> str:
+    r"""Return a docstring as Markdown in which only its own marks count; indented formulas stay as they are.
+
+    >>> print(prose("a_b and `c_d` * e"))
+    a\_b and `c_d` \* e
+    """
+    return "\n".join(line if line.startswith("    ") else _escaped(line) for line in text.split("\n"))
+
+
+def _escaped(line: str) -> str:
+    parts, last = [], 0
+    for found in _SET.finditer(line):
+        parts += [_MARKS.sub(r"\\\1", line[last : found.start()]), found.group()]
+        last = found.end()
+    return "".join([*parts, _MARKS.sub(r"\\\1", line[last:])])
