@@ -13,12 +13,14 @@ import numpy as np
 from app import catalog, figures
 from app.drawing import Chart, ChartError, Drawing, arguments
 from app.edges import noisy_edges, told, within
-from app.figures.curves import Line, Scale, history, overlay, series
+from app.figures.bars import beside
+from app.figures.curves import Line, Scale, history, named_values, overlay, series
 from app.figures.marks import Mark
 from app.figures.pipeline import POINTS_IN_ORDER, pipeline
 from app.figures.spectrum import density, edges, sharpness, top
+from app.figures.styles import styles
 from app.figures.surface import surface
-from app.naming import colours, labels, matching, part_of, ranked
+from app.naming import colours, matching, named, part_of, ranked
 from app.status import sentence
 from app.theme import Look
 
@@ -28,8 +30,10 @@ FAR = 4.0
 """Times the largest eigenvalue beyond which the edge of stability is told rather than drawn."""
 ERRORS = 150
 """Measurements whose error is read for one curve."""
-DASHES = ("solid", "dot", "dashdot", "longdash")
-"""Dashes of lines that share a colour."""
+HELD_OUT = ("loss/val", "error/val")
+"""Starts of the names of held-out losses, drawn in the colours of the training losses."""
+WORDY = 240
+"""Characters of a caption that says of each line how it was measured; longer ones are left out."""
 MARKED = ("applied", "resumed", "diverged", "failed", "note")
 """Kinds of event that belong on a time axis."""
 
@@ -68,13 +72,19 @@ def _series(reader, args, look) -> Drawing:
     drawn = [line for line in (_line(reader, name, look, args) for name in names) if line is not None]
     if not drawn:
         return Drawing(None, empty=args["empty"] or "Nothing has been recorded here yet.")
-    scale = Scale(args["half"], args["xlog"], args["ylog"])
-    words, hues = labels(names), colours(names, look)
-    lines = [_styled(line, words, hues) for line in drawn]
+    names = [line.label for line in drawn]
+    asked = {name: {} for name in names} | reader.drawn(names)
+    scale = Scale(args["half"], args["xlog"], args["ylog"] or any(draw.get("ylog") for draw in asked.values()))
+    words, hues = named(names, asked, look), colours(names, look)
+    lines = [_styled(line, words[line.label], hues, asked, look) for line in drawn]
     levels = [] if args["level"] is None else [(args["level"], "")]
-    figure = series(lines, look, scale=scale, y=args["y"], marks=marks(reader, look, catalog.titles()), levels=levels)
+    levels += [
+        (v, text) for text, v in named_values({k: v for d in asked.values() for k, v in d.get("levels", {}).items()})
+    ]
+    y = args["y"] or next((draw["y"] for draw in asked.values() if draw.get("y")), "")
+    figure = series(lines, look, scale=scale, y=y, marks=marks(reader, look, catalog.titles()), levels=levels)
     last = max(int(line.steps[-1]) for line in lines)
-    caption = f"through step {last:,}" + _measured_as(reader, names)
+    caption = f"through step {last:,}" + _measured_as(reader, words)
     if any(len(line.steps) >= POINTS for line in lines):
         caption += f" · thinned to {POINTS:,} points, extremes kept"
     if args["half"] > 0:
@@ -82,11 +92,18 @@ def _series(reader, args, look) -> Drawing:
     return Drawing(figure, caption)
 
 
-def _measured_as(reader, names: list[str]) -> str:
-    """Return n and protocol where what is drawn was measured by a probe or reported by a method."""
+def _measured_as(reader, words: Mapping[str, str]) -> str:
+    """Return n and protocol where what is drawn, name to words, was measured by a probe or reported by a method."""
     known = reader.names()["records"]
-    held = [reader.latest(name) for name in names if known.get(name) == "scalar"]
-    return _about(held[0][1], cost=False) if held and held[0] is not None else ""
+    held = {words[n]: found[1] for n in words if known.get(n) == "scalar" and (found := reader.latest(n)) is not None}
+    if not held:
+        return ""
+    modes = {record.mode for record in held.values()}
+    first = next(iter(held.values()))
+    if len(modes) == 1:
+        return _about(first, cost=False)
+    told = " · ".join(f"{label}: {record.mode}" for label, record in held.items() if record.mode)
+    return (f" · n = {first.n:,}" if first.n is not None else "") + (f" · {told}" if len(told) <= WORDY else "")
 
 
 def _line(reader, name: str, look: Look, args) -> Line | None:
@@ -112,23 +129,16 @@ def _errors(reader, name: str, at: np.ndarray) -> np.ndarray | None:
     return np.array([found.get(s, np.nan) for s in at.tolist()]) if found else None
 
 
-def _styled(line: Line, words: Mapping[str, str], hues: Mapping[str, str]) -> Line:
+def _styled(line: Line, words: str, hues: Mapping[str, str], asked: Mapping[str, Mapping], look: Look) -> Line:
     name = line.label
-    train = "train" in name.split("/")
-    held_out = name.startswith(("loss/val", "error/val"))
-    # Lines that share the colour of a part are told apart by their dashes.
-    alike = [n for n in hues if hues[n] == hues[name] and held_out == n.startswith(("loss/val", "error/val"))]
-    places = {n: DASHES[i % len(DASHES)] for i, n in enumerate(alike)} if name.count("/") > 2 else {}
-    return Line(
-        words[name],
-        line.steps,
-        line.values,
-        hues[name],
-        line.error,
-        line.sparse,
-        dash="dash" if held_out else places.get(name, "solid"),
-        width=1.3 if train else 1.8,
+    held_out = name.startswith(HELD_OUT)
+    # Training and held-out scores of one part differ by dash and width; other lines as the records say.
+    alike = [n for n in hues if held_out == n.startswith(HELD_OUT)]
+    style = styles([(hues[n], asked.get(n, {})) for n in alike], look)[alike.index(name)]
+    dash, width = (
+        ("dash", 1.8) if held_out else (style.dash, 1.3 if "train" in name.split("/") else min(style.width, 1.8))
     )
+    return Line(words, line.steps, line.values, style.colour, line.error, line.sparse, dash=dash, width=width)
 
 
 def _sharpness(reader, args, look) -> Drawing:
@@ -141,7 +151,7 @@ def _sharpness(reader, args, look) -> Drawing:
     known = rate if str(rate.get("name", "sgd")).lower() == "sgd" else {}
     words = {name: part_of(name, "whole") for name in names}
     hues = {name: look.part(name) for name in names}
-    lines = [_styled(line, words, hues) for line in lines]
+    lines = [_styled(line, words[line.label], hues, {}, look) for line in lines]
     highest = max(float(np.nanmax(line.values)) for line in lines)
     above = [words for value, words in edges(known) if not args["ylog"] and value > FAR * max(highest, 1e-30)]
     bounds = noisy_edges(reader, lines[0].steps.tolist()[-ERRORS:], look, catalog.titles())
@@ -201,6 +211,20 @@ def _several(draw: Callable, whole: str, tail: bool) -> Callable:
     return chart
 
 
+def _panel(reader, args, look) -> Drawing:
+    """Draw records that ask for one chart: numbers over time, curves or bars in one figure, else the first of them."""
+    found = _at(reader, args, args["names"])
+    if all(record.kind == "scalar" for _, _, record in found):
+        return _series(reader, args, look)
+    words = named([name for name, _, _ in found], {name: record.draw for name, _, record in found}, look)
+    blocks = [(words[name], record, look.part(name)) for name, _, record in found]
+    name, step, record = found[0]
+    alike = len(found) > 1 and all(other.kind == record.kind for _, _, other in found)
+    together = {"curve": overlay, "bars": beside}.get(record.kind) if alike else None
+    figure = together(blocks, look) if together else figures.default(record, look)
+    return Drawing(figure, _caption(step, record), steps=tuple(reader.history(name)))
+
+
 def _steps(reader, args, look) -> Drawing:
     names = matching(reader.names()["records"], args["names"])
     return Drawing(None, steps=tuple(reader.history(names[0])) if names else ())
@@ -221,7 +245,7 @@ def _pipeline(reader, args, look) -> Drawing:
 def _at(reader, args, patterns) -> list[tuple[str, int, Any]]:
     """Return (name, step, record) of the records that match, at the asked step or the latest before it."""
     found = []
-    for name in matching(reader.names()["records"], patterns)[:16]:
+    for name in matching(reader.names()["records"], patterns)[:24]:
         steps = [s for s in reader.history(name) if args["step"] is None or s <= args["step"]]
         record = reader.at(name, steps[-1]) if steps else None
         if record is not None:
@@ -270,6 +294,7 @@ CHARTS: dict[str, Chart] = {
     "sharpness": Chart(_sharpness, lambda reader, args: (_measured(reader, {"names": ["hessian/*"]}), _marked(reader))),
     "record": Chart(_record, lambda reader, args: (_measured(reader, args), _marked(reader))),
     "overlay": Chart(_several(overlay, "joint", tail=False), _measured),
+    "panel": Chart(_panel, lambda reader, args: (_moving(reader, args), _measured(reader, args))),
     "density": Chart(_several(density, "whole", tail=True), _measured),
     "top": Chart(_several(top, "whole", tail=True), _measured),
     "steps": Chart(_steps, _measured),

@@ -119,18 +119,26 @@ def _toggled(run: str, method: str, key: str) -> None:
     send(run, Toggle(method, bool(st.session_state[key])))
 
 
-def tuning(now: Standing, entry: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Draw the knobs of a method at the values that the run has acknowledged; a change is sent at once."""
+def tuning(now: Standing, entry: Mapping[str, Any], settings: Mapping[str, Any], *, columns: int = 3) -> None:
+    """Draw the knobs of a method or the optimiser at the values that the run acknowledges; a change is sent at once."""
     owner = entry["name"]
     entries = entry["knobs"]
-    for start in range(0, len(entries), 3):
-        for column, knob in zip(st.columns(3), entries[start : start + 3], strict=False):
+    for start in range(0, len(entries), columns):
+        for column, knob in zip(st.columns(columns), entries[start : start + columns], strict=False):
             path = f"{owner}.{knob['name']}"
             value = now.asked.get(path, settings.get(path, knob["default"]))
             with column:
                 # A key of its own for each value: once the engine says otherwise, the widget is another one.
                 key, off = f"tune/{now.id}/{path}={value}", now.state not in ALIVE
                 widget(knob, key, value, on_change=_tuned, args=(now.id, owner, knob["name"], key), disabled=off)
+
+
+def rate(now: Standing, entries, settings: Mapping[str, Any]) -> None:
+    """Draw the learning rate as a knob; a change is sent at once, as those of methods are."""
+    found = [entry | {"name": "lr"} for entry in entries if entry["name"] == "optimizer.lr"]
+    tuning(now, {"name": "optimizer", "knobs": found}, settings, columns=1)
+    if "optimizer.lr" in now.asked:
+        st.caption(f"requested: {now.asked['optimizer.lr']:g}")
 
 
 def _tuned(run: str, method: str, knob: str, key: str) -> None:

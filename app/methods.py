@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import streamlit as st
 
 from app import catalog, controls, live, shell
+from app.panels import LAST, Panel, panels
 from app.status import ALIVE
 
 
@@ -53,6 +55,10 @@ def card(run: str, name: str) -> None:
             controls.toggle(now, entry, "card", "Switched on")
         if now.refused:
             st.warning(now.refused[1], icon=":material/block:")
+        optimizer = (shell.reader(run).meta("optimizer", {}) or {}).get("name", "")
+        note = rescaled(entry, optimizer, catalog.load()["rescaling"])
+        if note:
+            st.info(f"This run's optimiser is {optimizer}. {note}", icon=":material/balance:")
         if entry["knobs"]:
             first, more = entry["knobs"][:3], entry["knobs"][3:]
             controls.tuning(now, entry | {"knobs": first}, settings)
@@ -72,59 +78,100 @@ def _sentence(entry: Mapping[str, Any]) -> str:
     return text[:1].upper() + text[1:]
 
 
+def reading(entry: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """Return which readings of a method are in force: its choices and switches, those changed from the default in bold.
+
+    >>> knobs = [{"name": "per_row", "type": "bool", "default": False, "choices": None}]
+    >>> reading({"name": "m", "knobs": knobs}, {"m.per_row": True})
+    '**per row on**'
+    """
+    words = []
+    for knob in entry["knobs"]:
+        if knob["type"] != "bool" and not knob.get("choices"):
+            continue
+        value = settings.get(f"{entry['name']}.{knob['name']}", knob["default"])
+        shown = {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value).replace("_", " ")
+        text = f"{knob['name'].replace('_', ' ')} {shown}"
+        words.append(text if value == knob["default"] else f"**{text}**")
+    return " · ".join(words)
+
+
+def rescaled(entry: Mapping[str, Any], optimizer: str, rescaling: Sequence[str]) -> str:
+    """Return what becomes of a method under the run's optimiser, where that divides gradients by their running size."""
+    return entry["rescaled"] if optimizer in rescaling else ""
+
+
 def evidence(run: str, entry: Mapping[str, Any]) -> None:
-    """Draw what the method reports about itself: one chart for each group of numbers, each other record by its kind."""
+    """Draw what the method reports about itself: its telling panels at once, all other numbers on request."""
     st.markdown("##### Is it doing what it says?")
-    _evidence(run, entry["name"], entry["title"])
+    _evidence(run, entry["name"])
 
 
 @st.fragment
-def _evidence(run: str, name: str, title: str) -> None:
-    now = shell.now(run)
+def _evidence(run: str, name: str) -> None:
+    now, entry = shell.now(run), catalog.named(catalog.methods())[name]
+    reader = shell.reader(run)
     live.watch(run, "records", now.tags["records"], key=f"watch-evidence/{run}/{name}")
-    known = shell.reader(run).names()
-    groups = grouped([n for n in known["scalars"] if n.startswith(f"{name}/")])
-    others = [n for n, kind in known["records"].items() if n.startswith(f"{name}/") and kind != "scalar"]
-    if not groups and not others:
+    live.watch(run, "control", now.tags["control"], key=f"watch-reading/{run}/{name}")
+    own = {n: kind for n, kind in reader.names()["records"].items() if n.startswith(f"{name}/")}
+    if not own:
         st.info(
-            f"{title} has reported nothing in this run: switch it on and let a few steps pass.",
+            f"{entry['title']} has reported nothing in this run: switch it on and let a few steps pass.",
             icon=":material/toggle_on:",
         )
         return
-    drawn = [(group, "series", [group, f"{group}/*"]) for group in groups] + [
-        (n, "record", [n]) for n in sorted(others)
-    ]
-    for start in range(0, len(drawn), 3):
-        for column, (group, chart, names) in zip(st.columns(3, gap="medium"), drawn[start : start + 3], strict=False):
+    chosen = reading(entry, reader.meta("settings", {}) or {})
+    if chosen:
+        st.caption(f"The reading in force: {chosen}")
+    found = panels(own, reader.drawn(own))
+    telling = [panel for panel in found if panel.place < LAST]
+    _grid(run, telling, 2, 260)
+    rest = [panel for panel in found if panel.place == LAST]
+    if rest and (not telling or st.toggle(f"{len(rest)} more of its charts", key=f"more-evidence/{name}")):
+        _grid(run, rest, 3, 210)
+
+
+def _grid(run: str, found: Sequence[Panel], width: int, height: int) -> None:
+    for start in range(0, len(found), width):
+        columns = st.columns(width, gap="medium")
+        for column, panel in zip(columns, found[start : start + width], strict=False):
             with column:
-                heading = headed(run, names, group)
-                live.chart(run, chart, key=f"own/{run}/{group}", title=heading, names=names, height=210)
-
-
-def headed(run: str, names: Sequence[str], group: str) -> str:
-    """Return the title that a method gives to its records, or their name as words."""
-    reader = shell.reader(run)
-    own = [n for n in reader.names()["records"] if n in names or n.startswith(f"{group}/")]
-    latest = reader.latest(own[0]) if own else None
-    words = group.partition("/")[2].replace("/", ", ").replace("_", " ")
-    return (latest[1].draw.get("title") if latest else None) or words[:1].upper() + words[1:]
-
-
-def grouped(names: Sequence[str]) -> list[str]:
-    """Return the first two segments of the names, each once, sorted.
-
-    >>> grouped(["gani/ratio/audio", "gani/ratio/image", "gani/sigma"])
-    ['gani/ratio', 'gani/sigma']
-    """
-    return sorted({"/".join(name.split("/")[:2]) for name in names})
+                key = f"own/{run}/{panel.names[0]}"
+                live.chart(run, "panel", key=key, title=panel.title, names=panel.names, height=height)
+                if panel.note:
+                    st.caption(panel.note)
 
 
 def about(entry: Mapping[str, Any]) -> None:
-    """Draw where the method comes from and everything that its file says."""
+    """Draw where the method comes from, what of it is ours, and everything that its file says."""
     st.markdown("##### Where it comes from")
     if entry["source"]:
-        st.markdown(entry["source"])
+        st.markdown(prose(entry["source"]))
     if entry["after"]:
         st.caption("Acts after " + ", ".join(catalog.titles().get(n, n) for n in entry["after"]) + " where both act.")
+    if entry["reconstructed"]:
+        st.markdown(prose(entry["doc"].partition("\n\n")[2].partition("\n*Acts at*")[0]))
     with st.expander("All that its file says"):
-        st.text(entry["doc"])
+        st.markdown(prose(entry["doc"]))
+
+
+_SET = re.compile(r"`[^`]+`|^\*[A-Z][\w ]*\*:|^- \*[^*]+\*:")
+"""What a line of a docstring sets by marks: code, the head of a section, the head of a list's entry."""
+_MARKS = re.compile(r"([\\`*_\[\]<>$#|~])")
+
+
+def prose(text: str) -> str:
+    r"""Return a docstring as Markdown in which only its own marks count; indented formulas stay as they are.
+
+    >>> print(prose("a_b and `c_d` * e"))
+    a\_b and `c_d` \* e
+    """
+    return "\n".join(line if line.startswith("    ") else _escaped(line) for line in text.split("\n"))
+
+
+def _escaped(line: str) -> str:
+    parts, last = [], 0
+    for found in _SET.finditer(line):
+        parts += [_MARKS.sub(r"\\\1", line[last : found.start()]), found.group()]
+        last = found.end()
+    return "".join([*parts, _MARKS.sub(r"\\\1", line[last:])])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Mapping
+from typing import Any
 
 from app.theme import METHOD_HUES, Look
 
@@ -50,6 +52,17 @@ def labels(names: list[str]) -> dict[str, str]:
         rest = [w for w in words if w not in split]
         out[name] = ", ".join([" ".join(rest), *split] if rest else split) or name
     return out
+
+
+def named(names: list[str], asked: Mapping[str, Mapping[str, Any]], look: Look) -> dict[str, str]:
+    """Return the words of each name in a legend: the part and the label that its record asks for, else `labels`."""
+    words = labels(names)
+    for name in names:
+        label = asked.get(name, {}).get("label")
+        if label is not None:
+            part = next((s for s in reversed(name.split("/")) if s in look.modalities), "")
+            words[name] = ", ".join(word for word in (part, label) if word) or words[name]
+    return words
 
 
 def colours(names: list[str], look: Look) -> dict[str, str]:

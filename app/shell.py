@@ -121,6 +121,8 @@ def _steering(run: str) -> None:
     with st.container(gap="xsmall", key="method-switches"):
         for entry in catalog.load()["methods"] if catalog.titles() else ():
             controls.toggle(now, entry, "side")
+    if catalog.titles():
+        controls.rate(now, catalog.load()["settings"], reader(run).meta("settings", {}) or {})
 
 
 def _buttons(now: Standing) -> None:

@@ -11,19 +11,23 @@ from engine.data.dataset import Source
 from engine.knobs import describe
 from engine.lesson import Lesson
 from engine.method import Method
-from engine.optim import Settings
+from engine.optim import RESCALING, Settings
 from engine.probe import Probe
 from engine.registry import discover
 
 
 def catalog() -> dict[str, Any]:
-    """Return methods, probes, problems, lessons and general settings as JSON values."""
+    """Return methods, probes, problems, lessons and general settings as JSON values.
+
+    `rescaling` lists the optimisers that divide gradients by their running size.
+    """
     return {
         "methods": [_method(c) for c in discover("engine.methods", Method).values()],
         "probes": [_probe(c) for c in discover("engine.probes", Probe).values()],
         "problems": [_problem(c) for c in discover("engine.problems", Source).values()],
         "lessons": [_lesson(c) for c in sorted(discover("engine.lessons", Lesson).values(), key=lambda c: c.place)],
         "settings": describe(RunSettings) + [k | {"name": f"optimizer.{k['name']}"} for k in describe(Settings)],
+        "rescaling": list(RESCALING),
     }
 
 
@@ -50,6 +54,7 @@ def _method(method: type[Method]) -> dict[str, Any]:
         "source": section(doc, "Source"),
         "doc": doc,
         "reconstructed": method.reconstructed,
+        "rescaled": method.rescaled,
     }
 
 

@@ -54,6 +54,10 @@ class Method:
     reconstructed: ClassVar[bool] = False
     """True where the source's full text is not public and the algorithm is our reading of it."""
 
+    rescaled: ClassVar[str] = ""
+    """What becomes of the method where the optimiser divides each gradient by its running size, as Adam does; empty
+    where nothing does."""
+
     @dataclass(frozen=True)
     class Params:
         """No knobs."""

@@ -60,6 +60,8 @@ _BUILD = {
     ),
 }
 _HEAVY_BALL = ("sgd", "rmsprop")
+RESCALING = ("adam", "adamw", "rmsprop")
+"""Rules that divide each entry of the gradient by its running size, so that a constant factor on it has no effect."""
 
 
 class Optimizer:

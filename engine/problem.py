@@ -170,6 +170,11 @@ class Multimodal:
         """Name of the main score."""
         return self._objective.score
 
+    @property
+    def temperature(self) -> float | None:
+        """Temperature of a contrastive objective, None for any other."""
+        return getattr(self._objective, "temperature", None)
+
     def init(self) -> Tensor:
         """Return the first theta (P,)."""
         return self._first.clone()

@@ -85,6 +85,12 @@ class RunReader:
         rows = self._all("SELECT step, kind, data, about FROM array WHERE name = ? ORDER BY step DESC LIMIT 1", name)
         return (rows[0][0], unpacked(name, *rows[0][1:])) if rows else None
 
+    def drawn(self, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """Return name to how the newest record of that name asks to be drawn; names without a record are left out."""
+        query = "SELECT about FROM array WHERE name = ? ORDER BY step DESC LIMIT 1"
+        found = {name: self._all(query, name) for name in names}
+        return {name: json.loads(rows[0][0]).get("draw", {}) for name, rows in found.items() if rows}
+
     def history(self, name: str) -> list[int]:
         """Return the steps at which a record of that name was made, in order."""
         return [step for (step,) in self._all("SELECT step FROM array WHERE name = ? ORDER BY step", name)]

@@ -31,7 +31,17 @@ class Record:
     seconds: float | None = field(default=None, kw_only=True)
     """Wall time that the measurement took, in seconds."""
     draw: dict[str, Any] = field(default_factory=dict, kw_only=True)
-    """JSON values for drawing: `title`, `x`, `y` (axis titles), `xlog`, `ylog` (booleans), `lines` (marked values)."""
+    """JSON values for drawing.
+
+    `title`, `x`, `y` (axis titles), `xlog`, `ylog` (booleans); `lines`, `levels`: values marked on the x and y axis, by
+    words or without; `spans`: [from, to] on the x axis that are shaded.
+
+    Records that belong together share one chart: `panel` is its title, `place` its number among the panels (those
+    without come last, folded), `note` a sentence on what it shows where the method works. In it `label` names a line,
+    `role` says what it is (`expected`, `limit`, `before`; measured where none is given), `hue` numbers a colour that is
+    no modality's, `points` draws marks without a line. `stack` says how many rows of a matrix are shares of a whole
+    over its columns; as many more may follow, 1 where that row was drawn.
+    """
 
 
 @dataclass(frozen=True)

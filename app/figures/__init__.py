@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
+from app.figures.areas import areas
 from app.figures.bars import bars, scalar
 from app.figures.curves import curve
 from app.figures.surface import contour, matrix
@@ -14,5 +15,7 @@ FOR_KIND = {"scalar": scalar, "curve": curve, "surface": contour, "bars": bars, 
 
 
 def default(record, look: Look) -> go.Figure:
-    """Return the default figure of a record."""
+    """Return the default figure of a record; a matrix whose rows are shares of a whole is stacked."""
+    if record.kind == "matrix" and record.draw.get("stack"):
+        return areas(record, look)
     return FOR_KIND[record.kind](record, look)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import plotly.graph_objects as go
 
 from app.figures.base import blank, numbers, short
+from app.figures.curves import add_levels
 from app.theme import Look
 
 
@@ -36,6 +39,29 @@ def bars(record, look: Look) -> go.Figure:
     figure.update_layout(bargap=0.45 if len(labels) < 8 else 0.25)
     figure.update_xaxes(type="category", showgrid=False)
     figure.update_yaxes(type="log" if record.draw.get("ylog") else "linear", zeroline=True, zerolinecolor=look.grid)
+    return figure
+
+
+def beside(blocks: Sequence[tuple[str, object, str]], look: Look) -> go.Figure:
+    """Return several `bars` records, (label, record, colour), beside each other, error bars where they are known."""
+    first = blocks[0][1]
+    figure = blank(look, revision=f"bars/{first.name}", x=first.draw.get("x", ""), y=first.draw.get("y", ""))
+    for label, record, colour in blocks:
+        error = None if record.error is None else numbers(record.error)
+        figure.add_trace(
+            go.Bar(
+                x=[str(name) for name in record.labels],
+                y=numbers(record.values),
+                name=label,
+                marker={"color": look.faint(colour, 0.85), "line": {"width": 0}},
+                error_y=None if error is None else _whiskers(error, look),
+                hovertemplate="%{x}: %{y:.5~g}<extra>" + label + "</extra>",
+            )
+        )
+    figure.update_layout(barmode="group", bargap=0.35, showlegend=len(blocks) > 1)
+    figure.update_xaxes(type="category", showgrid=False)
+    figure.update_yaxes(zeroline=True, zerolinecolor=look.grid, type="log" if first.draw.get("ylog") else "linear")
+    add_levels(figure, first.draw.get("levels"), look, log=bool(first.draw.get("ylog")))
     return figure
 
 

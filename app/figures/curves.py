@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 
 from app.figures.base import LOGARITHMIC, band, blank, numbers, steps
 from app.figures.marks import Mark, marking
+from app.figures.styles import styles
 from app.theme import Look, template
 
 
@@ -138,23 +139,27 @@ def overlay(curves: Sequence[tuple[str, object, str]], look: Look) -> go.Figure:
     first = curves[0][1]
     draw = first.draw
     figure = blank(look, revision=f"curve/{first.name}", x=draw.get("x", ""), y=draw.get("y", ""))
-    for label, record, colour in curves:
+    looks = styles([(colour, record.draw) for _, record, colour in curves], look)
+    for (label, record, _), style in zip(curves, looks, strict=True):
         x, y = numbers(record.x), numbers(record.y)
         if record.error is not None:
             error = numbers(record.error)
-            figure.add_trace(band(x, y - error, y + error, colour, look))
+            figure.add_trace(band(x, y - error, y + error, style.colour, look))
+        dotted = len(x) <= 60 and not record.draw.get("role")
         figure.add_trace(
             go.Scatter(
                 x=x,
                 y=y,
                 name=label,
-                mode="lines" if len(x) > 60 else "lines+markers",
-                line={"color": colour, "width": 2},
-                marker={"size": 4, "color": colour},
+                mode="markers" if style.points else "lines+markers" if dotted else "lines",
+                line={"color": style.colour, "width": style.width, "dash": style.dash},
+                marker={"size": 4, "color": style.colour},
                 hovertemplate="%{x:.4~g}: %{y:.5~g}" + (f"<extra>{label}</extra>"),
             )
         )
-    add_lines(figure, draw.get("lines"), look)
+        add_spans(figure, record.draw.get("spans"), style.colour, look)
+    add_lines(figure, draw.get("lines"), look, log=bool(draw.get("xlog")))
+    add_levels(figure, draw.get("levels"), look, log=bool(draw.get("ylog")))
     figure.update_layout(showlegend=len(curves) > 1)
     if draw.get("xlog"):
         figure.layout.xaxis.update(LOGARITHMIC)
@@ -163,18 +168,35 @@ def overlay(curves: Sequence[tuple[str, object, str]], look: Look) -> go.Figure:
     return figure
 
 
-def add_lines(figure: go.Figure, lines, look: Look) -> None:
+def add_spans(figure: go.Figure, spans, colour: str, look: Look) -> None:
+    """Shade the ranges of the x axis that a record names in `draw["spans"]`: pairs of start and end."""
+    for start, end in spans or ():
+        figure.add_vrect(x0=start, x1=end, fillcolor=look.faint(colour, 0.1), line_width=0, layer="below")
+
+
+def add_levels(figure: go.Figure, levels, look: Look, *, log: bool = False) -> None:
+    """Mark the values that a record names in `draw["levels"]`: text to value, on its y axis, logarithmic if `log`."""
+    for text, value in named_values(levels):
+        if value > 0 or not log:
+            figure.add_shape(_level(value, look))
+            figure.add_annotation(_worded(value, text, Scale(ylog=log), look))
+
+
+def add_lines(figure: go.Figure, lines, look: Look, *, log: bool = False) -> None:
     """Mark the values that a record names in `draw["lines"]`: text to value, or just values, on its x axis."""
-    pairs = lines.items() if isinstance(lines, dict) else [("", value) for value in lines or ()]
-    for text, value in pairs:
-        if isinstance(value, int | float):
-            figure.add_vline(
-                x=value,
-                line={"color": look.muted, "width": 1, "dash": "dash"},
-                annotation_text=str(text),
-                annotation_font={"size": 11, "color": look.muted},
-                annotation_position="top right",
-            )
+    for text, value in named_values(lines):
+        if value > 0 or not log:
+            figure.add_vline(x=value, line={"color": look.muted, "width": 1, "dash": "dash"})
+            # plotly places annotations of a logarithmic axis by the exponent, unlike lines
+            place = {"x": float(np.log10(value)) if log else value, "y": 1, "yref": "y domain", "showarrow": False}
+            font = {"size": 11, "color": look.muted}
+            figure.add_annotation(place | {"text": text, "font": font, "xanchor": "left", "yanchor": "top"})
+
+
+def named_values(values) -> list[tuple[str, float]]:
+    """Return (text, value) of what a record marks on an axis, as far as the values are numbers."""
+    pairs = values.items() if isinstance(values, dict) else [("", value) for value in values or ()]
+    return [(str(text), value) for text, value in pairs if isinstance(value, int | float)]
 
 
 def history(records: Sequence[tuple[int, object]], look: Look, *, marks: Sequence[Mark] = ()) -> go.Figure:

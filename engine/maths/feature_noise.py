@@ -240,30 +240,36 @@ def curves(
     """Return (group, label) to abscissa and ordinate, on the CPU, of what noise of one `scaling` did to x (m, n).
 
     `spectrum`: singular values of x `before`, of `noisy` (m, n) `after`, of the `noise`, and the `predicted` ones;
-    `scale`: S of every scaling; `snr`: `measured` and `predicted` against σ; `alignment` of clean and noisy vectors;
-    `cosine`: shares of the rows by cos(x, x̃), in bins of 0.05.
+    `scale`: S of every scaling; `snr`: measured and predicted against σ for every scaling; `alignment` of clean and
+    noisy vectors, and the `limit` for a lone direction in i.i.d. noise of the same energy; `cosine`: shares of the rows
+    by cos(x, x̃), in twenty bins from the smallest on.
     """
-    form, own = shapes[scaling], noise[scaling]
+    (m, n), form, own = x.shape, shapes[scaling], noise[scaling]
     after = directions(noisy)
     spectra = {
         "before": found.values,
         "after": after.values,
         "noise": torch.linalg.svdvals(own),
-        "predicted": predicted(found.values, form, alpha, len(x)),
+        "predicted": predicted(found.values, form, alpha, m),
     }
     place = torch.arange(1, len(found.values) + 1)
     made = {("spectrum", label): (place, values.cpu()) for label, values in spectra.items()}
     made |= {("scale", label): (place, other.scale.cpu()) for label, other in shapes.items()}
+    delta = float(alpha * form.energy.sqrt()) / math.sqrt(n)
+    lone = [overlap(theta, delta, m, n)[0] ** 0.5 for theta in found.values.tolist()]
     made["alignment", "measured"] = (place, alignments(found, after).cpu())
-    snrs = {
-        "measured": found.values.square() / powers(own, found.basis),
-        "predicted": ratio(found.values, form, alpha, len(x)),
-    }
-    for label, values in snrs.items():
-        kept = (values > 0) & values.isfinite()
-        made["snr", label] = (found.values[kept].cpu(), values[kept].cpu())
-    shares = torch.histc(cosines(x, noisy).clamp(-1, 1), 40, -1.0, 1.0) / len(x)
-    made["cosine", "measured"] = (torch.linspace(-0.975, 0.975, 40), shares.cpu())
+    made["alignment", "limit"] = (place, torch.tensor(lone))
+    for label, other in shapes.items():
+        for kind, values in (
+            ("measured", found.values.square() / powers(noise[label], found.basis)),
+            ("predicted", ratio(found.values, other, alpha, m)),
+        ):
+            kept = (values > 0) & values.isfinite() & (found.values > 0)
+            made["snr", f"{label}/{kind}"] = (found.values[kept].cpu(), values[kept].cpu())
+    cosine = cosines(x, noisy).clamp(-1, 1)
+    low = min(float(cosine.min()), 1 - 1e-3)
+    shares = torch.histc(cosine, 20, low, 1.0) / m
+    made["cosine", "measured"] = (torch.linspace(low, 1.0, 41)[1::2], shares.cpu())
     return made
 
 

@@ -227,20 +227,31 @@ def room(lr: float, alpha: float, steps: int, momentum: float = 0.0) -> float:
     return steps * lr * alpha / (1.0 - momentum)
 
 
-def turns(opened: Sequence[bool], starts: Sequence[int]) -> dict[str, float]:
-    """Return when a window opened and closed, in steps, for periods that began at `starts`.
+def spans(opened: Sequence[bool], edges: Sequence[int]) -> list[list[float]]:
+    """Return [from, to] of each stretch of periods in which a window was open; period i goes from edge i to i + 1.
 
-    >>> turns([False, True, True, False, True], [0, 10, 20, 30, 40])
-    {'opens': 10.0, 'closes': 30.0, 'opens again (2)': 40.0}
+    >>> spans([False, True, True, False, True], [0, 10, 20, 30, 40, 50])
+    [[10.0, 30.0], [40.0, 50.0]]
     """
-    marks, times, before = {}, 0, False
-    for is_open, start in zip(opened, starts, strict=True):
-        if is_open != before:
-            times += is_open
-            word = "opens" if is_open else "closes"
-            marks[word if times == 1 else f"{word} again ({times})"] = float(start)
-        before = is_open
-    return marks
+    found: list[list[float]] = []
+    for is_open, start, end in zip(opened, edges, edges[1:], strict=False):
+        if is_open and found and found[-1][1] == start:
+            found[-1][1] = float(end)
+        elif is_open:
+            found.append([float(start), float(end)])
+    return found
+
+
+def borne_out(logits: Tensor, y: Tensor, tenths: int = 10) -> tuple[Tensor, Tensor]:
+    """Return mean confidence and accuracy (up to `tenths`,) of rows in order of confidence, as many rows in each part.
+
+    Confidence is the largest probability of logits (B, C); y (B,) are the classes. On the CPU, in float64.
+    """
+    sure, guess = logits.detach().double().softmax(-1).max(-1)
+    order = sure.argsort()
+    right = (guess == y).double()[order].cpu().tensor_split(min(tenths, len(y)))
+    parts = sure[order].cpu().tensor_split(min(tenths, len(y)))
+    return torch.stack([part.mean() for part in parts]), torch.stack([part.mean() for part in right])
 
 
 def history(ever: int, periods: int, length: int, plain: int) -> str:

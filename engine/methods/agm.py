@@ -86,6 +86,7 @@ class Agm(Method):
     title = "AGM"
     after = ("modalimmune",)
     neutral = {"alpha": 0.0, "clip": 0.0}
+    rescaled = "It divides each gradient by its running size, which largely cancels a lasting κ: use sgd."
 
     @dataclass(frozen=True)
     class Params:

@@ -39,15 +39,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from engine.knobs import InputError
 from engine.maths import feature_noise as maths
+from engine.maths import noise_report
 from engine.maths.contrastive import normalised
 from engine.method import Method, knob
-from engine.records import Bars, Curve, Record, Scalar
+from engine.records import Record, Scalar
 from engine.step import View
 
 
@@ -146,7 +146,11 @@ class FaNoise(Method):
         if alpha == 0.0:
             return
         yield Scalar("fanoise/alpha", alpha, mode=f"{self.params.scaling}, in units of a row")
+        temperature = getattr(view.problem, "temperature", None)
         for name in chosen(self.params.side, view.problem.modalities):
+            if temperature:
+                value = alpha / (math.sqrt(view.clean[name].shape[1]) * temperature)
+                yield Scalar(f"fanoise/logit_noise/{name}", value, mode="α/(√n·τ): noise of a logit, uniform scaling")
             if view.clean[name].isfinite().all():
                 yield from self._seen(name, alpha, view)
 
@@ -191,60 +195,19 @@ class FaNoise(Method):
         shapes = {scaling: self._shape(found, scaling) for scaling in maths.SCALINGS}
         z = draw(found.basis.new_empty(x.shape))
         noise = {key: alpha * maths.noise(z, form) for key, form in shapes.items()} | noise
-        about = {"n": len(x), "mode": f"{p.scaling}, α = {alpha:g}, one draw"}
         yield Scalar(f"fanoise/seconds/{name}", seconds, n=1, mode=f"one decomposition, {p.route}")
-        for (group, label), (place, value) in maths.curves(found, shapes, noise, p.scaling, x, noisy, alpha).items():
-            draw = dict(_AXES[group], label=label)
-            yield Curve(f"fanoise/{group}/{name}/{label}", place.numpy(), value.numpy(), draw=draw, **about)
-        values = maths.sizes(found, shapes[p.scaling], noise[p.scaling], x, noisy, alpha)
-        for key, value in zip(values, torch.stack(list(values.values())).tolist(), strict=True):
-            yield Scalar(f"fanoise/{key}/{name}", value, n=len(x), mode=_SIZES[key])
-        yield from _compared(name, found, shapes, noise, len(x))
+        yield from noise_report.sizes(name, found, shapes, noise, p.scaling, x, noisy, alpha)
+        yield from noise_report.curves(name, found, shapes, noise, p.scaling, x, noisy, alpha)
+        yield from noise_report.compared(name, found, shapes, noise, len(x))
 
 
 def _drawer(name: str, view: View) -> Callable[[Tensor], Tensor]:
     return lambda like: view.rng.normal(f"fanoise/{name}", view.step, like)
 
 
-def _compared(name: str, found: maths.Directions, shapes: dict, noise: dict, rows: int) -> Iterator[Record]:
-    """Yield the slope of SNR and the top shares of the noise energy under all three scalings, from the same draw."""
-    labels, power = np.array(maths.SCALINGS), found.values.square()
-    slopes = [maths.slope(found.values, power / maths.powers(noise[key], found.basis)) for key in maths.SCALINGS]
-    if all(math.isfinite(error) for _, error in slopes):
-        values, errors = np.array(slopes).T
-        how = "log-log fit of SNR on σ, one draw, one standard error; expected are 2, 0 and 1"
-        draw = {"title": "Slope of SNR against the singular value"}
-        yield Bars(f"fanoise/snr_slope/{name}", labels, values, errors, n=rows, mode=how, draw=draw)
-    for place, count in enumerate((1, 10)):
-        values = np.array([float(maths.top_shares(shapes[key])[place]) for key in maths.SCALINGS])
-        draw = {"title": f"Share of the noise energy in the first {count}"}
-        yield Bars(f"fanoise/top_{count}/{name}", labels, values, mode="ΣS² of these over all", draw=draw)
-
-
 def _pairs(view: View) -> Iterator[Record]:
     """Yield how the clean features of each contrasted pair lie on the sphere."""
+    temperature = getattr(view.problem, "temperature", None)
     for a, b in combinations(view.clean, 2):
         if f"{a}-{b}" in view.losses and view.clean[a].shape == view.clean[b].shape:
-            values = maths.pairing(normalised(view.clean[a]), normalised(view.clean[b]))
-            for key, value in zip(values, torch.stack(list(values.values())).tolist(), strict=True):
-                yield Scalar(f"fanoise/{key}/{a}-{b}", value, n=len(view.clean[a]), mode="unit rows, without noise")
-
-
-_AXES = {
-    "spectrum": {"x": "direction", "y": "singular value", "ylog": True},
-    "scale": {"x": "direction", "y": "noise scale S"},
-    "snr": {"x": "singular value", "y": "SNR", "xlog": True, "ylog": True},
-    "alignment": {"x": "direction", "y": "|cosine| of clean and noisy vector"},
-    "cosine": {"x": "cosine of a row with and without noise", "y": "share of rows"},
-}
-_SIZES = {
-    "threshold": "δ(mn)^¼ for i.i.d. noise of the same energy",
-    "edge": "δ(√m + √n) for i.i.d. noise of the same energy",
-    "hidden": "share of the directions whose singular value is below the threshold",
-    "mean_square": "mean S²; 1 + CV² unless matched",
-    "noise_norm": "root mean square length of a row of noise, measured",
-    "noise_norm_expected": "α·√(ΣS²/n)",
-    "mean_cosine": "mean over rows of cos(x, x̃)",
-    "rank": "exp of the entropy of σ²/Σσ², without noise",
-    "rank_noisy": "the same with noise",
-}
+            yield from noise_report.pair(f"{a}-{b}", *(normalised(view.clean[m]) for m in (a, b)), temperature)

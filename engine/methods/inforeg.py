@@ -33,21 +33,20 @@ else the fused logits with all other features at zero; `strength`, `margin` and 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from engine.knobs import InputError
 from engine.maths import imbalance, unimodal
 from engine.maths import inforeg as maths
+from engine.maths import inforeg_report as told
 from engine.method import Method, knob
 from engine.problem import Batch, Problem
-from engine.records import Bars, Curve, Record, Scalar
+from engine.records import Record
 from engine.step import View
 
 
@@ -58,6 +57,10 @@ class InfoReg(Method):
     title = "InfoReg"
     after = ("modalimmune", "ogm_ge")
     neutral = {"strength": 0.0}
+    rescaled = (
+        "It divides each gradient by its running size, the pull included: the drift settles within a few steps and the "
+        "encoder almost stops. Use sgd, or less strength."
+    )
 
     @dataclass(frozen=True)
     class Params:
@@ -134,47 +137,15 @@ class InfoReg(Method):
 
     def report(self, view: View) -> Iterator[Record]:
         """Yield who leads and is pulled, whose window is open, and what the last period came to."""
-        names, n, s, kind = view.problem.modalities, len(view.batch), self.state, self._form().score
-        score = maths.scores(_alone(view), view.batch.y, kind)
-        protocol = "own logits" if set(names) <= view.logits.keys() else "features of the others at zero"
-        how = f"{kind} of the true class's probability; {protocol}"
-        gap = imbalance.performance_gap(score)
-        for path, values, mode in (("score", score, how), ("gap", gap, how), ("alpha", s["alpha"], "0: no pull")):
-            for name, value in zip(names, values.tolist(), strict=True):
-                yield Scalar(f"inforeg/{path}/{name}", value, n=n, mode=mode)
-        growths = maths.growths(s["traces"], len(names), self._form())
-        for name, k, is_open, ever in zip(names, growths, self._open(), s["ever"], strict=True):
-            words = maths.history(ever, s["periods"], self._period(), self._form().plain)
-            yield Scalar(f"inforeg/window/{name}", float(is_open), n=s["periods"], mode=words, draw={"y": "1: open"})
-            if s["periods"] and math.isfinite(k):
-                mode = f"growth of the trace; open above K = {self.params.threshold}"
-                yield Scalar(f"inforeg/growth/{name}", k, n=s["periods"], mode=mode)
+        s, names, form = self.state, view.problem.modalities, self._form()
+        alone = _alone(view)
+        yield from told.about_the_lead(alone, view.batch.y, set(names) <= view.logits.keys(), s["alpha"], form)
+        yield from told.about_the_windows(s, names, self._period(), form)
         if view.rate.optimizer == "sgd":
             value = maths.room(view.rate.lr, self.params.strength, self._period(), view.rate.momentum)
-            short = "; below 0.5 the pull has no room to act: lengthen the period" if value < 0.5 else ""
-            yield Scalar("inforeg/room", value, mode=f"period·lr·α/(1-μ) at α = strength{short}")
+            yield from told.about_the_room(value)
         if s["last"]:
-            yield from self._evidence(view)
-
-    def _evidence(self, view: View) -> Iterator[Record]:
-        """Yield traces, drift and pull of the last finished period."""
-        names, s, last, mode = view.problem.modalities, self.state, self.state["last"], maths.TRACES[self.state["kind"]]
-        steps, everyone, draw = last["steps"], sum(s["traces"][-1]), {"x": "step", "y": "Fisher trace", "ylog": True}
-        starts, ends = zip(*s["places"], strict=True)
-        for name, value in zip((*names, "network"), (*s["traces"][-1], last["network"]), strict=True):
-            yield Scalar(f"inforeg/fisher_trace/{name}", value, n=steps, mode=mode, draw=draw)
-        for i, name in enumerate(names):
-            lines = maths.turns([row[i] for row in [*s["opened"], self._open()]], [*starts, ends[-1]])
-            values = np.array([row[i] for row in s["traces"]])
-            yield Curve(f"inforeg/traces/{name}", np.array(ends), values, mode=mode, draw=draw | {"lines": lines})
-            if everyone > 0:
-                share = s["traces"][-1][i] / everyone
-                yield Scalar(f"inforeg/trace_share/{name}", share, n=steps, mode="share of all encoders' traces")
-            for path, value in maths.summary(last["drift"][i], last["total"][i], last["sums"][i], steps).items():
-                if math.isfinite(value):
-                    yield Scalar(f"inforeg/{path}/{name}", value, n=steps, mode=maths.SUMMARY[path])
-        active = np.array([sums[-1] / steps for sums in last["sums"]])
-        yield Bars("inforeg/held_back", np.array(names), active, n=steps, mode=maths.SUMMARY["active"])
+            yield from told.about_the_period(s, names, self._open())
 
     def _finished(self, state: dict[str, Any], view: View) -> dict[str, Any]:
         """Return the state with the period's trace on record and the next period begun."""

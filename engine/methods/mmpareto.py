@@ -81,6 +81,7 @@ class MMPareto(Method):
     name = "mmpareto"
     title = "MMPareto"
     neutral = {"gamma": 1.0, "pareto": False}
+    rescaled = "It divides each gradient by its running size, which cancels γ; the direction stays. Use sgd."
 
     @dataclass(frozen=True)
     class Params:

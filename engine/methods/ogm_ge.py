@@ -59,6 +59,7 @@ class OgmGe(Method):
     name = "ogm_ge"
     title = "OGM-GE"
     neutral = {"alpha": 0.0, "ge": False}
+    rescaled = "It divides each gradient by its running size, which largely cancels a lasting damping: use sgd."
 
     @dataclass(frozen=True)
     class Params:

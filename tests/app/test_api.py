@@ -165,6 +165,7 @@ def test_every_chart_draws_the_fixture_run_in_light_and_dark(home):
         "sharpness": [],
         "record": ["hessian/shares"],
         "overlay": ["landscape/1d*"],
+        "panel": ["landscape/1d*"],
         "density": ["hessian/*spectrum"],
         "top": ["hessian/*top"],
         "pipeline": [],

@@ -178,6 +178,17 @@ def test_orthogonal_gradients_have_no_cosine_and_equal_ones_have_all():
     assert math.isnan(maths.batch_cosine(1.0, 1.0, 1.0))
 
 
-def test_turns_of_a_window_are_marked_in_steps():
-    assert maths.turns([True, False], [5, 10]) == {"opens": 5.0, "closes": 10.0}
-    assert maths.turns([False, False], [0, 10]) == {}
+def test_open_periods_are_joined_into_stretches_of_steps():
+    assert maths.spans([True, False], [0, 5, 10]) == [[0.0, 5.0]]
+    assert maths.spans([True, True, False, True], [0, 5, 10, 15, 20]) == [[0.0, 10.0], [15.0, 20.0]]
+    assert maths.spans([False], [0, 5]) == []
+
+
+def test_confidence_is_set_against_accuracy_in_order_of_confidence():
+    p = torch.tensor([0.6, 0.9, 0.7, 0.8], dtype=torch.float64)
+    logits = torch.stack([p, 1 - p], 1).log()
+    sure, right = maths.borne_out(logits, torch.tensor([1, 0, 0, 0]), 2)
+    torch.testing.assert_close(sure, torch.tensor([0.65, 0.85], dtype=torch.float64))
+    assert right.tolist() == [0.5, 1.0]
+    sure, right = maths.borne_out(logits[:1], torch.tensor([1]))
+    assert len(sure) == 1 and right.tolist() == [0.0]

@@ -330,8 +330,14 @@ def test_the_report_says_what_the_noise_was(knobs):
         assert get("cosine/*/measured").y.sum() == pytest.approx(1.0)
         _, _, right = torch.linalg.svd(x, full_matrices=False)
         snr = spectra["before"] ** 2 / ((changed - x) @ right.T).square().sum(0).numpy()
-        np.testing.assert_allclose(get("snr/*/measured").y, snr, rtol=1e-7)
-        np.testing.assert_allclose(get("snr/*/predicted").y, 4 * spectra["before"] ** 2 / (32 * 0.36 * scale**2))
+        shape = knobs.get("scaling", "sublinear")
+        np.testing.assert_allclose(get(f"snr/*/{shape}/measured").y, snr, rtol=1e-7)
+        expected = 4 * spectra["before"] ** 2 / (32 * 0.36 * scale**2)
+        np.testing.assert_allclose(get(f"snr/*/{shape}/predicted").y, expected)
+        levels = get("spectrum/*/after").draw["levels"]
+        assert set(levels.values()) == {get("threshold/*").value, get("edge/*").value}
+        lone = [maths.overlap(theta, delta, 32, 4)[0] ** 0.5 for theta in spectra["before"]]
+        np.testing.assert_allclose(get("alignment/*/limit").y, lone)
         assert get("rank/*").value <= 4 and get("rank_noisy/*").value <= 4
         assert get("seconds/*").value > 0
     assert records["fanoise/positive/image-text"].value == pytest.approx(
@@ -350,6 +356,40 @@ def test_the_report_tells_the_three_scalings_apart_by_their_slopes():
     top = records["fanoise/top_1/text"].values
     assert top[0] == pytest.approx(1 / 8) and top[1] > top[2] > top[0]
     assert records["fanoise/top_10/text"].values == pytest.approx([1.0, 1.0, 1.0])
+
+
+def test_predicted_ratios_have_the_slopes_two_zero_and_one_exactly():
+    records = {r.name: r for r in FaNoise(FaNoise.Params(alpha=0.3)).report(view(features(300, 8)))}
+    for scaling, expected in (("uniform", 2.0), ("linear", 0.0), ("sublinear", 1.0)):
+        line = records[f"fanoise/snr/image/{scaling}/predicted"]
+        slopes = np.diff(np.log(line.y)) / np.diff(np.log(line.x))
+        np.testing.assert_allclose(slopes, expected, atol=1e-9)
+
+
+def test_what_belongs_together_asks_for_one_chart_of_each_modality():
+    records = list(FaNoise(FaNoise.Params(alpha=0.3)).report(view(features(64, 8))))
+    charts = {}
+    for record in records:
+        if "panel" in record.draw:
+            charts.setdefault(record.draw["panel"], set()).add(record.name)
+    assert charts["Singular values: text"] == {
+        f"fanoise/spectrum/text/{label}" for label in ("before", "after", "noise", "predicted")
+    }
+    assert len(charts["Signal to noise by direction: image"]) == 6
+    assert charts["Effective rank"] == {
+        f"fanoise/{key}/{m}" for key in ("rank", "rank_noisy") for m in ("image", "text")
+    }
+
+
+def test_under_infonce_the_noise_of_a_logit_and_the_softmax_are_reported():
+    _, (seen,), stack = tiny.train(contrastive(), [FaNoise(FaNoise.Params(alpha=0.4))], 1, tiny.sgd(0.1))
+    records = {record.name: record for record in stack.methods["fanoise"].report(seen)}
+    a, b = (normalised(seen.clean[name]) for name in ("image", "text"))
+    width, tau = a.shape[1], seen.problem.temperature
+    assert records["fanoise/logit_noise/image"].value == pytest.approx(0.4 / (math.sqrt(width) * tau))
+    similarity = a @ b.mT / tau
+    sure = (similarity.softmax(1).amax(1).mean() + similarity.softmax(0).amax(0).mean()) / 2
+    assert records["fanoise/confidence/image-text"].value == pytest.approx(float(sure))
 
 
 def test_cosines_of_uniform_noise_are_one_over_the_root_of_one_plus_alpha_squared():

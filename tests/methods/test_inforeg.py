@@ -306,10 +306,13 @@ def test_the_report_marks_the_window_and_says_who_is_held_back():
         assert records[f"inforeg/window/{name}"].value in (0.0, 1.0)
         curve = records[f"inforeg/traces/{name}"]
         assert isinstance(curve, Curve) and curve.x.tolist() == [6, 12, 18, 24, 30]
-        assert all(0 <= mark <= 30 for mark in curve.draw["lines"].values())
+        opened = [row[list(tiny.WIDTHS).index(name)] for row in method.state["opened"]]
+        shaded = lambda step, curve=curve: any(a <= step < b for a, b in curve.draw["spans"])  # noqa: E731
+        assert [shaded(6 * i + 3) for i in range(5)] == opened
         assert records[f"inforeg/fisher_trace/{name}"].value == curve.y[-1]
         alpha, gap = (records[f"inforeg/{path}/{name}"].value for path in ("alpha", "gap"))
         assert (alpha > 0) == (gap > 0)
+    assert any(map(any, method.state["opened"])) and not all(map(all, method.state["opened"]))
     held = records["inforeg/held_back"]
     assert isinstance(held, Bars) and float(held.values.sum()) == pytest.approx(1.0)
     shares = [records[f"inforeg/trace_share/{name}"].value for name in tiny.WIDTHS]

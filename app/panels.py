@@ -1,0 +1,56 @@
+"""What a method reports about itself, sorted into panels: records that ask for one chart share it, the telling first.
+
+Free of Streamlit: from the names, kinds and wishes of a run's records to a list of panels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+MOST = 24
+"""Records in one panel."""
+LAST = float("inf")
+
+
+@dataclass
+class Panel:
+    """One chart: its title, the records in it, what it shows; `place` is infinite for one that may stay folded."""
+
+    title: str
+    names: list[str] = field(default_factory=list)
+    place: float = LAST
+    note: str = ""
+
+
+def panels(kinds: Mapping[str, str], asked: Mapping[str, Mapping[str, Any]]) -> list[Panel]:
+    """Return the panels of the records `kinds` (name to kind), each drawn as `asked`; those with a place come first.
+
+    A record that asks for no panel shares one with the numbers of its group, with the curves of its modality, or has
+    one of its own.
+
+    >>> found = panels({"a/b/x": "scalar", "a/b/y": "scalar", "a/c": "bars"}, {"a/c": {"panel": "C", "place": 1}})
+    >>> [(panel.title, panel.names) for panel in found]
+    [('C', ['a/c']), ('B', ['a/b/x', 'a/b/y'])]
+    """
+    found: dict[str, Panel] = {}
+    for name in sorted(kinds):
+        draw = asked.get(name, {})
+        key = draw.get("panel") or _group(name, kinds[name])
+        panel = found.setdefault(key, Panel(draw.get("panel") or draw.get("title") or _words(key)))
+        if len(panel.names) < MOST:
+            panel.names.append(name)
+        panel.place = min(panel.place, float(draw.get("place", LAST)))
+        panel.note = panel.note or draw.get("note", "")
+    return sorted(found.values(), key=lambda panel: (panel.place, panel.title))
+
+
+def _group(name: str, kind: str) -> str:
+    parts = name.split("/")
+    return "/".join(parts[:2] if kind == "scalar" else parts[:3] if kind == "curve" else parts)
+
+
+def _words(key: str) -> str:
+    words = key.partition("/")[2].replace("/", ", ").replace("_", " ")
+    return words[:1].upper() + words[1:]
