@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from app import catalog, figures
+from app import catalog, figures, spectra
 from app.drawing import Chart, ChartError, Drawing, arguments
 from app.figures.curves import Line, Scale, history, overlay, series
 from app.figures.marks import Mark
@@ -27,7 +27,7 @@ FAR = 4.0
 """Times the largest eigenvalue beyond which the edge of stability is told rather than drawn."""
 ERRORS = 150
 """Measurements whose error is read for one curve."""
-DASHES = ("solid", "dot", "dashdot", "longdash")
+DASHES = ("solid", "dot", "dashdot", "longdash", "2px,6px", "12px,3px")
 """Dashes of lines that share a colour."""
 MARKED = ("applied", "resumed", "diverged", "failed", "note")
 """Kinds of event that belong on a time axis."""
@@ -117,7 +117,7 @@ def _styled(line: Line, words: Mapping[str, str], hues: Mapping[str, str]) -> Li
     held_out = name.startswith(("loss/val", "error/val"))
     # Lines that share the colour of a part are told apart by their dashes.
     alike = [n for n in hues if hues[n] == hues[name] and held_out == n.startswith(("loss/val", "error/val"))]
-    places = {n: DASHES[i % len(DASHES)] for i, n in enumerate(alike)} if name.count("/") > 2 else {}
+    places = {n: DASHES[i % len(DASHES)] for i, n in enumerate(alike)} if _apart(name) else {}
     return Line(
         words[name],
         line.steps,
@@ -128,6 +128,11 @@ def _styled(line: Line, words: Mapping[str, str], hues: Mapping[str, str]) -> Li
         dash="dash" if held_out else places.get(name, "solid"),
         width=1.3 if train else 1.8,
     )
+
+
+def _apart(name: str) -> bool:
+    """Whether a name says so much, or names a pair, that several may share the colour of one part."""
+    return name.count("/") > 2 or "-" in name.rpartition("/")[2]
 
 
 def _sharpness(reader, args, look) -> Drawing:
@@ -267,6 +272,7 @@ CHARTS: dict[str, Chart] = {
     "density": Chart(_several(density, "whole", tail=True), _measured),
     "top": Chart(_several(top, "whole", tail=True), _measured),
     "steps": Chart(_steps, _measured),
+    "spectrum": Chart(spectra.spectrum, spectra.stamp),
     "pipeline": Chart(_pipeline, lambda reader, args: (sorted(reader.meta("methods", {}) or {}), catalog.titles())),
 }
 """Name of a chart to how it is drawn."""

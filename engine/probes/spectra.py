@@ -5,15 +5,15 @@ drawn anew for these rows, so it is not that of any training step, and noise tha
 those of these rows rather than of a smaller batch. Random-matrix edges are those of i.i.d. noise with the energy of the
 change; for noise of another shape, or for dropped rows, they say where noise of that energy would end, no more.
 
-Weights are matrices of (outputs, everything else), compared with i.i.d. matrices of the same variance. These are
-spectra of weights, not of a Hessian.
+Weights are matrices of (outputs, everything else), compared with i.i.d. matrices of the same variance; no rows enter,
+so their records have no number of samples. These are spectra of weights, not of a Hessian.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -36,12 +36,13 @@ PAIRED = 512
 """Rows that are compared between modalities at most; all their distances are taken."""
 
 PAIRS = {
-    "gap": "distance between the centroids of unit rows (modality gap)",
-    "positive": "mean cosine of rows that belong together",
-    "negative": "mean cosine of rows that do not",
-    "alignment": "mean squared distance of unit rows that belong together",
-    "uniformity": "log of mean exp(-2·squared distance) of unit rows, mean of both modalities",
+    "gap": ("gap", "distance between the centroids of unit rows (modality gap)"),
+    "positive": ("cosine/pairs", "mean cosine of rows that belong together"),
+    "negative": ("cosine/others", "mean cosine of rows that do not"),
+    "alignment": ("alignment", "mean squared distance of unit rows that belong together"),
+    "uniformity": ("uniformity", "log of mean exp(-2·squared distance) of unit rows, mean of both modalities"),
 }
+"""Value of `pairing` to the path of its record and what it is."""
 
 
 class Spectra(Probe):
@@ -56,11 +57,12 @@ class Spectra(Probe):
     class Params:
         """What is decomposed, and how it is prepared."""
 
-        rows: int = knob(512, 2, 4096, "Rows of the probe batch, as far as it has them.", log=True)
+        rows: int = knob(256, 2, 4096, "Rows of the probe batch, as far as it has them.", log=True)
         centre: str = knob(
             "both", help="Whether the mean row is taken away first; or both ways.", choices=("both", "no", "yes")
         )
         unit: bool = knob(False, help="Put rows at length 1 first, as a contrastive loss sees them.")
+        draws: int = knob(4, 2, 64, "Draws of i.i.d. noise with which the change by methods is compared.")
         pairs: bool = knob(True, help="Compare modalities: gap, alignment, uniformity, canonical correlations.")
         share: float = knob(0.99, 0.1, 1.0, "Energy that the directions hold whose correlations are taken.")
         weights: bool = knob(True, help="Singular values of each weight matrix.")
@@ -87,14 +89,13 @@ class Spectra(Probe):
             for centre in {"both": (False, True), "no": (False,), "yes": (True,)}[self.params.centre]:
                 if len(h) > 1 or not centre:
                     yield None
-                    yield from self._spectra(modality, h, other, centre, _acting(snap))
-        for a, b in combinations(clean, 2) if self.params.pairs else ():
-            yield None
-            yield from self._pair(a, b, clean[a][:PAIRED], clean[b][:PAIRED], _compared(snap, batch))
+                    yield from self._spectra(modality, h, other, centre, snap)
+        if self.params.pairs:
+            yield from self._pairs(snap, batch, clean)
         yield from self._weights(snap)
 
     def _spectra(
-        self, modality: str, h: Tensor, changed: Tensor | None, centre: bool, methods: str
+        self, modality: str, h: Tensor, changed: Tensor | None, centre: bool, snap: Snapshot
     ) -> Iterator[Record | None]:
         """Yield what the features (m, n) of one modality fill, and what is left of it where they are changed."""
         started = time.perf_counter()
@@ -102,7 +103,7 @@ class Spectra(Probe):
         x = self._framed(h)
         found = maths.decomposed(x, centre=centre)
         m, n = x.shape
-        how = f"features of {modality}, {n} wide" + (", rows at length 1" if self.params.unit else "")
+        how = f"features, {n} wide" + (", rows at length 1" if self.params.unit else "")
         how += ", mean row taken away" if centre else ", with their mean"
         about = {"n": m, "mode": how, "seconds": time.perf_counter() - started}
         yield _curve(f"{base}/singular", found.values, {"label": "clean"}, about)
@@ -120,10 +121,11 @@ class Spectra(Probe):
             yield Scalar(f"{base}/mean_share", maths.mean_share(x), **about | {"mode": words + how})
         if changed is not None:
             yield None
-            yield from self._change(base, x, self._framed(changed), found, centre, f"{how}, as changed by {methods}")
+            how = f"{how}, as changed by {_acting(snap)}"
+            yield from self._change(base, x, self._framed(changed), found, centre, how, _drawer(snap))
 
     def _change(
-        self, base: str, x: Tensor, changed: Tensor, found: noise.Directions, centre: bool, how: str
+        self, base: str, x: Tensor, changed: Tensor, found: noise.Directions, centre: bool, how: str, draw: Callable
     ) -> Iterator[Record | None]:
         """Yield what methods make of features (m, n) with known directions, and what their change is like."""
         started = time.perf_counter()
@@ -139,58 +141,63 @@ class Spectra(Probe):
             return
         words = f"{how}; in quadrature: √(σ² + energy of the change along the direction)"
         total = (found.values.square() + along).sqrt()
-        yield _curve(f"{base}/expected", total, {"label": "expected"}, about | {"mode": words})
-        alike = about | {"mode": f"{how}; as i.i.d. noise of that energy would, each direction by itself"}
-        values = maths.predicted(found.values, delta, rows, n)
-        yield _curve(f"{base}/predicted", values, {"label": "had it been i.i.d."}, alike)
+        yield _curve(f"{base}/expected", total, {"label": "√(clean² + change²)"}, about | {"mode": words})
         told = {"noise_level": delta} | limits
         told["hidden"] = float((found.values < limits["threshold"]).double().mean())
         for key, value in told.items():
             yield Scalar(f"{base}/{key}", value, **about | {"mode": f"{_LIMITS[key]}; {how}; one draw"})
         yield None
-        own = maths.decomposed(added.to(changed.dtype))
-        yield _curve(f"{base}/noise", own.values, {"label": "the change alone"}, about)
-        place, axes = np.arange(1, len(found.values) + 1), {"x": "direction", "y": "|cosine| of clean and changed"}
-        cosines = noise.alignments(found, after)
-        yield Curve(f"{base}/aligned", place, _array(cosines), draw=axes | {"label": "measured"}, **about)
-        overlaps = torch.tensor([noise.overlap(v, delta, rows, n)[0] for v in found.values.tolist()]).sqrt()
-        draw = axes | {"label": "had it been i.i.d."}
-        yield Curve(f"{base}/aligned_predicted", place, _array(overlaps), draw=draw, **alike)
-        kept = (found.values > 0) & (along > 0)
-        if kept.any():
-            snr, axes = found.values[kept].square() / along[kept], {"x": "singular value", "y": "SNR"}
-            draw = axes | {"xlog": True, "ylog": True}
-            yield Curve(f"{base}/snr", _array(found.values[kept]), _array(snr), draw=draw, **about)
-            slope, error = noise.slope(found.values[kept], snr)
+        own = maths.singular_values(added.to(changed.dtype))
+        yield _curve(f"{base}/noise", own, {"label": "the change alone"}, about)
+        started, values = time.perf_counter(), []
+        for i in range(self.params.draws):
+            yield None
+            values.append(maths.with_noise(x, delta, draw(f"{base}/{i}", x), centre=centre))
+        spread = torch.stack(values).std(0) / math.sqrt(len(values))
+        words = f"{how}; {len(values)} draws of i.i.d. noise of the same energy instead; one standard error"
+        alike = about | {"mode": words, "seconds": time.perf_counter() - started}
+        mean = torch.stack(values).mean(0)
+        yield _curve(f"{base}/instead", mean, {"label": "had it been i.i.d. noise"}, alike, spread)
+        kept = maths.kept(found, after)
+        place, axes = np.arange(1, len(kept) + 1), {"x": "leading directions", "y": "share kept", "range": [0, 1.02]}
+        words = about | {"mode": f"{how}; mean squared cosine of clean and changed leading directions; one draw"}
+        yield Curve(f"{base}/kept", place, _array(kept), draw=axes, **words)
+        yield Curve(f"{base}/kept_by_chance", place, place / n, draw=axes | {"label": "by chance"}, **words)
+        held = (found.values > 0) & (along > 0)
+        if held.any():
+            snr, draw = found.values[held].square() / along[held], {"xlog": True, "ylog": True}
+            slope, error = noise.slope(found.values[held], snr)
+            draw |= {"x": "singular value", "y": "SNR"}
+            draw |= {"label": f"slope {slope:.2f} ± {error:.2f}"} if math.isfinite(slope) else {}
+            yield Curve(f"{base}/snr", _array(found.values[held]), _array(snr), draw=draw, **about)
             if math.isfinite(slope):
                 words = "log-log slope of SNR on σ, one standard error; 2 for noise alike in all directions, 0 for ∝ σ"
                 yield Scalar(f"{base}/snr_slope", slope, error, **about | {"mode": f"{words}; {how}; one draw"})
 
-    def _pair(self, a: str, b: str, x: Tensor, y: Tensor, contrasted: set[str]) -> Iterator[Record | None]:
-        """Yield how the features (m, n) of two modalities lie to each other."""
-        started, name = time.perf_counter(), f"{a}-{b}"
-        if x.shape == y.shape:
-            values = noise.pairing(normalised(x.double()), normalised(y.double()))
-            seconds = time.perf_counter() - started
-            words = "" if name in contrasted else "; no loss compares these features by place, so 0 is nothing special"
-            for key, value in values.items():
-                if value.isfinite():
-                    mode = PAIRS[key] + words
-                    yield Scalar(f"spectra/{key}/{name}", float(value), n=len(x), mode=mode, seconds=seconds)
+    def _pairs(self, snap: Snapshot, batch: Batch, clean: dict[str, Tensor]) -> Iterator[Record | None]:
+        """Yield how the features (m, n) of any two modalities lie to each other."""
+        contrasted, spans = _compared(snap, batch), {}
+        for modality, h in clean.items():
             yield None
-        started = time.perf_counter()
-        found, p, q = maths.canonical(x, y, self.params.share)
-        limit = maths.chance(p, q, len(x))
-        if not len(found) or limit >= 1.0:
-            return
-        mode = f"{p} of {a} with {q} directions of {b}, which hold {self.params.share:g} of the energy; centred"
-        about = {"n": len(x), "mode": mode, "seconds": time.perf_counter() - started}
-        draw = {"x": "rank", "y": "canonical correlation", "limits": {"chance": limit}}
-        place = np.arange(1, len(found) + 1)
-        yield Curve(f"spectra/canonical/{name}", place, _array(found), draw=draw, **about)
-        words = "canonical correlations above the largest of unrelated features"
-        count = float((found > limit).sum())
-        yield Scalar(f"spectra/shared/{name}", count, **about | {"mode": f"{words}; {mode}"})
+            spans[modality] = maths.leading(h, self.params.share)
+        for a, b in combinations(clean, 2):
+            name, x, y = f"{a}-{b}", clean[a][:PAIRED], clean[b][:PAIRED]
+            if x.shape == y.shape:
+                yield None
+                yield from _placed(name, x, y, name in contrasted)
+            yield None
+            started, (p, q) = time.perf_counter(), (spans[m].shape[1] for m in (a, b))
+            limit = maths.chance(p, q, len(batch))
+            if min(p, q) == 0 or limit >= 1.0:
+                continue
+            found = maths.canonical(spans[a], spans[b])
+            mode = f"{p} of {a} with {q} directions of {b}, which hold {self.params.share:g} of the energy; centred"
+            about = {"n": len(batch), "mode": mode, "seconds": time.perf_counter() - started}
+            draw = {"x": "rank", "y": "canonical correlation", "range": [0, 1.02], "limits": {"chance": limit}}
+            yield Curve(f"spectra/canonical/{name}", np.arange(1, len(found) + 1), _array(found), draw=draw, **about)
+            words = "canonical correlations above the largest of unrelated features"
+            count = float((found > limit).sum())
+            yield Scalar(f"spectra/shared/{name}", count, **about | {"mode": f"{words}; {mode}"})
 
     def _weights(self, snap: Snapshot) -> Iterator[Record | None]:
         """Yield the spectrum of each weight matrix (m, n) beside that of an i.i.d. one."""
@@ -202,11 +209,11 @@ class Spectra(Probe):
             yield None
             started = time.perf_counter()
             m, n = matrix.shape
-            values, deviation = maths.decomposed(matrix).values, float(matrix.double().std(correction=0))
+            values, deviation = maths.singular_values(matrix), float(matrix.double().std(correction=0))
             where = f"{layout.parts[name]}/{layout.layer(name)}"
             limit = noise.edge(deviation, m, n)
             mode = f"weights {name} as {m} × {n}"
-            about = {"n": m * n, "mode": mode, "seconds": time.perf_counter() - started}
+            about = {"mode": mode, "seconds": time.perf_counter() - started}
             draw = {"label": "weights", "limits": {"edge of i.i.d.": limit}}
             yield _curve(f"spectra/weights/{where}", values, draw, about)
             draw = {"label": "i.i.d., same variance"}
@@ -220,7 +227,7 @@ class Spectra(Probe):
                 ),
             }
             for key, (number, words) in told.items():
-                yield Scalar(f"spectra/weights_{key}/{where}", number, **about | {"mode": f"{words}; {mode}"})
+                yield Scalar(f"spectra/weights_{key}/{where}", number, seconds=about["seconds"], mode=words)
 
     def _framed(self, h: Tensor) -> Tensor:
         return normalised(h) if self.params.unit else h
@@ -253,8 +260,23 @@ def _changed(snap: Snapshot, batch: Batch, clean: dict[str, Tensor]) -> dict[str
     return {m: torch.cat([piece[m] for piece in pieces]) for m in clean}
 
 
+def _drawer(snap: Snapshot) -> Callable[[str, Tensor], Tensor]:
+    return lambda name, like: snap.rng.normal(name, snap.step, like.double())
+
+
 def _acting(snap: Snapshot) -> str:
     return " and ".join(snap.stack.methods[name].title for name in snap.stack.pipeline()["features"])
+
+
+def _placed(name: str, x: Tensor, y: Tensor, contrasted: bool) -> Iterator[Record]:
+    """Yield gap, cosines, alignment and uniformity of two modalities' features (m, n), rows at length 1."""
+    started = time.perf_counter()
+    values = noise.pairing(normalised(x.double()), normalised(y.double()))
+    words = "" if contrasted else "; no loss compares these features by place, so 0 is nothing special"
+    about = {"n": len(x), "seconds": time.perf_counter() - started}
+    for key, (path, what) in PAIRS.items():
+        if values[key].isfinite():
+            yield Scalar(f"spectra/{path}/{name}", float(values[key]), mode=what + words, **about)
 
 
 @torch.no_grad()
@@ -264,9 +286,9 @@ def _compared(snap: Snapshot, batch: Batch) -> set[str]:
     return set(snap.problem.objectives(snap.theta, snap.problem.encode(snap.theta, few), few)[0])
 
 
-def _curve(name: str, values: Tensor, draw: dict, about: dict) -> Curve:
-    axes = {"x": "direction", "y": "singular value", "ylog": True}
-    return Curve(name, np.arange(1, len(values) + 1), _array(values), draw=axes | draw, **about)
+def _curve(name: str, values: Tensor, draw: dict, about: dict, error: Tensor | None = None) -> Curve:
+    axes, place = {"x": "direction", "y": "singular value", "ylog": True}, np.arange(1, len(values) + 1)
+    return Curve(name, place, _array(values), None if error is None else _array(error), draw=axes | draw, **about)
 
 
 def _numbers(base: str, values: Tensor, about: dict) -> Iterator[Record]:

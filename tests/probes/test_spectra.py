@@ -93,6 +93,21 @@ def test_edges_are_those_of_the_measured_noise_level():
         assert centred == pytest.approx(np.sqrt((added**2).sum() / (31 * 4)))
 
 
+@pytest.mark.parametrize("middle", ["", "/centred"])
+def test_noise_without_shape_is_drawn_for_comparison(middle):
+    snap, changed = noisy()
+    records = measured(Spectra(Spectra.Params(draws=3)), snap)
+    h, base = features(snap)["image"], f"spectra/image{middle}"
+    delta, found = records[f"{base}/noise_level"].value, []
+    for i in range(3):
+        x = (h + delta * snap.rng.normal(f"{base}/{i}", snap.step, h)).numpy()
+        found.append(values(torch.from_numpy(x - x.mean(0) if middle else x)))
+    instead = records[f"{base}/instead"]
+    assert instead.y == pytest.approx(np.mean(found, 0))
+    assert instead.error == pytest.approx(np.std(found, 0, ddof=1) / 3**0.5)
+    assert "3 draws" in instead.mode
+
+
 def test_snr_and_expectation_come_from_the_change_along_each_clean_direction():
     snap, changed = noisy()
     records, h = measured(Spectra(), snap), features(snap)["text"]
@@ -102,7 +117,10 @@ def test_snr_and_expectation_come_from_the_change_along_each_clean_direction():
     assert records["spectra/text/snr"].x == pytest.approx(sigma)
     assert records["spectra/text/snr"].y == pytest.approx(sigma**2 / along)
     after = np.linalg.svd(changed["text"].numpy(), full_matrices=False)[2]
-    assert records["spectra/text/aligned"].y == pytest.approx(np.abs((vectors * after).sum(1)))
+    expected = [((vectors[:k] @ after[:k].T) ** 2).sum() / k for k in range(1, 5)]
+    assert records["spectra/text/kept"].y == pytest.approx(expected)
+    assert records["spectra/text/kept"].y[-1] == pytest.approx(1)
+    assert records["spectra/text/kept_by_chance"].y == pytest.approx([0.25, 0.5, 0.75, 1])
 
 
 @pytest.mark.parametrize("scaling, slope", [("linear", 0.0), ("sublinear", 1.0), ("uniform", 2.0)])
@@ -181,7 +199,7 @@ def test_identical_modalities_have_no_gap_and_correlate_fully():
     records = measured(Spectra(), fixed(image=h, text=h))
     assert records["spectra/gap/image-text"].value == pytest.approx(0)
     assert records["spectra/alignment/image-text"].value == pytest.approx(0)
-    assert records["spectra/positive/image-text"].value == pytest.approx(1)
+    assert records["spectra/cosine/pairs/image-text"].value == pytest.approx(1)
     assert records["spectra/canonical/image-text"].y == pytest.approx(1)
     assert records["spectra/shared/image-text"].value == 4
     apart = measured(Spectra(), fixed(image=h.abs(), text=-h.abs()))
@@ -205,7 +223,7 @@ def test_weights_have_the_singular_values_of_their_matrices():
     for path, name in {"image/0": "encoders.image.0.weight", "shared/fused": "trunk.fused.weight"}.items():
         w = named[name]
         curve = records[f"spectra/weights/{path}"]
-        assert curve.y == pytest.approx(values(w)) and curve.n == w.numel() and name in curve.mode
+        assert curve.y == pytest.approx(values(w)) and name in curve.mode
         deviation = float(w.std(correction=0))
         assert curve.draw["limits"] == {"edge of i.i.d.": pytest.approx(edge(deviation, *w.shape))}
         found = (values(w) ** 2).sum() / values(w)[0] ** 2
@@ -222,7 +240,7 @@ def test_weights_have_the_singular_values_of_their_matrices():
 def test_records_say_rows_mode_and_seconds():
     snap, _ = noisy()
     for name, record in measured(Spectra(), snap).items():
-        assert record.n and record.mode and record.seconds is not None, name
+        assert record.mode and record.seconds is not None and record.n == (None if "/weights" in name else 32), name
 
 
 def test_training_may_go_on_between_the_matrices():
