@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from app import catalog, figures
+from app import catalog, figures, spectra
 from app.drawing import Chart, ChartError, Drawing, arguments
 from app.edges import noisy_edges, told, within
 from app.figures.bars import beside
@@ -298,6 +298,7 @@ CHARTS: dict[str, Chart] = {
     "density": Chart(_several(density, "whole", tail=True), _measured),
     "top": Chart(_several(top, "whole", tail=True), _measured),
     "steps": Chart(_steps, _measured),
+    "spectrum": Chart(spectra.spectrum, spectra.stamp),
     "pipeline": Chart(_pipeline, lambda reader, args: (sorted(reader.meta("methods", {}) or {}), catalog.titles())),
 }
 """Name of a chart to how it is drawn."""

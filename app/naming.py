@@ -40,7 +40,7 @@ def labels(names: list[str]) -> dict[str, str]:
     """
     ends = {n.split("/")[-1] for n in names}
     if len(names) > 1 and len(ends) == 1 and len({n.split("/")[0] for n in names}) == 1:
-        return {name: part_of(name, "whole") for name in names}
+        return {name: part_of(name, "whole").replace("/", ", ") for name in names}
     shared = len({n.split("/")[0] for n in names}) == 1
     shared_two = shared and len(names) > 1 and len({tuple(n.split("/")[:2]) for n in names}) == 1
     out = {}

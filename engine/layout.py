@@ -84,6 +84,17 @@ class Layout:
         mask[self.slices[part]] = 1.0
         return mask
 
+    def layer(self, name: str) -> str:
+        """Return a parameter's name without what its part already says, as it stands on an axis.
+
+        >>> Layout({"encoders.audio.out.weight": (2, 3)}, {"encoders.audio.out.weight": "audio"}).layer(
+        ...     "encoders.audio.out.weight"
+        ... )
+        'out'
+        """
+        short = name.removeprefix(f"encoders.{self.parts[name]}.").removeprefix("trunk.")
+        return short.removesuffix(".weight").removesuffix(f".{self.parts[name]}")
+
     def blocks(self, vector: Tensor) -> dict[str, Tensor]:
         """Return parameter name to its share of vector (P,), in the parameter's shape; for displays per layer."""
         return self.unpack(vector)

@@ -48,6 +48,7 @@ def write_run(
             *_balance(step, rng),
             *_evidence(step, rng),
             *_robustness(step),
+            *_spectra(step),
         ]
         for record in [*measured, *_reports(step, rng)]:
             writer.record(step, record)
@@ -214,6 +215,49 @@ def _evidence(step: int, rng) -> list:
                 Scalar(f"evidence/weight/{part}/{source}", 0.5, 0.1, **about),
                 Scalar(f"evidence/uncertainty/{part}/{source}", 1 - share, **about),
             ]
+    return found
+
+
+def _spectra(step: int) -> list:
+    place, found = np.arange(1, 17), []
+    draw = {"x": "direction", "y": "singular value", "ylog": True}
+    for part, fall in (("image", 0.8), ("text", 0.6)):
+        clean = 40 * fall**place
+        for middle in ("", "/centred"):
+            base, about = f"spectra/{part}{middle}", {"n": 256, "mode": "features, 64 wide", "seconds": 0.004}
+            found += [
+                Curve(f"{base}/singular", place, clean, draw=draw | {"label": "clean"}, **about),
+                Curve(f"{base}/random", place, np.linspace(20, 8, 16), draw=draw | {"label": "i.i.d."}, **about),
+                Scalar(f"{base}/mean_share", 0.3 * fall, **about),
+                *(Scalar(f"{base}/{key}", 4 * fall, **about) for key in ("effective_rank", "sigma_1")),
+            ]
+            if step <= TOGGLED_AT:
+                continue
+            limits, noise = {"edge": 9.0, "threshold": 4.0}, 2 + 0 * place
+            found += [
+                Curve(f"{base}/changed/singular", place, clean + noise, draw=draw | {"limits": limits}, **about),
+                *(Curve(f"{base}/{end}", place, clean + noise, draw=draw, **about) for end in ("expected", "instead")),
+                Curve(f"{base}/noise", place, noise, draw=draw, **about),
+                Curve(f"{base}/snr", clean, clean**2 / 4, draw={"xlog": True, "ylog": True}, **about),
+                Curve(f"{base}/kept", place, 0.9**place, draw={"range": [0, 1]}, **about),
+                Curve(f"{base}/kept_by_chance", place, place / 64, draw={"label": "by chance"}, **about),
+                Scalar(f"{base}/hidden", 0.6, **about),
+                *(Scalar(f"{base}/changed/{key}", 5 * fall, **about) for key in ("effective_rank", "sigma_1")),
+            ]
+    pair, about = "image-text", {"n": 256, "mode": "unit rows"}
+    limits = {"limits": {"chance": 0.4}, "range": [0, 1]}
+    found.append(Curve(f"spectra/canonical/{pair}", place, 0.9**place, draw=limits, **about))
+    for key in ("gap", "alignment", "uniformity", "cosine/pairs", "cosine/others"):
+        found.append(Scalar(f"spectra/{key}/{pair}", 0.5 + step / 1000, **about))
+    for layer in ("image/out", "text/out"):
+        curve = draw | {"limits": {"edge of i.i.d.": 1.5}}
+        about = {"n": 2048, "mode": "weights as 32 × 64"}
+        found += [
+            Curve(f"spectra/weights/{layer}", place, 2 * 0.9**place, draw=curve, **about),
+            Curve(f"spectra/weights_random/{layer}", place, np.linspace(1.4, 0.4, 16), draw=draw, **about),
+            Scalar(f"spectra/weights_beyond/{layer}", 2.0, **about),
+            *(Scalar(f"spectra/weights_{key}/{layer}", 6.0, **about) for key in ("stable_rank", "largest")),
+        ]
     return found
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from app.theme import METHOD_HUES, Look
 
-DASHES = ("solid", "dot", "dashdot", "longdash")
+DASHES = ("solid", "dot", "dashdot", "longdash", "2px,6px", "12px,3px")
 """Dashes of measured lines that share a part's colour."""
 ROLES = {"expected": ("dash", 1.5), "limit": ("dot", 1.4), "before": ("solid", 1.4)}
 """What a line is beside the measured one, to its dash and width."""

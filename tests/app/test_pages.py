@@ -84,6 +84,7 @@ def test_the_router_takes_every_page_in_the_order_of_its_number(home):
         "landscape.py",
         "curvature.py",
         "gradients.py",
+        "spectra.py",
         "balance.py",
         "robustness.py",
         "log.py",
