@@ -70,10 +70,11 @@ def test_micro_batches_are_of_one_size_and_mixed():
     seen = []
     inner = snap.problem.loss
     snap.problem.loss = lambda theta, batch: seen.append(batch.y) or inner(theta, batch)
-    records = {r.name: r for r in sharpness(m=10, parts=False, steps=0).measure(snap) if r is not None}
-    assert records["sharpness/m"].n == 30
-    small = [y for y in seen if len(y) == 10]
-    assert {len(y) for y in seen} == {32, 10} and any(len(y.unique()) > 1 for y in small)
+    records = {r.name: r for r in sharpness(m=7, parts=False, steps=0).measure(snap) if r is not None}
+    assert records["sharpness/m"].n == 28
+    assert {len(y) for y in seen} == {32, 28, 7}
+    mixed = lambda pieces: all(len(y.unique()) > 1 for y in pieces)  # noqa: E731
+    assert mixed([y for y in seen if len(y) == 7]) and not mixed(batch.y.sort().values.split(7))
 
 
 def test_more_rows_than_there_are_means_all():
