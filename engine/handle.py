@@ -31,7 +31,8 @@ STALL_AFTER = 15.0
 START_WITHIN = 30.0
 """Seconds an engine may take to take its lock."""
 LOAD_WITHIN = 120.0
-"""Seconds an engine that holds its lock may take to give the first sign, reading its data meanwhile."""
+"""Seconds an engine that holds its lock may take to give the first sign, reading its data meanwhile, or for one breath
+of a measurement."""
 
 OVER = ("finished", "stopped", "failed", "crashed")
 """States in which no engine is at work."""
@@ -93,7 +94,7 @@ class Signs:
         if self.held is not None:
             if self.held > beat or (silent and self.code is None):
                 return "starting" if now - max(self.held, beat) < LOAD_WITHIN else "stalled"
-            quiet = now - beat > STALL_AFTER and not self.activity
+            quiet = now - beat > (LOAD_WITHIN if self.activity else STALL_AFTER)
             return "stalled" if quiet and self.said not in ENDED else self.said
         if silent and self.code is None and now - self.launched < START_WITHIN:
             return "starting"

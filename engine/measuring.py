@@ -1,4 +1,10 @@
-"""When to measure: intervals, the budget, and measurements under way, one slice between two training steps."""
+"""When to measure: intervals, the budget, and measurements under way, one slice between two training steps.
+
+What a person asks for goes on between any two steps. What is scheduled goes on only while all measurements together
+keep to the budget, so at no time have they taken more than that share of the wall time and one breath; a dear
+measurement under a small budget is spread over many steps. What is due at the last step is measured after it, when it
+no longer holds anything back.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +57,9 @@ class Measuring:
     @property
     def activity(self) -> str:
         """What is being measured, in words, or nothing."""
-        return f"measuring {self.jobs[0].probe}" if self.jobs else ""
+        names = ", ".join(dict.fromkeys(job.probe for job in self.jobs))
+        slowly = names and not any(job.asked for job in self.jobs) and self.budget.share < 1.0
+        return names and f"measuring {names}" + (f" in {self.budget.share:.0%} of the time" if slowly else "")
 
     def watched(self, probes: Mapping[str, int]) -> None:
         """Watch these probes and no others."""
@@ -89,13 +97,14 @@ class Measuring:
                     self._next[probe] = (step // self.intervals[probe] + 1) * self.intervals[probe]
 
     def now(self, probe: str, settings: dict[str, Any]) -> None:
-        """Start a measurement that a person asked for; it goes before the others.
+        """Start a measurement that a person asked for; it goes before the others, and a scheduled one is given up.
 
         Raises:
             InputError: no such probe or knob.
         """
         self._start(probe, settings, asked=True)
         self.jobs.rotate(1)
+        self.jobs = deque(job for job in self.jobs if job.asked or job.probe != probe)
 
     def cancel(self, probe: str) -> None:
         """Give up the measurements of a probe that are under way."""
@@ -103,10 +112,22 @@ class Measuring:
 
     def turn(self, trained: float, *, idle: bool = False) -> None:
         """Go on for about a slice with the measurements under way; `trained` is the seconds of training so far."""
-        self._trained = trained
+        if self._before is None:
+            self._before = trained
+        self._trained = trained - self._before
         until = time.perf_counter() + SLICE
-        while self.jobs and time.perf_counter() < until:
-            self._go_on(self.jobs[0], idle=idle)
+        while time.perf_counter() < until:
+            job = self._next_job(idle)
+            if job is None:
+                return
+            self._go_on(job, idle=idle)
+
+    def _next_job(self, idle: bool) -> Job | None:
+        """Return the measurement whose turn it is: what was asked for, then what has had least time, if any may go."""
+        asked = next((job for job in self.jobs if job.asked), None)
+        if asked is not None or not self.jobs:
+            return asked
+        return min(self.jobs, key=lambda job: job.seconds) if idle or self._allowed() else None
 
     def _go_on(self, job: Job, *, idle: bool) -> None:
         """Take a measurement to its next record or breathing point."""
@@ -132,6 +153,8 @@ class Measuring:
                 record = replace(record, seconds=job.seconds)
             self.writer.record(job.step, record)
 
+    _before: float | None = None
+    """Seconds of training before this engine's first turn, by which a resumed run has earned nothing."""
     _trained = 0.0
 
     def _allowed(self) -> bool:

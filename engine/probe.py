@@ -63,8 +63,8 @@ class Probe:
 class Budget:
     """The rule that keeps measurements to a share of wall time.
 
-    A probe may start when what all probes have cost so far is within the share; so the time average is kept, each
-    overrun being at most one measurement, paid back before the next.
+    A scheduled probe may start, and go on, while what all probes have cost so far is within the share; an overrun is at
+    most one breath of it, or what a person asked for, and is paid back before anything scheduled goes on.
     """
 
     def __init__(self, share: float) -> None:
@@ -74,8 +74,8 @@ class Budget:
         """Seconds spent on measurements."""
 
     def allows(self, elapsed: float) -> bool:
-        """Return whether a measurement may start after `elapsed` seconds of training and measuring."""
-        return self.share >= 1.0 or self.spent <= self.share * elapsed
+        """Return whether a scheduled measurement may go on after `elapsed` seconds of training and measuring."""
+        return self.share >= 1.0 or self.spent < self.share * elapsed
 
     def spend(self, seconds: float) -> None:
         """Book what a measurement cost."""

@@ -112,6 +112,7 @@ GONE = {"begun": True, "beat": NOW - 90}
         (ENGINE_BUSY | {"said": "running", "launched": NOW - 0.1, "code": 3}, "running"),
         (ENGINE_BUSY | {"said": "running", "beat": NOW - STALL_AFTER - 1}, "stalled"),
         (ENGINE_BUSY | {"said": "running", "beat": NOW - STALL_AFTER - 1, "activity": "measuring hessian"}, "running"),
+        ({"held": NOW - 500, "said": "running", "beat": NOW - LOAD_WITHIN - 1, "activity": "measuring"}, "stalled"),
         # The lock is taken and nothing was said since.
         ({"held": NOW - 1, "begun": True}, "starting"),
         ({"held": NOW - LOAD_WITHIN - 1, "begun": True}, "stalled"),

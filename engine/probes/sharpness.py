@@ -1,0 +1,202 @@
+"""How far the training loss rises around the parameters: in the worst direction, for small batches, and on average.
+
+SAM sharpness is the highest point found within a ball (engine/maths/sharpness.py), ASAM sharpness the same in a ball
+that stretches with each parameter, m-sharpness the mean over micro-batches of m rows of which each has its own worst
+direction. Beside them stands what a quadratic would give: ρ²λ₁/2 and, with the slope, ρ‖∇L‖ + ρ²λ₁/2 enclose the SAM
+sharpness of a quadratic, σ² tr/2 is its average. SAM, m and average sharpness change when a ReLU network is rescaled
+without changing its function, ASAM sharpness does not. None of them predicts generalisation by itself (Andriushchenko
+et al., arXiv 2302.07011): they describe, they do not grade.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.maths.curvature import unhurried_spectrum
+from engine.maths.sharpness import Ascent, Loss, unhurried_ascent, unhurried_average_rise, unhurried_mean_ascent
+from engine.maths.slices import Timed
+from engine.probe import Bars, Curve, Probe, Record, Scalar, Snapshot, knob
+
+LOSS = "training loss, no method active"
+GAIN = "error: what the last step still added"
+SAMPLED = "error: one standard error"
+RISE = {"y": "rise of the loss"}
+
+
+class Sharpness(Probe):
+    """SAM, ASAM, m- and average sharpness beside their quadratic estimates; SAM, ASAM and average for each part."""
+
+    name = "sharpness"
+    title = "Sharpness measures"
+    every = 200
+    cost = "dear"
+
+    @dataclass(frozen=True)
+    class Params:
+        """How far to go and how hard to look."""
+
+        rho: float = knob(0.05, 1e-5, 100.0, "Radius ρ of the ball of SAM and m-sharpness.", log=True)
+        steps: int = knob(8, 0, 100, "Projected steps after the one step of SAM; 0 leaves that step alone.")
+        rho_adaptive: float = knob(0.5, 1e-5, 100.0, "Radius of the ball of ASAM, in units of |θ|.", log=True)
+        eta: float = knob(0.0, 0.0, 1.0, "Added to |θ| in ASAM; above 0 the measure is no longer invariant.")
+        m: int = knob(32, 1, 100_000, "Rows of a micro-batch for m-sharpness; also 4m, 16m … up to all.", log=True)
+        sigma: float = knob(0.01, 1e-6, 10.0, "Standard deviation of the random moves of each parameter.", log=True)
+        pairs: int = knob(16, 2, 1000, "Random directions for the average, each taken both ways.")
+        lanczos: int = knob(15, 0, 300, "Lanczos steps for the quadratic estimates; 0 leaves them out.")
+        probes: int = knob(4, 1, 200, "Random vectors for the trace in the quadratic estimate of the average.")
+        parts: bool = knob(True, help="Also each modality's parameters and the shared ones, moved alone.")
+
+    def measure(self, snap: Snapshot) -> Iterator[Record | None]:
+        """Yield the records of the whole network, then those of each part, under `sharpness/<part>`."""
+        p, layout, found = self.params, snap.problem.layout, {}
+        parts = list(layout.slices) if p.parts and len(layout.slices) > 1 else []
+        for part in ["", *parts]:
+            mask = layout.mask(part).to(snap.theta) if part else torch.ones_like(snap.theta)
+            found[part or "all"] = sam = Timed(self._climb(snap, p.rho, mask))
+            yield from sam
+            yield self._scalar(snap, part, "sam", sam, self._mode(part))
+            yield from self._stretched(snap, part, mask)
+            yield from self._average(snap, part, mask)
+            if not part:
+                yield from self._search(snap, sam)
+                yield from self._quadratic(snap, sam.found)
+                yield from self._micro(snap, sam.found)
+        if parts:
+            yield Bars(
+                "sharpness/parts",
+                np.array(list(found)),
+                np.array([sam.found.rise for sam in found.values()]),
+                np.array([sam.found.gain for sam in found.values()]),
+                n=len(snap.problem.probe_batch()),
+                mode=f"{self._worst()}, moving one part alone; {GAIN}",
+                seconds=sum(sam.seconds for sam in found.values()),
+                draw=RISE | {"title": "SAM sharpness of each part", "x": "part"},
+            )
+
+    def _climb(self, snap: Snapshot, rho: float, scale: Tensor) -> Iterator[Ascent | None]:
+        generator = snap.rng.generator("sharpness", 0)
+        return unhurried_ascent(_loss(snap), snap.theta, rho, self.params.steps, scale=scale, generator=generator)
+
+    def _scalar(self, snap: Snapshot, part: str, name: str, climbed: Timed[Ascent], mode: str) -> Scalar:
+        path = f"sharpness/{part}/{name}" if part else f"sharpness/{name}"
+        about = {"n": len(snap.problem.probe_batch()), "mode": mode, "seconds": climbed.seconds, "draw": RISE}
+        return Scalar(path, climbed.found.rise, climbed.found.gain, **about)
+
+    def _stretched(self, snap: Snapshot, part: str, mask: Tensor) -> Iterator[Record | None]:
+        """Yield ASAM sharpness of the parameters that `mask` marks."""
+        p = self.params
+        found = Timed(self._climb(snap, p.rho_adaptive, mask * (snap.theta.abs() + p.eta)))
+        yield from found
+        ball = f"|e / (|θ| + {p.eta:g})|" if p.eta else "|e / θ|"
+        yield self._scalar(snap, part, "asam", found, self._mode(part, f"{ball} ≤ {p.rho_adaptive:g}"))
+
+    def _average(self, snap: Snapshot, part: str, mask: Tensor) -> Iterator[Record | None]:
+        """Yield the mean rise over random moves of the parameters that `mask` marks."""
+        p, generator = self.params, snap.rng.generator("sharpness", 0)
+        found = Timed(
+            unhurried_average_rise(_loss(snap), snap.theta, p.sigma, p.pairs, scale=mask, generator=generator)
+        )
+        yield from found
+        how = f"mean over {p.pairs} normal moves both ways, σ = {p.sigma:g}, {_moved(part)}; {SAMPLED}"
+        yield Scalar(
+            f"sharpness/{part}/average" if part else "sharpness/average",
+            found.found.value,
+            found.found.error,
+            n=len(snap.problem.probe_batch()),
+            mode=f"{LOSS}, {how}",
+            seconds=found.seconds,
+            draw=RISE,
+        )
+
+    def _search(self, snap: Snapshot, sam: Timed[Ascent]) -> Iterator[Record]:
+        """Yield the one step of SAM, and how the further steps rose above it."""
+        p, n, rises = self.params, len(snap.problem.probe_batch()), sam.found.rises
+        mode = f"{LOSS}, one step of SAM of length {p.rho:g}, {_moved('')}"
+        yield Scalar("sharpness/sam_step", sam.found.first, n=n, mode=mode, seconds=sam.seconds, draw=RISE)
+        yield Curve(
+            "sharpness/ascent",
+            np.arange(1, len(rises) + 1),
+            np.array(rises),
+            n=n,
+            mode=f"{self._worst()}, {_moved('')}",
+            seconds=sam.seconds,
+            draw=RISE | {"title": "The search for the highest point", "x": "step of the search"},
+        )
+
+    def _quadratic(self, snap: Snapshot, sam: Ascent) -> Iterator[Record | None]:
+        """Yield what a quadratic with the same slope, largest eigenvalue and trace would give."""
+        p, n, steps = self.params, len(snap.problem.probe_batch()), min(self.params.lanczos, len(snap.theta))
+        if not steps:
+            return
+        generator = snap.rng.generator("sharpness/hessian", 0)
+        measured = Timed(unhurried_spectrum(_loss(snap), snap.theta, 1, steps, p.probes, generator=generator))
+        yield from measured
+        found, words = measured.found, f"Hessian of the training loss, no method active, {steps} Lanczos steps"
+        top, bound = max(found.values[0].item(), 0.0), found.residuals[0].item()
+        half, slope = p.rho**2 / 2, p.rho * sam.slope
+        about = {"n": n, "seconds": measured.seconds, "draw": RISE}
+        mode = f"{words}, ρ = {p.rho:g}; error: Lanczos residual bound"
+        yield Scalar("sharpness/sam_curvature", half * top, half * bound, mode=mode, **about)
+        yield Scalar("sharpness/sam_bound", slope + half * top, half * bound, mode=mode, **about)
+        half, mode = p.sigma**2 / 2, f"{words}, σ = {p.sigma:g}; {SAMPLED}"
+        yield Scalar("sharpness/average_trace", half * found.trace, half * found.trace_error, mode=mode, **about)
+
+    def _micro(self, snap: Snapshot, whole: Ascent) -> Iterator[Record | None]:
+        """Yield m-sharpness: its value at the smallest m, and its growth as m falls from all rows."""
+        p, batch = self.params, snap.problem.probe_batch()
+        order = torch.randperm(len(batch), generator=snap.rng.generator("sharpness/rows", 0)).to(batch.y.device)
+        batch, n, sizes = batch.rows(order), len(batch), [min(p.m, len(batch))]
+        while 4 * sizes[-1] < n:
+            sizes.append(4 * sizes[-1])
+        values, errors, seconds = [], [], 0.0
+        for m in sizes:
+            # A shorter last piece would be another m, so it is left out.
+            losses = [partial(snap.problem.loss, batch=batch.rows(slice(i, i + m))) for i in range(0, n - m + 1, m)]
+            generator = snap.rng.generator("sharpness", 0)
+            measured = Timed(unhurried_mean_ascent(losses, snap.theta, p.rho, p.steps, generator=generator))
+            yield from measured
+            found, seconds = measured.found, seconds + measured.seconds
+            values.append(found.value)
+            errors.append(found.error if found.count > 1 else 0.0)
+            if len(values) == 1:
+                yield Scalar(
+                    "sharpness/m",
+                    found.value,
+                    found.error if found.count > 1 else None,
+                    n=m * found.count,
+                    mode=f"{self._worst()}, mean over {found.count} micro-batches of m = {m} rows; {SAMPLED}",
+                    seconds=measured.seconds,
+                    draw=RISE,
+                )
+        if sizes[-1] < n:
+            sizes, values, errors = [*sizes, n], [*values, whole.rise], [*errors, 0.0]
+        yield Curve(
+            "sharpness/by_m",
+            np.array(sizes),
+            np.array(values),
+            np.array(errors),
+            n=n,
+            mode=f"{self._worst()}, mean over the micro-batches; {SAMPLED}",
+            seconds=seconds,
+            draw=RISE | {"title": "m-sharpness", "x": "rows m of a micro-batch", "xlog": True},
+        )
+
+    def _worst(self, ball: str = "") -> str:
+        return f"{LOSS}, highest point within {ball or f'ρ = {self.params.rho:g}'} after 1 + {self.params.steps} steps"
+
+    def _mode(self, part: str, ball: str = "") -> str:
+        return f"{self._worst(ball)}, {_moved(part)}; {GAIN}"
+
+
+def _moved(part: str) -> str:
+    return f"{part} parameters alone" if part else "all parameters"
+
+
+def _loss(snap: Snapshot) -> Loss:
+    return partial(snap.problem.loss, batch=snap.problem.probe_batch())
