@@ -169,6 +169,7 @@ def test_every_chart_draws_the_fixture_run_in_light_and_dark(home):
         "density": ["hessian/*spectrum"],
         "top": ["hessian/*top"],
         "pipeline": [],
+        "spectrum": ["spectra/*"],
         "steps": ["landscape/2d"],
     }
     assert set(wanted) == set(CHARTS)
