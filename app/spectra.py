@@ -35,7 +35,7 @@ def spectrum(reader, args: Mapping[str, Any], look: Look) -> Drawing:
     steps = reader.history(_anchor(reader, names)) if names else []
     steps = [s for s in steps if args["step"] is None or s <= args["step"]]
     found = [(n, reader.at(n, steps[-1])) for n in names if steps and steps[-1] in reader.history(n)]
-    found = [(n, record) for n, record in found if record is not None]
+    found = [(n, record) for n, record in found if record is not None and record.kind == "curve"]
     if any(_ends(n, "changed/singular") for n, _ in found):
         found = [(n, record) for n, record in found if not _ends(n, "random")]
     if not found:
