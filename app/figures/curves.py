@@ -134,12 +134,15 @@ def curve(record, look: Look) -> go.Figure:
 
 
 def overlay(curves: Sequence[tuple[str, object, str]], look: Look) -> go.Figure:
-    """Return several `curve` records (label, record, colour) in one figure, axes as the first one asks."""
+    """Return several `curve` records (label, record, colour) in one figure, axes as the first one asks.
+
+    A record whose `draw` has `points`, a name for each, is drawn as single points.
+    """
     first = curves[0][1]
     draw = first.draw
     figure = blank(look, revision=f"curve/{first.name}", x=draw.get("x", ""), y=draw.get("y", ""))
     for label, record, colour in curves:
-        x, y = numbers(record.x), numbers(record.y)
+        x, y, single = numbers(record.x), numbers(record.y), bool(record.draw.get("points"))
         if record.error is not None:
             error = numbers(record.error)
             figure.add_trace(band(x, y - error, y + error, colour, look))
@@ -148,10 +151,11 @@ def overlay(curves: Sequence[tuple[str, object, str]], look: Look) -> go.Figure:
                 x=x,
                 y=y,
                 name=label,
-                mode="lines" if len(x) > 60 else "lines+markers",
+                mode="markers" if single else "lines" if len(x) > 60 else "lines+markers",
                 line={"color": colour, "width": 2},
-                marker={"size": 4, "color": colour},
-                hovertemplate="%{x:.4~g}: %{y:.5~g}" + (f"<extra>{label}</extra>"),
+                marker={"size": 8 if single else 4, "color": colour},
+                text=record.draw["points"] if single else None,
+                hovertemplate=("%{text}<br>" if single else "") + "%{x:.4~g}: %{y:.5~g}" + f"<extra>{label}</extra>",
             )
         )
     add_lines(figure, draw.get("lines"), look)
