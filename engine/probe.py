@@ -29,7 +29,7 @@ class Snapshot:
     rng: Rng
     stack: Stack
     view: View | None = None
-    """The settled view of the last step; None when read from a checkpoint."""
+    """The settled view of the last step; of a checkpoint, the view that the next step begins with."""
 
 
 class Probe:

@@ -97,7 +97,8 @@ class Training:
 
     def snapshot(self) -> Snapshot:
         """Return what a probe measures."""
-        return Snapshot(self.state.step, self.state.theta, self.problem, self.rng, self.stack, self.view)
+        view = self.view or self._fresh_view()
+        return Snapshot(self.state.step, self.state.theta, self.problem, self.rng, self.stack, view)
 
     def probe(self, name: str, settings: dict[str, Any] | None = None) -> Probe:
         """Return a probe with the run's knobs, some of them replaced by `settings`.

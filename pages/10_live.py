@@ -53,6 +53,21 @@ with right:
         **scale,
     )
 
+gap = shell.probe("generalization")
+if gap:
+    with st.expander("Generalization gap"):
+        controls.measuring(run, gap)
+        live.chart(
+            run,
+            "series",
+            key=f"gap/{run}",
+            title="How much worse on held-out than on training rows",
+            names=["generalization/gap/*"],
+            height=260,
+            empty="Choose an interval above: both parts are then evaluated at the same parameters.",
+            xlog=scale["xlog"],
+        )
+
 with st.expander("Learning rate and other numbers"):
     known = shell.others(run)
     live.chart(

@@ -74,3 +74,43 @@ with right:
         height=260,
         empty=empty,
     )
+
+escape = shell.probe("escape")
+if escape:
+    st.markdown("##### Does noise climb where the loss is sharp?")
+    controls.measuring(run, escape)
+    nothing = "Choose an interval above, or press Measure now: noise of batches and of methods is then set against H."
+    left, middle, right = st.columns(3, gap="medium")
+    with left:
+        live.chart(
+            run,
+            "series",
+            key=f"escape/{run}",
+            title="Escape indicator tr(HΣ)",
+            names=["escape/indicator/*"],
+            height=280,
+            empty=nothing,
+            ylog=ylog,
+        )
+    with middle:
+        live.chart(
+            run,
+            "series",
+            key=f"alignment/{run}",
+            title="Alignment of noise with H (isotropic: 1)",
+            names=["escape/alignment/*"],
+            height=280,
+            empty=nothing,
+            level=1.0,
+            ylog=ylog,
+        )
+    with right:
+        live.chart(
+            run,
+            "overlay",
+            key=f"layers/{run}",
+            title="Noise against curvature, a point a layer",
+            names=["escape/layers/*"],
+            height=280,
+            empty=nothing,
+        )

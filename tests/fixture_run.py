@@ -49,6 +49,7 @@ def write_run(
             *_evidence(step, rng),
             *_robustness(step),
             *_spectra(step),
+            *_noise(step),
         ]
         for record in [*measured, *_reports(step, rng)]:
             writer.record(step, record)
@@ -277,6 +278,22 @@ def _robustness(step: int) -> list:
             Curve(f"robustness/severity/{part}", 3 * x, base * (0.95 - loss * x), **about, draw={"x": "noise"}),
             Scalar(f"robustness/area/{part}", base * (0.95 - loss / 2), **about),
             Scalar(f"robustness/without/{part}", base * (0.95 - loss), **about),
+        ]
+    return found
+
+
+def _noise(step: int) -> list:
+    fall, x, names = float(np.exp(-step / 150)), np.array([0.01, 0.1, 0.4, 2.0]), ["bias", "first", "second", "head"]
+    draw = {"x": "mean diagonal of the Hessian", "y": "noise", "xlog": True, "ylog": True, "points": names}
+    found = [
+        Scalar("generalization/gap/loss", 0.4 * (1 - fall), n=180, mode="loss: how much worse on val"),
+        Scalar("generalization/gap/accuracy", 0.1 * (1 - fall), n=180, mode="accuracy: how much worse on val"),
+    ]
+    for source, size in (("added", 3.0), ("batch", 1.0)):
+        found += [
+            Scalar(f"escape/indicator/{source}", size * (0.1 + fall), 0.05, n=8, mode=source),
+            Scalar(f"escape/alignment/{source}", 4 + size * fall, 0.4, n=8, mode=source),
+            Curve(f"escape/layers/{source}", x, size * np.sqrt(x) * (0.1 + fall), n=8, mode=source, draw=draw),
         ]
     return found
 

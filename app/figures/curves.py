@@ -135,7 +135,10 @@ def curve(record, look: Look) -> go.Figure:
 
 
 def overlay(curves: Sequence[tuple[str, object, str]], look: Look) -> go.Figure:
-    """Return several `curve` records (label, record, colour) in one figure, axes as the first one asks."""
+    """Return several `curve` records (label, record, colour) in one figure, axes as the first one asks.
+
+    A record whose `draw` has `points`, a name for each, is drawn as single points.
+    """
     first = curves[0][1]
     draw = first.draw
     figure = blank(look, revision=f"curve/{first.name}", x=draw.get("x", ""), y=draw.get("y", ""))
@@ -146,6 +149,7 @@ def overlay(curves: Sequence[tuple[str, object, str]], look: Look) -> go.Figure:
             error = numbers(record.error)
             figure.add_trace(band(x, y - error, y + error, style.colour, look))
         dotted = len(x) <= 60 and not record.draw.get("role")
+        names = points if isinstance(points := record.draw.get("points"), list) else []
         figure.add_trace(
             go.Scatter(
                 x=x,
@@ -153,8 +157,9 @@ def overlay(curves: Sequence[tuple[str, object, str]], look: Look) -> go.Figure:
                 name=label,
                 mode="markers" if style.points else "lines+markers" if dotted else "lines",
                 line={"color": style.colour, "width": style.width, "dash": style.dash},
-                marker={"size": 4, "color": style.colour},
-                hovertemplate="%{x:.4~g}: %{y:.5~g}" + (f"<extra>{label}</extra>"),
+                marker={"size": 8 if names else 4, "color": style.colour},
+                text=names or None,
+                hovertemplate=("%{text}<br>" if names else "") + "%{x:.4~g}: %{y:.5~g}" + f"<extra>{label}</extra>",
             )
         )
         add_spans(figure, record.draw.get("spans"), style.colour, look)
