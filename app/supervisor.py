@@ -110,6 +110,7 @@ class Supervisor:
 
     def _enqueue(self, run: str, launch: Callable[[RunHandle], None]) -> None:
         with self._change:
+            self._release()
             if run in self._working or any(waiting == run for waiting, _ in self._queue):
                 return
             self.problems.pop(run, None)
@@ -128,10 +129,7 @@ class Supervisor:
 
     def _advance(self) -> None:
         """Let go of engines that have ended and launch those that may; the condition is held."""
-        for run in list(self._working):
-            home = home_of(folder(), run)
-            if home is None or RunHandle(home).status().state in OVER:
-                self._working.discard(run)
+        self._release()
         while self._queue and len(self._working) < self.most:
             run, launch = self._queue.popleft()
             home = home_of(folder(), run)
@@ -144,6 +142,12 @@ class Supervisor:
                 self.problems[run] = str(error)
         if not self._queue and not self._working:
             self._change.notify_all()
+
+    def _release(self) -> None:
+        for run in list(self._working):
+            home = home_of(folder(), run)
+            if home is None or RunHandle(home).status().state in OVER:
+                self._working.discard(run)
 
 
 def delete(run: str) -> None:

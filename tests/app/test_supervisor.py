@@ -92,6 +92,16 @@ def test_resume_of_an_ended_run_goes_through_the_queue(engines):
     assert made.settle(10)
 
 
+def test_resume_pressed_the_moment_a_run_has_ended_is_not_lost(engines, monkeypatch):
+    monkeypatch.setattr(supervisor, "_LOOK", 60.0)
+    made = Supervisor(1)
+    run = made.begin(CONFIG)
+    engines.end(run, "stopped")
+    made.resume(run)
+    assert engines.launched == [(run, "run"), (run, "resume")]
+    engines.end(run)
+
+
 def test_an_engine_that_cannot_start_says_why_and_frees_its_place(monkeypatch):
     def refuse(handle, *command):
         raise OSError("no more processes")
