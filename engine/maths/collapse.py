@@ -14,6 +14,12 @@ SIAM J. Comput. 32(1), 2002, figure 1.
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
 import torch
 from torch import Tensor
 
@@ -39,10 +45,12 @@ def centred(z: Tensor) -> Tensor:
 def eigenvalues(z: Tensor) -> Tensor:
     """Return the eigenvalues of the covariance of z (B, D), (min(B, D),), smallest first; B must be at least 2.
 
-    Taken from the smaller of ZᵀZ and ZZᵀ, which share what is not zero.
+    Taken from the smaller of ZᵀZ and ZZᵀ, which share what is not zero; nan throughout where z is not finite.
     """
     zc = centred(z)
     gram = zc @ zc.T if len(zc) < zc.shape[1] else zc.T @ zc
+    if not torch.isfinite(gram).all():
+        return gram.diagonal() * torch.nan
     return torch.linalg.eigvalsh(gram / (len(zc) - 1))
 
 
@@ -59,8 +67,20 @@ def ratio(values: Tensor, guard: float = GUARD) -> Tensor:
 
 
 def spectral_ratio(z: Tensor, guard: float = GUARD) -> Tensor:
-    """Return r(Σ) (0-d) of the covariance of features z (B, D), differentiable."""
+    """Return r(Σ) (0-d) of the covariance of features z (B, D), differentiable, and twice where z has full rank."""
     return ratio(eigenvalues(z), guard)
+
+
+def ratio_once(zc: Tensor, trace: Tensor, guard: float = GUARD) -> Tensor:
+    """Return r(Σ) (0-d) of centred, finite features Z (B, D) with its first derivative alone, at half the cost.
+
+    `trace` is ‖Z‖². λ_max = ‖Zu‖²/(B - 1) at the leading eigenvector u, which is held: by the envelope theorem it moves
+    nothing to first order. No gradient runs through u, so a repeated eigenvalue gives a subgradient and never nan.
+    """
+    tall, held = len(zc) >= zc.shape[1], zc.detach()
+    top = torch.linalg.eigh(held.T @ held if tall else held @ held.T)[1][:, -1]
+    image = zc @ top if tall else top @ zc
+    return trace / (image.dot(image) + (guard * trace.item() + 1e-24 * (len(zc) - 1)))
 
 
 def most(z: Tensor) -> int:
@@ -85,75 +105,96 @@ def rms(z: Tensor) -> Tensor:
     return centred(z.detach()).square().mean().sqrt()
 
 
-def terms(z: Tensor, noise: Tensor, target: float) -> tuple[Tensor, Tensor]:
-    """Return the two terms of the collapse (0-d each): the pull mean(z - g)²/s² and the ratio r(Σ).
+@dataclass(frozen=True)
+class Terms:
+    """The two terms of the collapse of features (B, D), 0-d each, and their scale."""
+
+    pull: Tensor
+    """mean(z - g)²/s²."""
+    ratio: Tensor
+    """r(Σ); nan where the features are not finite."""
+    scale: float
+    """s, the root mean square of the centred features."""
+
+
+def terms(z: Tensor, noise: Tensor, target: float, twice: bool = False) -> Terms:
+    """Return the two terms of the collapse, differentiable once or, if asked for, `twice`.
 
     g = η·s·ξ with ξ (B, D) standard normal and s the root mean square of z, no gradient through either. Since ξ is
     fresh, E (z - g)² = z² + η²s²: in expectation this shrinks z towards 0 and no more; η adds gradient noise alone.
     The mean is over all entries of z (B, D).
     """
-    scale = rms(z).clamp(min=SMALLEST)
-    pull = (z - target * scale * noise).square().mean() / scale.square()
-    return pull, spectral_ratio(z)
+    zc = centred(z)
+    flat = zc.reshape(-1)
+    trace = flat.dot(flat)
+    scale = math.sqrt(trace.item() / len(flat))
+    floored = max(scale, SMALLEST)
+    pull = torch.nn.functional.mse_loss(z, (target * floored) * noise) / floored**2
+    if not math.isfinite(scale):
+        return Terms(pull, trace * math.nan, scale)
+    return Terms(pull, spectral_ratio(z) if twice else ratio_once(zc, trace), scale)
 
 
-def strength(weight: float, z: Tensor, found: Tensor, adaptive: bool, limit: float) -> Tensor:
-    """Return λ_eff (0-d, no graph): λ·clip((r - 1)/(r_max - 1), 0, 1), or λ as it is if not `adaptive`.
+def strength(weight: float, z: Tensor, found: float, scale: float, adaptive: bool, limit: float) -> float:
+    """Return λ_eff: λ·clip((r - 1)/(r_max - 1), 0, 1), or λ as it is if not `adaptive`; r is `found`.
 
-    0 where the scale of z (B, D) has fallen to `limit`, or to where dividing by it means nothing. r is `found`.
+    0 where the `scale` of z (B, D) has fallen to `limit`, or to where dividing by it means nothing.
     """
-    share = ((found.detach() - 1.0) / max(most(z) - 1.0, 1.0)).clamp(0.0, 1.0) if adaptive else torch.ones_like(found)
-    return weight * share * ~spent(rms(z), limit)
+    share = min(max((found - 1.0) / max(most(z) - 1.0, 1.0), 0.0), 1.0) if adaptive else 1.0
+    return 0.0 if spent(scale, limit) else weight * share
 
 
-def spent(scale: Tensor, limit: float | Tensor) -> Tensor:
+def spent(scale: float, limit: float) -> bool:
     """Return whether features of root mean square `scale` have fallen below `limit`, or to nearly nothing."""
-    return (scale <= SMALLEST) | (scale < limit)
+    return scale <= SMALLEST or scale < limit
 
 
-def information_gain(without: Tensor, full: Tensor, signed: bool) -> Tensor:
-    """Return (L_without - L_full)² (M,); where `signed`, 0 for a modality whose absence helps.
+def information_gain(without: Sequence[float], full: float, signed: bool) -> list[float]:
+    """Return (L_without - L_full)² of M modalities; where `signed`, 0 for one whose absence helps.
 
-    >>> information_gain(torch.tensor([3.0, 1.0]), torch.tensor(2.0), True).tolist()
+    >>> information_gain([3.0, 1.0], 2.0, True)
     [1.0, 0.0]
     """
-    change = without - full
-    return (change.clamp(min=0) if signed else change).square()
+    return [0.0 if signed and loss < full else (loss - full) ** 2 for loss in without]
 
 
-def rewards(gains: Tensor, scale: float) -> tuple[Tensor, float]:
-    """Return gains over their decayed maximum (M,), 0 to 1, and that maximum."""
-    scale = max(DECAY * scale, gains.max().item())
-    return (gains / scale if scale > 0 else torch.zeros_like(gains)).clamp(max=1.0), scale
+def rewards(gains: Sequence[float], scale: float) -> tuple[list[float], float]:
+    """Return gains over their decayed maximum, 0 to 1, and that maximum."""
+    scale = max(DECAY * scale, *gains)
+    return [gain / scale if scale > 0 else 0.0 for gain in gains], scale
 
 
-def probabilities(weights: Tensor, explore: float, controller: str) -> Tensor:
-    """Return p_m = (1 - γ)·softmax(w)_m + γ/M (M,): never below γ/M; 1/M for `uniform`."""
-    count = len(weights)
+def probabilities(weights: Sequence[float], explore: float, controller: str) -> list[float]:
+    """Return p_m = (1 - γ)·softmax(w)_m + γ/M: never below γ/M; 1/M for `uniform`."""
+    count, top = len(weights), max(weights)
     if controller == "uniform":
-        return torch.full_like(weights, 1.0 / count)
-    return (1.0 - explore) * weights.softmax(0) + explore / count
+        return [1.0 / count] * count
+    raised = [math.exp(w - top) for w in weights]
+    total = sum(raised)
+    return [(1.0 - explore) * value / total + explore / count for value in raised]
 
 
-def rewarded(weights: Tensor, found: dict[int, float], chance: float, explore: float, controller: str) -> Tensor:
-    """Return the log-weights (M,) after the rewards (0 to 1) that were seen, their maximum at 0.
+def rewarded(
+    weights: Sequence[float], found: Mapping[int, float], chance: float, explore: float, controller: str
+) -> list[float]:
+    """Return the log-weights of M modalities after the rewards (0 to 1) that were seen, their maximum at 0.
 
     EXP3 sees one arm and divides by the chance at which it was drawn, w_a += γ/M·r_a/p_a; hedge sees every arm,
     w_m += γ/M·r_m.
     """
-    weights = weights.clone()
-    for arm, reward in found.items():
-        weights[arm] += explore / len(weights) * reward / (chance if controller == "exp3" else 1.0)
-    return weights - weights.max()
+    rate = explore / len(weights) / (chance if controller == "exp3" else 1.0)
+    raised = [w + rate * found.get(m, 0.0) for m, w in enumerate(weights)]
+    top = max(raised)
+    return [w - top for w in raised]
 
 
-def drawn(chances: Tensor, uniform: float) -> int:
+def drawn(chances: Sequence[float], uniform: float) -> int:
     """Return the arm on which a uniform number (0 to 1) falls.
 
-    >>> drawn(torch.tensor([0.25, 0.75], dtype=torch.float64), 0.3)
+    >>> drawn([0.25, 0.75], 0.3)
     1
     """
-    return min(int((chances.cumsum(0) <= uniform).sum()), len(chances) - 1)
+    return min(bisect_right(list(accumulate(chances)), uniform), len(chances) - 1)
 
 
 def readiness(age: int, warmup: int, ramp: int, top: float) -> float:
@@ -197,7 +238,7 @@ def soft_mask(fisher: Tensor, tau: float) -> Tensor:
     return level / (level + fisher)
 
 
-def clipped(vector: Tensor, limit: Tensor) -> Tensor:
-    """Return the vector (n,) shortened to the norm `limit` (0-d) where it is longer."""
-    norm = vector.norm()
-    return torch.where(norm > limit, vector * (limit / norm.clamp(min=torch.finfo(vector.dtype).tiny)), vector)
+def clipped(vector: Tensor, limit: float) -> Tensor:
+    """Return the vector (n,) shortened to the norm `limit` where it is longer."""
+    norm = vector.norm().item()
+    return vector * (limit / norm) if norm > limit else vector

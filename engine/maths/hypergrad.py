@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -44,28 +45,47 @@ class Series:
     diverged: bool
 
 
-def neumann(product: Callable[[Tensor], Tensor], g: Tensor, alpha: float, terms: int, reading: str = "ift") -> Series:
+@dataclass(frozen=True)
+class Begun:
+    """The first terms of a series: Σ_{k<j} t_k (P,), t_j (P,), and ‖t_0‖ … ‖t_j‖."""
+
+    total: Tensor
+    term: Tensor
+    norms: list[float]
+
+
+def neumann(
+    product: Callable[[Tensor], Tensor],
+    g: Tensor,
+    alpha: float,
+    terms: int,
+    reading: str = "ift",
+    begun: Begun | None = None,
+) -> Series:
     """Return the series of K = `terms` after the first, for a symmetric `product` v (P,) -> Hv and g (P,).
 
-    It stops early where ‖t_k‖ has risen three times in a row, or is no longer finite.
+    It stops early where ‖t_k‖ has risen three times in a row, or is no longer finite. What is `begun` is gone on with.
 
     >>> h = torch.tensor([1.0, 0.1], dtype=torch.float64)
     >>> [round(x, 4) for x in neumann(lambda v: h * v, torch.ones_like(h), 0.5, 400).solution.tolist()]
     [1.0, 10.0]
     """
     _known(reading)
-    term, total, norms, rises = g, torch.zeros_like(g), [g.norm().item()], 0
-    for _ in range(terms + 1):
+    begun = Begun(torch.zeros_like(g), g, [g.norm().item()]) if begun is None else begun
+    total, term, norms = begun.total, begun.term, list(begun.norms)
+    while len(norms) < terms + 2 and not _grows(norms):
         total = total + term
         image = alpha * product(term)
         term = term - image if reading == "ift" else image
         norms.append(term.norm().item())
-        rises = rises + 1 if norms[-1] > norms[-2] else 0
-        if rises == PATIENCE or not math.isfinite(norms[-1]):
-            break
-    diverged = rises == PATIENCE or not math.isfinite(norms[-1])
     solution = alpha * total if reading == "ift" else total
-    return Series(solution, term, torch.tensor(norms, dtype=torch.float64), diverged)
+    return Series(solution, term, torch.tensor(norms, dtype=torch.float64), _grows(norms))
+
+
+def _grows(norms: list[float]) -> bool:
+    """Return whether the last of the norms is no number, or the end of `PATIENCE` rises in a row."""
+    last = norms[-PATIENCE - 1 :]
+    return not math.isfinite(norms[-1]) or (len(last) > PATIENCE and all(b > a for a, b in pairwise(last)))
 
 
 def prior_bound(reading: str, rate: float, alpha: float, terms: int, size: float) -> float:
@@ -131,13 +151,42 @@ class Operator:
         return draw.to(self.theta)
 
 
-def bounds(operator: Operator, steps: int) -> tuple[float, float]:
+def krylov(operator: Operator, g: Tensor, steps: int) -> Krylov:
+    """Return a Lanczos run of at most `steps` steps from g (P,), in whose basis the first terms of a series lie."""
+    run, size = Krylov(operator, room=min(steps, operator.n)), g.norm()
+    if size > 0:
+        run.following = g / size
+    return run.extended(steps)
+
+
+def bounds(run: Krylov) -> tuple[float, float]:
     """Return estimates of λ_min from below and λ_max from above: Ritz values less and plus their residuals.
 
     A Ritz value alone errs inwards, which would make α‖H‖ < 1 look true; the residual is no proof, but errs outwards.
+    Directions that g has no part in are not seen, nor are they needed.
     """
-    values, _, residuals = Krylov(operator, room=min(steps, operator.n)).extended(steps).result().ritz()
+    values, _, residuals = run.result().ritz()
     return (values[-1] - residuals[-1]).item(), (values[0] + residuals[0]).item()
+
+
+def begun(run: Krylov, size: float, alpha: float, delta: float, terms: int, reading: str) -> Begun:
+    """Return the first terms of the series for H + δI and g of norm `size`, from a run from g: no further product.
+
+    HV = VT + βqeᵀ for the basis V, so that t_k has the coordinates of the same recurrence with T, up to t_m in (V, q).
+    """
+    found = run.result()
+    inner, m = found.matrix + delta * torch.eye(len(found.alpha), dtype=torch.float64), len(found.alpha)
+    at = torch.zeros(m + 1, dtype=torch.float64)
+    at[0] = size
+    total, norms = torch.zeros_like(at), [size]
+    while len(norms) <= min(m, terms + 1) and not _grows(norms):
+        total = total + at
+        image = alpha * torch.cat([inner @ at[:m], found.beta[-1:] * at[m - 1]])
+        at = at - image if reading == "ift" else image
+        norms.append(at.norm().item())
+    basis = found.basis if run.complete else torch.cat([found.basis, run.following[None]])
+    total, at = (x[: len(basis)].to(basis) @ basis for x in (total, at))
+    return Begun(total, at, norms)
 
 
 @dataclass(frozen=True)
@@ -173,13 +222,15 @@ def hypergradient(
 ) -> HyperGradient:
     """Return -⟨v, c_i⟩ for the rows c_i of `mixed` (n, P), with bounds ‖c_i‖·‖v_K - v‖.
 
-    `damping` is in shares of ‖H‖, `steps` are those of the Lanczos run that estimates it. Where the operator is known
+    `damping` is in shares of ‖H‖, `steps` are those of the Lanczos run from g that estimates it, and whose products are
+    the first of the series. Where the operator is known
     to be `positive` semi-definite, `ift` divides by μ = δ and the bound is rigorous for H + δI. Otherwise μ is the
     estimate of λ_min, damped only where that is not positive, by at least half as much again as it is below zero. An
     allowance for rounding is part of the certificate.
     """
     _known(reading)
-    low, high = bounds(operator, steps)
+    run, size = krylov(operator, g, steps), g.norm().item()
+    low, high = bounds(run)
     high = max(high, -low, torch.finfo(g.dtype).tiny)
     delta = 0.0
     if reading == "ift":
@@ -194,10 +245,11 @@ def hypergradient(
         alpha = 0.9 / high
         rate = alpha * high
         margin = 1.0 - rate
-    series = neumann(lambda v: operator.product(v) + delta * v, g, alpha, terms, reading)
+    first = begun(run, size, alpha, delta, terms, reading)
+    series = neumann(lambda v: operator.product(v) + delta * v, g, alpha, terms, reading, first)
     # the recurrence goes on shrinking where rounding no longer lets the solution follow it
-    eps, size = torch.finfo(g.dtype).eps, series.solution.norm().item()
-    rounding = 16 * eps * (g.norm().item() + (high + delta if reading == "ift" else 1.0) * size)
+    eps, reach = torch.finfo(g.dtype).eps, series.solution.norm().item()
+    rounding = 16 * eps * (size + (high + delta if reading == "ift" else 1.0) * reach)
     certificate = residual_bound(reading, series.residual.norm().item() + rounding, margin)
     factor = 1.0 if reading == "ift" else alpha
     values = -factor * (mixed @ series.solution)

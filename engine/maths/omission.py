@@ -4,7 +4,7 @@ should change with the weights of a collapse that is added to it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,6 +15,9 @@ from engine.maths.collapse import fisher_ends
 from engine.maths.curvature import Products, lanczos
 from engine.maths.hypergrad import GaussNewton, HyperGradient, Operator, hypergradient
 from engine.maths.krylov import twice_differentiable
+
+OMISSIONS = ("mixture", "rows", "batch")
+FILLS = ("zero", "neutral")
 
 
 class Fusing(Protocol):
@@ -54,13 +57,42 @@ class Omission:
         return self.problem.objectives(theta, self.features(features, name, theta, batch), batch)[0]["fused"]
 
     @torch.no_grad()
-    def losses(self, features: dict[str, Tensor], names: Sequence[str], theta: Tensor, batch: Any) -> tuple:
-        """Return the fused loss without each of the names (len(names),), and with all modalities (0-d); no graph."""
-        without = [self.loss(features, name, theta, batch) for name in names]
-        return torch.stack(without), self.problem.objectives(theta, features, batch)[0]["fused"]
+    def losses(self, features: dict[str, Tensor], names: Sequence[str], theta: Tensor, batch: Any) -> Tensor:
+        """Return the fused loss without each of the names, (len(names),); no graph."""
+        return torch.stack([self.loss(features, name, theta, batch) for name in names])
 
-    def gradient(self, name: str, theta: Tensor, pieces: Sequence[Any]) -> Tensor:
-        """Return the gradient (P,) of L_without over a batch in pieces, which are encoded here."""
+    @torch.no_grad()
+    def apart(self, theta: Tensor, batch: Any, slices: Mapping[str, slice], generator: torch.Generator) -> Tensor:
+        """Return for each modality, (M,) of bool, whether the loss without it is blind to the parameters it owns.
+
+        Looked up by values: at theta (P,) with noise on every entry, so that no weight that starts at zero hides a
+        path, the loss must keep its bits when the modality's own entries are drawn anew.
+        """
+
+        def drawn(like: Tensor) -> Tensor:
+            noise = torch.randn(like.shape, generator=generator, device=generator.device, dtype=torch.float32)
+            return like + 0.1 * noise.to(like)
+
+        stirred, found = drawn(theta), []
+        for name in self.problem.modalities:
+            other = stirred.clone()
+            other[slices.get(name, slice(0))] = drawn(stirred[slices.get(name, slice(0))])
+            both = [self.loss(self.problem.encode(at, batch), name, at, batch) for at in (stirred, other)]
+            found.append(torch.equal(*both))
+        return torch.tensor(found)
+
+    def dropped(
+        self, features: dict[str, Tensor], name: str, theta: Tensor, batch: Any, each: bool, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Return the features, one modality's left out in a random share ω of the rows, or in all of them at once."""
+        z, blind = features[name], self.features(features, name, theta, batch)[name]
+        out = torch.rand(len(z) if each else 1, 1, generator=generator, device=z.device) < self.share
+        return features | {name: torch.where(out, blind, z)}
+
+    def gradient(self, features: dict[str, Tensor], name: str, theta: Tensor, pieces: Sequence[Any]) -> Tensor:
+        """Return the gradient (P,) of L_without over a batch; pieces have lost their graph and are encoded anew."""
+        if features[name].requires_grad:
+            return torch.autograd.grad(self.loss(features, name, theta, pieces[0]), theta, retain_graph=True)[0]
         theta, count = theta.detach().requires_grad_(), sum(map(len, pieces))
         total = torch.zeros_like(theta, requires_grad=False)
         for piece in pieces:
@@ -68,17 +100,24 @@ class Omission:
             total = total + len(piece) / count * torch.autograd.grad(loss, theta)[0]
         return total
 
-    def pairs(self, theta: Tensor, name: str, batch: Any) -> tuple[list[tuple[Tensor, Tensor]], dict[str, Tensor]]:
-        """Return pairs of logits and a loss that is convex in them, whose losses add up to L, and the features."""
+    def pairs(
+        self, theta: Tensor, name: str, batch: Any, others: Mapping[str, Tensor] | None = None
+    ) -> tuple[list[tuple[Tensor, Tensor]], dict[str, Tensor]]:
+        """Return pairs of logits and a loss that is convex in them, whose losses add up to L, and the features.
+
+        `others` are features that stand for those of all modalities but `name`.
+        """
         clean = self.problem.encode(theta, batch)
+        if others is not None:
+            clean = {**others, name: clean[name]}
         full, logits = self.problem.objectives(theta, clean, batch)
         blind, dark = self.problem.objectives(theta, self.features(clean, name, theta, batch), batch)
         pairs = [(logits[row], loss * (1 - self.share if row == "fused" else 1)) for row, loss in full.items()]
         return [*pairs, (dark["fused"], self.share * blind["fused"])], clean
 
-    def whole(self, theta: Tensor, name: str, batch: Any) -> Tensor:
-        """Return L and all other losses in one sum (0-d)."""
-        return sum(loss for _, loss in self.pairs(theta, name, batch)[0])
+    def whole(self, theta: Tensor, name: str, batch: Any, others: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Return L and all other losses in one sum (0-d); for `others` see `pairs`."""
+        return sum(loss for _, loss in self.pairs(theta, name, batch, others)[0])
 
     def held_out(self, theta: Tensor, batch: Any) -> Tensor:
         """Return the fused loss (0-d), the mean over all modalities present and each one left out."""
@@ -89,14 +128,20 @@ class Omission:
     def curvature(
         self, theta: Tensor, name: str, batch: Any, mask: Tensor, steps: int, generator: torch.Generator
     ) -> tuple[float, float, float]:
-        """Return λ_min and λ_max of the Hessian of L in a masked block, and the residual of the former (Lanczos)."""
-        run = lanczos(lambda at: self.whole(at, name, batch), theta, steps, mask=mask, generator=generator)
+        """Return λ_min and λ_max of the Hessian of L in the block that a modality owns, `mask`, by Lanczos.
+
+        The third number is the residual of the former. Other encoders own none of the block, so products skip them.
+        """
+        with torch.no_grad():
+            others = self.problem.encode(theta, batch)
+        run = lanczos(lambda at: self.whole(at, name, batch, others), theta, steps, mask=mask, generator=generator)
         values, _, residuals = run.ritz()
         return values[-1].item(), values[0].item(), residuals[-1].item()
 
-    def along(self, theta: Tensor, name: str, batch: Any, direction: Tensor) -> float:
-        """Return the curvature of L along a direction (P,); 0 for none."""
-        unit = direction / direction.norm().clamp(min=torch.finfo(direction.dtype).tiny)
+    def along(self, theta: Tensor, name: str, batch: Any, where: slice, direction: Tensor) -> float:
+        """Return the curvature of L along a direction (n,) in a block; 0 for none."""
+        unit = torch.zeros_like(theta, requires_grad=False)
+        unit[where] = direction / direction.norm().clamp(min=torch.finfo(direction.dtype).tiny)
         return (unit @ Products(lambda at: self.whole(at, name, batch), theta)(unit)).item()
 
     def fisher(self, theta: Tensor, name: str, batch: Any, where: slice) -> tuple[float, float, float]:
@@ -120,16 +165,14 @@ class Omission:
         mask: Callable[[Tensor], Tensor],
         *,
         generator: torch.Generator,
-        matrix: str = "ggn",
-        reading: str = "ift",
-        terms: int = 20,
-        damping: float = 0.05,
+        p: Any,
     ) -> HyperGradient:
         """Return d(held-out loss on `outer`)/d(log λ, log κ) at theta for the training loss L + λ_eff(pull + κ·ratio).
 
         `collapse(features)` gives λ_eff, pull and κ·ratio. That loss is linear in λ and in λκ, so the mixed derivatives
         by log λ and log κ are the gradients of the collapse and of its second term, λ_eff held as it is; `mask` says
-        what the gate leaves of them, and the matrix is that of the loss without the gate. The Gauss-Newton matrix holds
+        what the gate leaves of them, and the matrix is that of the loss without the gate. `p` names the `matrix`, the
+        `reading` of the series, its `terms` and its `damping`. The Gauss-Newton matrix holds
         all terms but the ratio, which is not convex.
         """
         theta = theta.detach().clone().requires_grad_()
@@ -138,7 +181,7 @@ class Omission:
             pairs, clean = self.pairs(theta, name, batch)
             weight, pull, ratio = collapse(clean)
             mixed = [torch.autograd.grad(weight * f, theta, retain_graph=True)[0] for f in (pull + ratio, ratio)]
-            if matrix == "ggn":
+            if p.matrix == "ggn":
                 product: Callable = GaussNewton(theta, [*pairs, (clean[name], weight * pull)])
             else:
                 product = Products(lambda at: self._trained(at, name, batch, collapse), theta)
@@ -146,10 +189,10 @@ class Omission:
             Operator(product, theta.detach(), generator),
             aim,
             mask(torch.stack(mixed)),
-            reading=reading,
-            terms=terms,
-            damping=damping,
-            positive=matrix == "ggn",
+            reading=p.reading,
+            terms=p.terms,
+            damping=p.damping,
+            positive=p.matrix == "ggn",
         )
 
     def _trained(self, theta: Tensor, name: str, batch: Any, collapse: Callable) -> Tensor:

@@ -34,17 +34,19 @@ undoes shrinkage. In accumulated batches the collapse is per piece, and curvatur
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from engine.maths import collapse, immunity
+from engine.maths import collapse, immunity, immunity_records
 from engine.maths.collapse import CONTROLLERS, GATES
 from engine.maths.hypergrad import READINGS, HyperGradient
-from engine.maths.omission import Omission
+from engine.maths.omission import FILLS, OMISSIONS, Omission
 from engine.method import Method, knob
 from engine.problem import Batch
 from engine.records import Record
@@ -66,16 +68,8 @@ class ModalImmune(Method):
         collapse: float = knob(0.02, 0.0, 10.0, "λ: weight of the collapse; 0 is none.")
         share: float = knob(0.5, 0.0, 1.0, "ω: share of the loss without the attacked modality; 0 is none.")
         controller: str = knob("exp3", help="What chooses the modality.", choices=CONTROLLERS)
-        omission: str = knob(
-            "mixture",
-            help="Both losses mixed; or a share of the rows, or of the steps, goes without.",
-            choices=("mixture", "rows", "batch"),
-        )
-        fill: str = knob(
-            "zero",
-            help="In place of what is left out: zero, or features of the neutral input.",
-            choices=("zero", "neutral"),
-        )
+        omission: str = knob("mixture", help="Mixed losses, or a share of rows or steps without.", choices=OMISSIONS)
+        fill: str = knob("zero", help="In place of it: zero, or the features of the neutral input.", choices=FILLS)
         gain: str = knob("signed", help="Whether help by absence pays too.", choices=("signed", "squared"))
         explore: float = knob(0.3, 0.01, 1.0, "γ: share of the draws that is uniform.")
         intervene: float = knob(1.0, 0.0, 1.0, "Chance of an attack in a step, after the ramp.")
@@ -90,7 +84,7 @@ class ModalImmune(Method):
         gate: str = knob("hessian", help="What holds the collapse back.", choices=GATES)
         tau: float = knob(0.5, 0.0, 10.0, "τ: depth below zero at which the gate closes, in shares of λ_max.")
         soft_tau: float = knob(1.0, 0.001, 1000.0, "τ of the soft gate, in medians of the diagonal Fisher.", log=True)
-        gate_every: int = knob(50, 1, 100_000, "Steps between two looks at a modality's curvature.")
+        gate_every: int = knob(50, 1, 100_000, "Steps between two looks at the curvature, at each modality in turn.")
         gate_steps: int = knob(10, 2, 200, "Lanczos steps of a look.")
         meta_every: int = knob(100, 0, 100_000, "Steps between two hyper-gradients; 0 for none.")
         meta_lr: float = knob(0.01, 0.0, 0.5, "Learning rate of log λ and log κ.")
@@ -105,7 +99,10 @@ class ModalImmune(Method):
         with torch.no_grad():
             clean = view.problem.encode(view.theta, view.batch)
             immunity.suits(view.problem.modalities, view.problem.objectives(view.theta, clean, view.batch)[0])
-        state = immunity.fresh(clean, view.theta)
+        draw = view.rng.generator("modalimmune/apart", view.step)
+        blind = Omission(view.problem, 0.0, neutral=False)
+        apart = blind.apart(view.theta, view.batch.rows(slice(0, 8)), view.problem.layout.slices, draw)
+        state = immunity.fresh(clean, view.theta, apart)
         state |= immunity.following(self.params, state, view.rng, view.step)
         return state | self._looked(state, view)
 
@@ -114,67 +111,95 @@ class ModalImmune(Method):
         p, arm = self.params, self.state["arm"]
         if arm < 0 or p.omission == "mixture" or p.share == 0.0:
             return features
-        name = view.problem.modalities[arm]
-        z, blind = features[name], self._omission(view).features(features, name, view.theta, view.batch)[name]
-        generator = view.rng.generator("modalimmune/rows", view.step, z.device)
-        out = torch.rand(1 if p.omission == "batch" else len(z), 1, generator=generator, device=z.device) < p.share
-        return features | {name: torch.where(out, blind, z)}
+        name, generator = (
+            view.problem.modalities[arm],
+            view.rng.generator("modalimmune/rows", view.step, view.theta.device),
+        )
+        return self._omission(view).dropped(features, name, view.theta, view.batch, p.omission == "rows", generator)
 
     def losses(self, view: View) -> Tensor:
-        """Return λ_eff·(mean(z - g)²/s² + κ·r(Σ)) for the attacked modality's features z, or 0."""
-        name = self._attacked(view)
-        if not name or not view.clean[name].requires_grad or len(view.clean[name]) < 2:
-            return view.theta[:0].sum()
-        weight, pull, ratio = self._collapse(view.clean, name, view)
-        return weight * (pull + ratio)
+        """Return λ_eff·(mean(z - g)²/s² + κ·r(Σ)) for the attacked modality's features z, or 0.
+
+        Where the gradient without the modality cannot meet this one, it rides on the row with the value 0, so that one
+        backward pass finds both; `gradients` takes them apart.
+        """
+        name, total = self._attacked(view), view.theta[:0].sum()
+        if name and view.clean[name].requires_grad and len(view.clean[name]) > 1:
+            weight, pull, ratio = self._collapse(view.clean, name, view)
+            total = weight * (pull + ratio)
+        if self._rides:
+            name = view.problem.modalities[self.state["arm"]]
+            blind = self.params.share * self._omission(view).loss(view.features, name, view.theta, view.batch)
+            total = total + (blind - blind.detach())
+        return total
 
     def gradients(self, grads: Tensor, view: View) -> Tensor:
         """Return the rows (K, P): the fused one mixed with that of L_without, the destructive one gated and clipped."""
-        p, arm, name, rows = self.params, self.state["arm"], self._attacked(view), list(view.losses)
-        mixes = arm >= 0 and p.omission == "mixture" and p.share > 0.0
-        if not (mixes or name):
+        p, name, rows = self.params, self._attacked(view), list(view.losses)
+        if not (self._mixes or name):
             return grads
         grads, fused, own = grads.clone(), rows.index("fused"), rows.index("reg/modalimmune")
-        if mixes:
-            grads[fused] = grads[fused].lerp(self._gradient_without(view.problem.modalities[arm], view), p.share)
+        where = view.problem.layout.slices[name] if name else slice(0)
+        push = view.raw[own, where]
+        if self._rides:
+            grads[own] = 0.0
+            grads[fused] = grads[fused].mul(1.0 - p.share).add_(view.raw[own])
+            grads[fused, where] -= push
+        elif self._mixes:
+            lost, pieces = view.problem.modalities[self.state["arm"]], view.batch.chunks(view.problem.micro)
+            blind = self._omission(view).gradient(view.features, lost, view.theta, pieces)
+            grads[fused] = grads[fused].lerp(blind, p.share)
         if name:
-            where = view.problem.layout.slices[name]
             main = sum(grads[i, where] for i, row in enumerate(rows) if not row.startswith("reg/"))
-            push = grads[own, where] - p.feedback * view.raw[fused, where]
-            grads[own, where] = collapse.clipped(self._mask(push, name, view) * push, p.clip * main.norm())
+            push = push - p.feedback * view.raw[fused, where]
+            grads[own, where] = collapse.clipped(self._mask(push, name, view) * push, p.clip * main.norm().item())
         return grads
 
     def commit(self, view: View) -> dict[str, Any]:
         """Return the state with this step's rewards, scales and curvature in it, and the arm of the next step."""
-        p, arm, found, names = self.params, self.state["arm"], immunity.scales(view.clean), view.problem.modalities
-        state = self.state | immunity.watched(self.state, view.clean, found) | {"age": self.state["age"] + 1}
-        rows = list(view.losses)
-        if p.gate == "soft":
-            square = view.raw[rows.index("fused")].square()
-            state["fisher"] = state["fisher"].lerp(square, 1 - immunity.AVERAGE)
+        p, arm, names, rows = self.params, self.state["arm"], view.problem.modalities, list(view.losses)
+        sound = math.isfinite(view.losses["fused"])
+        changes, scales = immunity.watched(p, self.state, view.clean, view.raw[rows.index("fused")], sound)
+        state = self.state | changes
         if arm >= 0:
             arms = [arm] if p.controller == "exp3" else list(range(len(names)))
             state |= immunity.paid(p, state, arms, *self._losses_without([names[m] for m in arms], view))
-            pushed, kept = (x[rows.index("reg/modalimmune")].any().item() for x in (view.raw, view.grads))
-            state |= immunity.counted(p, state, found, pushed and not kept)
+            where, own = view.problem.layout.slices.get(names[arm], slice(0)), rows.index("reg/modalimmune")
+            pushed, kept = (x[own, where].any().item() for x in (view.raw, view.grads))
+            state |= immunity.counted(p, state, scales, pushed and not kept)
             due = p.meta_every and state["age"] - state["tuned"] >= p.meta_every
-            if due and pushed and kept and p.collapse > 0 and torch.isfinite(view.losses["fused"]):
+            if due and pushed and kept and p.collapse > 0 and sound:
                 state |= immunity.tuned(p, state, self._hypergradient(names[arm], view))
         state |= immunity.following(p, state, view.rng, view.step + 1)
         return state | self._looked(state, view)
 
     def report(self, view: View) -> Iterator[Record]:
         """Yield controller, spectra, gate, destructive gradient and hyper-gradients as they stand."""
-        p, state, names = self.params, self.state, view.problem.modalities
+        names, state = view.problem.modalities, self.state
         without, full = self._losses_without(names, view)
-        yield from immunity.about_the_controller(p, state, names, (without - full).cpu(), len(view.batch))
-        yield from immunity.about_the_spectra(p, state, view.clean)
-        yield from immunity.about_the_gate(p, state, names)
-        yield from immunity.about_the_push(view.raw, view.grads, list(view.losses), len(view.batch))
-        yield from immunity.about_the_meta(p, state)
+        change = [loss - full for loss in without]
+        step, arm = state["trace"][view.step % immunity.WINDOW, :2].int().tolist()
+        attacked = names[arm] if step == view.step and arm >= 0 else ""
+        where = view.problem.layout.slices.get(attacked, slice(0))
+        blocks = view.raw[:, where], view.grads[:, where]
+        yield from immunity_records.records(self.params, state, view.clean, change, blocks, list(view.losses))
 
     def _omission(self, view: View) -> Omission:
         return Omission(view.problem, self.params.share, self.params.fill == "neutral")
+
+    def _piece(self, view: View) -> Batch:
+        """Return the rows on which curvature is measured."""
+        return view.batch.chunks(view.problem.micro)[0]
+
+    @property
+    def _mixes(self) -> bool:
+        """Whether the fused row of this step is a mixture of both losses' gradients."""
+        return self.state["arm"] >= 0 and self.params.omission == "mixture" and self.params.share > 0.0
+
+    @property
+    def _rides(self) -> bool:
+        """Whether the row of the collapse carries the gradient of L_without as well."""
+        return self._mixes and self.params.fill == "zero" and bool(self.state["apart"][self.state["arm"]])
 
     def _attacked(self, view: View) -> str:
         """Return the modality that is collapsed in this step; empty for none, or where no parameter would be."""
@@ -182,73 +207,49 @@ class ModalImmune(Method):
         name = view.problem.modalities[arm] if arm >= 0 and (p.collapse > 0 or p.feedback > 0) else ""
         return name if name in view.problem.layout.slices else ""
 
-    def _collapse(self, clean: dict[str, Tensor], name: str, view: View) -> tuple[Tensor, Tensor, Tensor]:
-        """Return λ_eff, the pull, and κ times the ratio (0-d each) of one modality's features."""
+    def _collapse(self, clean: dict[str, Tensor], name: str, view: View, twice: bool = False) -> tuple:
+        """Return λ_eff, the pull, and κ times the ratio (0-d both) of one modality's features."""
         p, z, (weight, kappa) = self.params, clean[name], immunity.weights(self.params, self.state)
-        pull, ratio = collapse.terms(z, view.rng.normal("modalimmune", view.step, z), p.target)
+        found = collapse.terms(z, view.rng.normal("modalimmune", view.step, z), p.target, twice)
         limit = p.floor * self.state["reference"][view.problem.modalities.index(name)].item()
-        return collapse.strength(weight, z, ratio, p.adaptive, limit), pull, kappa * ratio
+        strength = collapse.strength(weight, z, found.ratio.item(), found.scale, p.adaptive, limit)
+        return strength, found.pull, kappa * found.ratio
 
-    def _losses_without(self, names: Sequence[str], view: View) -> tuple[Tensor, Tensor]:
-        base = view.features if self.params.omission == "mixture" else view.clean
-        return self._omission(view).losses(base, names, view.theta, view.batch)
-
-    def _gradient_without(self, name: str, view: View) -> Tensor:
-        """Return the gradient (P,) of the fused loss without a modality; pieces are encoded anew, without noise."""
-        if not view.features[name].requires_grad:
-            return self._omission(view).gradient(name, view.theta, view.batch.chunks(view.problem.micro))
-        loss = self._omission(view).loss(view.features, name, view.theta, view.batch)
-        return torch.autograd.grad(loss, view.theta, retain_graph=True)[0]
+    def _losses_without(self, names: Sequence[str], view: View) -> tuple[list[float], float]:
+        """Return the fused loss without each of the names, and with all modalities."""
+        if self.params.omission == "mixture":
+            base, full = view.features, view.losses["fused"]
+        else:
+            base, full = view.clean, view.problem.objectives(view.theta, view.clean, view.batch)[0]["fused"]
+        return self._omission(view).losses(base, names, view.theta, view.batch).tolist(), full.item()
 
     def _mask(self, push: Tensor, name: str, view: View) -> Tensor | float:
         """Return what the gate leaves of a destructive gradient (…, n): a factor, or one for each entry."""
-        p, gate, m = self.params, self.state["gate"], view.problem.modalities.index(name)
-        where, largest = view.problem.layout.slices[name], gate["largest"][m].item()
-        if p.gate == "soft":
-            return collapse.soft_mask(self.state["fisher"][where], p.soft_tau)
-        if p.gate == "directional":
-            whole = torch.zeros_like(view.theta, requires_grad=False)
-            whole[where] = push.detach()
-            along = self._omission(view).along(view.theta, name, view.batch.chunks(view.problem.micro)[0], whole)
-            return 0.0 if collapse.too_steep(along, largest, p.tau, view.rate.lr) else 1.0
-        return 0.0 if p.gate != "off" and collapse.closed(gate["smallest"][m].item(), largest, p.tau) else 1.0
+        m, where, batch = view.problem.modalities.index(name), view.problem.layout.slices[name], self._piece(view)
+        along = partial(self._omission(view).along, view.theta, name, batch, where)
+        return immunity.mask(self.params, self.state, m, where, push, view.rate.lr, along)
 
     def _looked(self, state: dict[str, Any], view: View) -> dict[str, Any]:
-        """Return the gate after a look at the curvature of the next arm's encoder, where one is due."""
-        p, layout, name = self.params, view.problem.layout, view.problem.modalities[state["arm"]]
-        broken = view.losses is not None and not torch.isfinite(view.losses["fused"])
-        if broken or name not in layout.slices or not immunity.due(p, state):
+        """Return the gate after a look at the curvature of an encoder, where one is due."""
+        p, layout, names = self.params, view.problem.layout, view.problem.modalities
+        m = immunity.due(p, state, [name in layout.slices for name in names])
+        if m < 0 or (view.losses is not None and not math.isfinite(view.losses["fused"])):
             return {}
-        omission, batch = self._omission(view), view.batch.chunks(view.problem.micro)[0]
+        omission, batch = self._omission(view), self._piece(view)
         if p.gate == "literal":
-            found = omission.fisher(view.theta, name, batch, layout.slices[name])
+            found = omission.fisher(view.theta, names[m], batch, layout.slices[names[m]])
         else:
             generator = view.rng.generator("modalimmune/gate", view.step)
-            found = omission.curvature(view.theta, name, batch, layout.mask(name), p.gate_steps, generator)
-        return immunity.seen(state, *found)
+            found = omission.curvature(view.theta, names[m], batch, layout.mask(names[m]), p.gate_steps, generator)
+        return immunity.seen(state, m, *found)
 
     def _hypergradient(self, name: str, view: View) -> HyperGradient:
         """Return d(held-out loss)/d(log λ, log κ) for the loss of this step, certified for the gate that let it act."""
-        p, batch, where = self.params, view.batch.chunks(view.problem.micro)[0], view.problem.layout.slices[name]
-
-        def mask(mixed: Tensor) -> Tensor:
-            left = mixed.clone()
-            left[:, where] *= self._mask(mixed[:, where], name, view) if p.gate == "soft" else 1.0
-            return left
-
-        return self._omission(view).hypergradient(
-            view.theta,
-            name,
-            batch,
-            self._outer(len(batch), view),
-            lambda clean: self._collapse(clean, name, view.having(batch=batch)),
-            mask,
-            generator=view.rng.generator("modalimmune/meta", view.step),
-            matrix=p.matrix,
-            reading=p.reading,
-            terms=p.terms,
-            damping=p.damping,
-        )
+        p, batch, draw = self.params, self._piece(view), view.rng.generator("modalimmune/meta", view.step)
+        view, outer, where = view.having(batch=batch), self._outer(len(batch), view), view.problem.layout.slices[name]
+        terms = partial(self._collapse, name=name, view=view, twice=p.matrix == "hessian")
+        mask = partial(immunity.softened, p, self.state, where)
+        return self._omission(view).hypergradient(view.theta, name, batch, outer, terms, mask, generator=draw, p=p)
 
     def _outer(self, count: int, view: View) -> Batch:
         """Return the rows that judge λ and κ: drawn from the validation rows, or of the next training batch."""

@@ -11,10 +11,12 @@ from engine.maths.hypergrad import (
     READINGS,
     GaussNewton,
     Operator,
+    begun,
     bounds,
     certain,
     certified_step,
     hypergradient,
+    krylov,
     neumann,
     prior_bound,
     residual_bound,
@@ -228,10 +230,40 @@ def test_bounds_err_outwards():
     for seed in range(10):
         matrix = spd(40, seed) - 0.1 * torch.eye(40, dtype=DOUBLE)
         values = torch.linalg.eigvalsh(matrix)
-        low, high = bounds(operator(matrix), 40)
+        low, high = bounds(krylov(operator(matrix), torch.randn(40, generator=draw(seed), dtype=DOUBLE), 40))
         assert low <= values[0] + 1e-9
         assert high >= values[-1] - 1e-9
         assert high == pytest.approx(values[-1].item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize("steps", [1, 4, 12, 40])
+def test_the_first_terms_come_from_the_basis_and_cost_no_product(reading, steps):
+    """Against the plain recurrence, with K below, at and above the length of the run; a short one spans all of R^12."""
+    matrix, g = spd(12, 3), torch.randn(12, generator=draw(8), dtype=DOUBLE)
+    alpha, delta = 0.7, 0.05
+    for terms in (0, 2, 3, 4, 11, 12, 25):
+        count = []
+        where = operator(matrix)
+        run = krylov(where, g, steps)
+
+        def product(v, count=count):
+            count.append(1)
+            return matrix @ v + delta * v
+
+        head = begun(run, g.norm().item(), alpha, delta, terms, reading)
+        found = neumann(product, g, alpha, terms, reading, head)
+        plain = neumann(lambda v: matrix @ v + delta * v, g, alpha, terms, reading)
+        torch.testing.assert_close(found.solution, plain.solution, atol=1e-12, rtol=1e-10)
+        torch.testing.assert_close(found.residual, plain.residual, atol=1e-12, rtol=1e-10)
+        torch.testing.assert_close(found.norms, plain.norms, atol=1e-12, rtol=1e-10)
+        assert len(count) == max(terms + 1 - min(steps, 12), 0)
+
+
+def test_a_gradient_of_nothing_has_a_hyper_gradient_of_nothing():
+    found = hypergradient(operator(spd(5, 0)), torch.zeros(5, dtype=DOUBLE), torch.eye(5, dtype=DOUBLE))
+    assert not found.values.any()
+    assert not certain(found.values, found.errors).any()
 
 
 def test_gauss_newton_equals_the_dense_one_and_is_positive():

@@ -1,0 +1,46 @@
+"""What the tests of ModalImmune share: knobs for short runs, one step, and the built-in networks on planted data."""
+
+import copy
+
+from engine import networks, objectives
+from engine.config import RunSettings
+from engine.data import planted
+from engine.methods.modalimmune import ModalImmune
+from engine.problem import Multimodal
+from engine.rng import Rng
+from engine.step import train_step
+from tests import tiny
+
+NOW = {"warmup": 0, "ramp": 0}
+NAMES = tuple(tiny.WIDTHS)
+
+
+def knobs(**values):
+    """Attacks from the first step on, no gate and no hyper-gradient unless asked for."""
+    return ModalImmune.Params(**({"gate": "off", "meta_every": 0} | NOW | values))
+
+
+def arms(stack) -> list[int]:
+    """The arm of each step, the coming one included."""
+    trace = stack.methods["modalimmune"].state["trace"]
+    return trace[trace[:, 0] >= 0][:, 1].int().tolist()
+
+
+def one_step(params, problem=None, steps=1, settings=None):
+    """The last view, the method as it was in that step, and the problem."""
+    problem = tiny.problem(heads=True) if problem is None else problem
+    state, optimizer, stack, rng = tiny.started(problem, [ModalImmune(params)], settings or tiny.sgd(0.1))
+    for _ in range(steps):
+        before = copy.copy(stack.methods["modalimmune"])
+        state, view = train_step(state, problem, optimizer, stack, rng)
+    return view, before, problem
+
+
+def built(unique="2.0,1.0", rows=300, batch=64, change=None, **settings) -> Multimodal:
+    """Planted evidence with the built-in networks; `change` acts on the data set."""
+    data = planted.planted(planted.Params(unique=unique, rows=rows), Rng(0))
+    data = data if change is None else change(data)
+    own = RunSettings(**({"width": 8, "hidden": 12, "probe_rows": 16} | settings))
+    build = lambda: networks.build(data, own)  # noqa: E731
+    objective = objectives.build(own, data)
+    return Multimodal("planted", "Planted", data.batches(), build, objective, Rng(0), batch=batch, micro=own.micro)
