@@ -95,5 +95,9 @@ class OgmGe(Method):
         """Yield the lead and the coefficient of each modality."""
         for name, lead in ratios(view).items():
             factor = float(coefficient(lead, self.params.alpha))
-            yield Scalar(f"ogm_ge/lead/{name}", float(lead), n=len(view.batch), mode="score / smallest other score")
-            yield Scalar(f"ogm_ge/coefficient/{name}", factor, n=len(view.batch), mode="factor on encoder gradients")
+            n, how = len(view.batch), "score / smallest other score"
+            draw = {"panel": "Lead ρ", "place": 1, "ylog": True, "levels": {"balance": 1.0}}
+            yield Scalar(f"ogm_ge/lead/{name}", float(lead), n=n, mode=how, draw=draw)
+            how = "factor on encoder gradients; below 1 for a leader alone"
+            draw = {"panel": "Factor k on the encoder's gradients", "place": 2}
+            yield Scalar(f"ogm_ge/coefficient/{name}", factor, n=n, mode=how, draw=draw)
