@@ -47,6 +47,12 @@ _ROWS = {
     "usual": "τ, r of the mean scores of all steps before",
     "coefficient": "κ, factor on the gradient that enters the response",
 }
+_PANELS = {
+    "coefficient": {"panel": "Factor κ on each response's gradient", "place": 1, "ylog": True, "levels": {"": 1.0}},
+    "ratio": {"panel": "Lead r beside the usual one", "place": 2, "ylog": True, "label": "now"},
+    "usual": {"panel": "Lead r beside the usual one", "place": 2, "label": "usual", "role": "expected"},
+    "score": {"panel": "Cross-entropy of each response", "place": 3, "y": "nats"},
+}
 
 
 def score(response: Tensor, y: Tensor) -> Tensor:
@@ -146,7 +152,7 @@ class Agm(Method):
         """Yield score, ratio, usual ratio and coefficient of each modality at the last step."""
         for (what, mode), values in zip(_ROWS.items(), self.state["last"].tolist(), strict=True):
             for name, value in zip(view.problem.modalities, values, strict=True):
-                yield Scalar(f"agm/{what}/{name}", value, n=len(view.batch), mode=mode)
+                yield Scalar(f"agm/{what}/{name}", value, n=len(view.batch), mode=mode, draw=_PANELS[what])
 
     @torch.no_grad()
     def _measured(self, view: View) -> Tensor:

@@ -66,6 +66,28 @@ def expected_cosine(sigma: float) -> float:
     return 1.0 / math.sqrt(1.0 + sigma**2)
 
 
+_PANELS = {
+    "ratio": {
+        "panel": "Noise beside the gradient",
+        "place": 1,
+        "note": "Noise goes with each part's own gradients: a part with small gradients gets little.",
+    },
+    "share": {"panel": "Where the noise goes", "place": 3, "y": "share of noise power"},
+    "layers": {"panel": "Noise in one step, by tensor", "place": 4, "y": "standard deviation", "ylog": True},
+    "bound": {
+        "panel": "Largest stable curvature",
+        "place": 5,
+        "ylog": True,
+        "y": "λ",
+        "note": "Noise that grows with the curvature lowers it: sharper minima throw the run out.",
+    },
+    "shape": {"panel": "How uneven the noise is", "place": 6, "ylog": True, "note": "Isotropic noise is at 1 and 1 %."},
+    "sigma": {"panel": "Noise strength σ", "place": 7},
+}
+_TURN = {"panel": "Does the step still follow the gradient?", "place": 2, "y": "cosine"}
+_NOISY, _PLAIN = {"label": "with the noise"}, {"label": "without", "role": "limit"}
+
+
 class Gani(Method):
     """Anisotropic exploration after the descent."""
 
@@ -101,10 +123,15 @@ class Gani(Method):
         sigma = maths.strength(p, seen, view.step, len(view.batch), rate)
         resting = maths.annealed(p.anneal, view.step, rate.horizon, p.rest) == 0.0
         how = f"{p.mode}, {p.sizing}" + ("; none any more, so that the run settles" if resting else "")
-        yield Scalar("gani/sigma", sigma, n=seen, mode=how, draw={"title": "Noise strength σ"})
+        yield Scalar("gani/sigma", sigma, n=seen, mode=how, draw=_PANELS["sigma"])
         yield Scalar("gani/clipped", float(self.state["clipped"]), n=seen, mode="steps clipped since switched on")
         yield Scalar("gani/nonfinite", float(self.state["nonfinite"]), n=seen, mode="gradients left out")
-        yield Scalar("gani/alignment", float(cosine(view.moved, -view.grad)), mode="cos(step taken, -gradient)")
+        yield Scalar(
+            "gani/alignment",
+            float(cosine(view.moved, -view.grad)),
+            mode="cos(step taken, -gradient)",
+            draw=_TURN | {"label": "taken"},
+        )
         power = maths.weighed(p, self.state, view.problem.layout) if sigma > 0 else None
         gains = {} if power is None else self._gains(view)
         if rate.optimizer == "sgd" and not rate.nesterov and rate.lr > 0:
@@ -128,13 +155,14 @@ class Gani(Method):
         rate, p = view.rate, self.params
         edge = {"lr": rate.lr, "momentum": rate.momentum, "sigma": sigma, "placement": p.placement}
         how = "closed loop of `second`, diagonal Hessian; σ²·Σu⁴ for σ² where the top eigenvector u is spread"
-        draw = {"title": "Largest stable curvature with the noise", "edge": edge}
-        yield Scalar("gani/lambda_bound", stability_bound(**edge), mode=how, draw=draw)
+        draw = _PANELS["bound"]
+        yield Scalar("gani/lambda_bound", stability_bound(**edge), mode=how, draw=draw | _NOISY | {"edge": edge})
         plain = stability_bound(rate.lr, 0.0, rate.momentum)
-        yield Scalar("gani/lambda_edge", plain, mode="2(1+μ)/lr", draw={"title": "Largest stable curvature, no noise"})
+        yield Scalar("gani/lambda_edge", plain, mode="2(1+μ)/lr", draw=draw | _PLAIN)
         even = p.kappa == "1" and p.exclude == "none"
         if p.mode == "second" and p.sizing != "relative" and rate.momentum == 0 and even:
-            yield Scalar("gani/alignment_expected", expected_cosine(sigma), mode="1/√(1+σ²), where v̂ ≈ g²")
+            draw = _TURN | {"label": "expected", "role": "expected"}
+            yield Scalar("gani/alignment_expected", expected_cosine(sigma), mode="1/√(1+σ²), where v̂ ≈ g²", draw=draw)
 
     def _noise(self, sigma: float, power: Tensor, view: View) -> Iterator[Record]:
         p, lr, layout = self.params, view.rate.lr, view.problem.layout
@@ -147,16 +175,20 @@ class Gani(Method):
         layers = lr * sigma * torch.stack([block.mean() for block in layout.blocks(power).values()]).sqrt()
         ratios, shape, shares, layers = (part.tolist() for part in (ratios, shape, shares, layers))
         for part, value in zip(layout.slices, ratios, strict=True):
-            yield Scalar(f"gani/noise_to_gradient/{part}", value, n=1, mode="‖noise‖/‖gradient‖ of this step")
+            how = "‖noise‖/‖gradient‖ of this step"
+            yield Scalar(f"gani/noise_to_gradient/{part}", value, n=1, mode=how, draw=_PANELS["ratio"])
         yield Scalar("gani/noise_to_update", shape[2], n=1, mode="‖noise step‖/‖step taken‖")
         how = "(Σc)²/(P·Σc²); 1 is isotropic"
-        yield Scalar("gani/participation", shape[0], mode=how, draw={"title": "Participation ratio"})
-        yield Scalar("gani/top_share", shape[1], mode="noise power in the top 1 % of coordinates")
-        yield Bars("gani/noise_share", np.array(list(layout.slices)), np.array(shares), mode="share of noise power")
+        draw = _PANELS["shape"]
+        yield Scalar("gani/participation", shape[0], mode=how, draw=draw | {"label": "participation ratio"})
+        how = "noise power in the top 1 % of coordinates"
+        yield Scalar("gani/top_share", shape[1], mode=how, draw=draw | {"label": "share of the top 1 %"})
+        parts, how = np.array(list(layout.slices)), "share of noise power"
+        yield Bars("gani/noise_share", parts, np.array(shares), mode=how, draw=_PANELS["share"])
         yield Bars(
             "gani/noise_std",
             np.array(list(layout.shapes)),
             np.array(layers),
             mode="root mean square over a tensor, before the clip",
-            draw={"title": "Noise in one step", "y": "standard deviation", "ylog": True},
+            draw=_PANELS["layers"],
         )

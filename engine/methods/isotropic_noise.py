@@ -65,13 +65,15 @@ class IsotropicNoise(Method):
         """Yield the strength σ, the noise's expected size beside the gradient's, and the counters."""
         p, seen = self.params, self.state["seen"]
         sigma = maths.strength(p, seen, view.step, len(view.batch), view.rate)
-        yield Scalar("isotropic_noise/sigma", sigma, n=seen, mode=f"{p.mode}, {p.sizing}")
+        draw = {"panel": "Noise strength σ", "place": 2}
+        yield Scalar("isotropic_noise/sigma", sigma, n=seen, mode=f"{p.mode}, {p.sizing}", draw=draw)
         yield Scalar("isotropic_noise/clipped", float(self.state["clipped"]), n=seen, mode="steps clipped")
         yield Scalar("isotropic_noise/nonfinite", float(self.state["nonfinite"]), n=seen, mode="gradients left out")
         if sigma > 0 and p.sizing != "relative":
             power = maths.weighed(p, self.state, view.problem.layout).sum()
             ratio = sigma * float(power.sqrt() / view.grad.norm())
-            yield Scalar("isotropic_noise/noise_to_gradient", ratio, mode="expected, before the clip")
+            draw = {"panel": "Noise beside the gradient", "place": 1}
+            yield Scalar("isotropic_noise/noise_to_gradient", ratio, mode="expected, before the clip", draw=draw)
 
     def _levelled(self, power: Tensor, layout: Layout) -> Tensor:
         return maths.uniform(power, layout.sizes if self.params.level == "tensor" else None).sqrt()

@@ -138,10 +138,17 @@ class MMPareto(Method):
             values = torch.stack([cosine, (g @ u <= 0).to(g.dtype), c, longer]).tolist()
             about = {"n": len(view.batch)}
             how = "cos of the fused and the encoder's own gradient"
-            yield Scalar(f"mmpareto/cosine/{name}", values[0], **about, mode=how)
+            draw = {"panel": "Do fused and own gradient agree?", "place": 1, "y": "cosine", "levels": {"": 0.0}}
+            yield Scalar(f"mmpareto/cosine/{name}", values[0], **about, mode=how, draw=draw)
             yield Scalar(f"mmpareto/conflict/{name}", values[1], **about, mode="1 where the cosine is not positive")
-            yield Scalar(f"mmpareto/weight/{name}", values[2], **about, mode="weight c of the fused gradient")
-            yield Scalar(f"mmpareto/length/{name}", values[3], **about, mode="‖gradient taken‖/‖plain sum‖, encoder")
+            draw = {"panel": "Weight of the fused gradient", "place": 2, "levels": {"agreement: ½": 0.5}}
+            yield Scalar(f"mmpareto/weight/{name}", values[2], **about, mode="weight c", draw=draw)
+            draw = {
+                "panel": "Length beside the plain sum",
+                "place": 3,
+                "levels": {f"γ = {self.params.gamma:g}": self.params.gamma},
+            }
+            yield Scalar(f"mmpareto/length/{name}", values[3], **about, mode="‖taken‖/‖plain sum‖, encoder", draw=draw)
 
     def _pair(self, grads: Tensor, where: list[slice], fused: int, row: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return an encoder's two gradients (n,), (n,) and the weight (0-d) of the first."""

@@ -141,11 +141,14 @@ class ModDrop(Method):
         lost = (~mask).double().mean(0).tolist()
         for name, found, expected in zip(names, lost, realised(rates, p.rescue), strict=True):
             error = math.sqrt(expected * (1 - expected) / draws)
-            yield Scalar(f"moddrop/rate/{name}", found, error, n=draws, mode=f"lost in this step, per {p.per}")
-            yield Scalar(f"moddrop/rate_expected/{name}", expected, mode=f"in expectation, {p.rescue}")
+            draw = {"panel": "How often each modality is lost", "place": 1, "y": "share of rows"}
+            how = f"lost in this step, per {p.per}"
+            yield Scalar(f"moddrop/rate/{name}", found, error, n=draws, mode=how, draw=draw | {"label": "lost"})
+            draw |= {"label": "expected", "role": "expected"}
+            yield Scalar(f"moddrop/rate_expected/{name}", expected, mode=f"in expectation, {p.rescue}", draw=draw)
         counts = torch.bincount(mask.sum(1), minlength=len(names) + 1).double() / batch
         labels = np.array([str(k) for k in range(len(names) + 1)])
-        draw = {"title": "Modalities left", "x": "modalities", "y": "share of rows"}
+        draw = {"panel": "Modalities left", "place": 2, "x": "modalities", "y": "share of rows"}
         yield Bars("moddrop/left", labels, counts.cpu().numpy(), n=draws, mode=f"this step, per {p.per}", draw=draw)
 
     def _rates(self, modalities: tuple[str, ...]) -> list[float]:

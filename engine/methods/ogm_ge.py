@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,9 +42,8 @@ def coefficient(lead: Tensor, alpha: float) -> Tensor:
 
 
 def alone(view: View) -> dict[str, Tensor]:
-    """Return modality to the logits (B, C) that it gives by itself, without graph; refused without classes."""
+    """Return modality to the logits (B, C) that it gives by itself, without graph."""
     problem = view.problem
-    unimodal.comparable("OGM-GE", problem.modalities, view.batch.y, view.logits)
     fused = unimodal.fused_by(problem.objectives, view.theta, view.batch)
     return unimodal.alone(problem.modalities, view.logits, view.features, fused)
 
@@ -71,6 +71,18 @@ class OgmGe(Method):
         start: int = knob(0, 0, 10_000_000, "First step of modulation.")
         stop: int = knob(0, 0, 10_000_000, "Step at which modulation ends; 0 for never.")
 
+    def init(self, view: View) -> dict[str, Any]:
+        """Return no state, after a look at whether modalities can be compared.
+
+        Raises:
+            InputError: the problem has no classes, or one modality.
+        """
+        problem, few = view.problem, view.batch.rows(slice(0, 2))
+        with torch.no_grad():
+            _, logits = problem.objectives(view.theta, problem.encode(view.theta, few), few)
+        unimodal.comparable(self.title, problem.modalities, few.y, logits)
+        return {}
+
     def gradients(self, grads: Tensor, view: View) -> Tensor:
         """Return the rows (K, P) with the leading encoders' slices scaled and noise in the first row."""
         p = self.params
@@ -95,5 +107,9 @@ class OgmGe(Method):
         """Yield the lead and the coefficient of each modality."""
         for name, lead in ratios(view).items():
             factor = float(coefficient(lead, self.params.alpha))
-            yield Scalar(f"ogm_ge/lead/{name}", float(lead), n=len(view.batch), mode="score / smallest other score")
-            yield Scalar(f"ogm_ge/coefficient/{name}", factor, n=len(view.batch), mode="factor on encoder gradients")
+            n, how = len(view.batch), "score / smallest other score"
+            draw = {"panel": "Lead ρ", "place": 1, "ylog": True, "levels": {"balance": 1.0}}
+            yield Scalar(f"ogm_ge/lead/{name}", float(lead), n=n, mode=how, draw=draw)
+            how = "factor on encoder gradients; below 1 for a leader alone"
+            draw = {"panel": "Factor k on the encoder's gradients", "place": 2}
+            yield Scalar(f"ogm_ge/coefficient/{name}", factor, n=n, mode=how, draw=draw)

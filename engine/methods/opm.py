@@ -98,9 +98,14 @@ class Opm(Method):
             lost = ((view.features[name] == 0) & (view.clean[name] != 0)).double().mean()
             how = "share of features at zero after all methods that were not"
             q = float(self._probability(lead))
-            yield Scalar(f"opm/lead/{name}", float(lead), **about, mode="score / smallest other score, before the drop")
-            yield Scalar(f"opm/probability/{name}", q, **about, mode="probability of a drop in a treated batch")
-            yield Scalar(f"opm/dropped/{name}", float(lost), **about, mode=how)
+            draw = {"panel": "Lead ρ before the drop", "place": 1, "ylog": True, "levels": {"balance": 1.0}}
+            yield Scalar(f"opm/lead/{name}", float(lead), **about, mode="score / smallest other score", draw=draw)
+            draw = {"panel": "Rows dropped", "place": 2, "y": "share of rows"}
+            mode = "probability of a drop in a treated batch"
+            yield Scalar(
+                f"opm/probability/{name}", q, **about, mode=mode, draw=draw | {"label": "q", "role": "expected"}
+            )
+            yield Scalar(f"opm/dropped/{name}", float(lost), **about, mode=how, draw=draw | {"label": "dropped"})
 
     def _treated(self, view: View) -> bool:
         return float(torch.rand((), generator=view.rng.generator("opm/execute", view.step))) < self.params.execute

@@ -139,9 +139,14 @@ class Pmr(Method):
             right = float((similar[name].argmax(-1) == y).double().mean())
             beta = float(strength(lead, self.params.weights == "graded"))
             about = {"n": len(y)}
-            yield Scalar(f"pmr/lead/{name}", float(lead), **about, mode="prototype score / smallest other score")
-            yield Scalar(f"pmr/weight/{name}", beta, **about, mode="β, before α; 0 unless the modality is behind")
-            yield Scalar(f"pmr/accuracy/{name}", right, **about, mode="nearest prototype, training batch")
+            draw = {"panel": "Lead ρ of the prototypes", "place": 1, "ylog": True, "levels": {"balance": 1.0}}
+            how = "prototype score / smallest other score"
+            yield Scalar(f"pmr/lead/{name}", float(lead), **about, mode=how, draw=draw)
+            draw = {"panel": "Weight β of the prototype loss", "place": 2}
+            how = "before α; 0 unless the modality is behind"
+            yield Scalar(f"pmr/weight/{name}", beta, **about, mode=how, draw=draw)
+            draw = {"panel": "Accuracy of the nearest prototype", "place": 3}
+            yield Scalar(f"pmr/accuracy/{name}", right, **about, mode="training batch", draw=draw)
         yield Scalar("pmr/classes", float(known.sum()), n=len(known), mode="classes with a prototype")
 
     def _similarities(self, view: View) -> dict[str, Tensor]:

@@ -74,5 +74,6 @@ class Sam(Method):
             here, there = (view.problem.loss(point, view.batch) for point in (view.theta, view.theta + offset))
             values = torch.stack([there - here, offset.norm() / view.theta.norm()]).tolist()
         how = "loss rise over one ascent, no method active"
-        yield Scalar("sam/sharpness", values[0], n=len(view.batch), mode=how)
+        draw = {"panel": "Rise of the loss within the ball", "place": 1, "levels": {"": 0.0}}
+        yield Scalar("sam/sharpness", values[0], n=len(view.batch), mode=how, draw=draw)
         yield Scalar("sam/relative_radius", values[1], mode="‖offset‖/‖theta‖")

@@ -9,8 +9,8 @@ from engine.knobs import InputError
 from engine.layout import Layout
 from engine.maths.unimodal import confidence, leads, places
 from engine.methods.ogm_ge import OgmGe, alone, coefficient
-from engine.problem import Batch
 from tests import tiny
+from tests.methods.several import data_file, training
 
 MODULATION_ONLY = OgmGe.Params(alpha=0.5, ge=False)
 
@@ -131,11 +131,12 @@ def test_convolutions_are_the_four_dimensional_weights():
     assert places(layout, "text", False) == [slice(25, 29)]
 
 
-def test_a_problem_without_classes_is_refused_with_a_sentence():
-    view, method = one_step(tiny.problem(), OgmGe.Params())
-    numbers = view.having(batch=Batch(view.batch.x, view.batch.y.double()))
-    with pytest.raises(InputError, match="no classes"):
-        method.gradients(view.raw, numbers)
+@pytest.mark.parametrize(("made", "words"), [({"real": True}, "no classes"), ({"names": ("image",)}, "only 'image'")])
+def test_what_cannot_be_compared_is_refused_when_it_is_switched_on(tmp_path, made, words):
+    case = training(data=data_file(tmp_path, **made))
+    with pytest.raises(InputError, match=words):
+        case.toggle("ogm_ge", True)
+    assert not case.stack.methods
 
 
 def test_the_report_says_what_was_done():
