@@ -168,6 +168,7 @@ def test_every_chart_draws_the_fixture_run_in_light_and_dark(home):
         "panel": ["landscape/1d*"],
         "density": ["hessian/*spectrum"],
         "top": ["hessian/*top"],
+        "spectrum": ["spectra/image/singular"],
         "pipeline": [],
         "spectrum": ["spectra/*"],
         "steps": ["landscape/2d"],
