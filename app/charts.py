@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from app import catalog, figures, spectra
+from app import catalog, curvature, figures, spectra
 from app.drawing import Chart, ChartError, Drawing, arguments
 from app.edges import noisy_edges, told, within
 from app.figures.bars import beside
@@ -125,7 +125,9 @@ def _sharpness(reader, args, look) -> Drawing:
         )
         caption += (f" · the edge {above[0]} lies far above" if above else "") + told(bounds)
     else:
-        caption += " · no stability edge is drawn: 2/η holds for SGD only"
+        caption += (
+            " · no stability edge is drawn: 2/η holds for SGD; Adam rides where its preconditioned Hessian is near 38/η"
+        )
     return Drawing(figure, caption)
 
 
@@ -200,6 +202,10 @@ CHARTS: dict[str, Chart] = {
     "panel": Chart(_panel, lambda reader, args: (moving(reader, args), measured(reader, args))),
     "density": Chart(_several(density, "whole", tail=True), measured),
     "top": Chart(_several(top, "whole", tail=True), measured),
+    "leading": Chart(curvature.leading, lambda reader, args: (measured(reader, args), marked(reader))),
+    "matrices": Chart(curvature.matrices, moving),
+    "densities": Chart(curvature.densities, measured),
+    "opinions": Chart(curvature.opinions, measured),
     "steps": Chart(_steps, measured),
     "spectrum": Chart(spectra.spectrum, spectra.stamp),
     "pipeline": Chart(_pipeline, lambda reader, args: (sorted(reader.meta("methods", {}) or {}), catalog.titles())),
