@@ -10,32 +10,25 @@ from typing import Any
 
 import numpy as np
 
-from app import catalog, figures, spectra
+from app import catalog, curvature, figures, spectra
 from app.drawing import Chart, ChartError, Drawing, arguments
 from app.edges import noisy_edges, told, within
 from app.figures.bars import beside
 from app.figures.curves import Line, Scale, history, named_values, overlay, series
-from app.figures.marks import Mark
 from app.figures.pipeline import POINTS_IN_ORDER, pipeline
 from app.figures.spectrum import density, edges, sharpness, top
 from app.figures.styles import styles
 from app.figures.surface import surface
 from app.naming import colours, matching, named, part_of, ranked
-from app.status import sentence
+from app.reading import ERRORS, POINTS, about, located, marked, marks, measured, moving, recorded, said
 from app.theme import Look
 
-POINTS = 1000
-"""Points of one curve on the page; the store keeps each bucket's minimum and maximum."""
 FAR = 4.0
 """Times the largest eigenvalue beyond which the edge of stability is told rather than drawn."""
-ERRORS = 150
-"""Measurements whose error is read for one curve."""
 HELD_OUT = ("loss/val", "error/val")
 """Starts of the names of held-out losses, drawn in the colours of the training losses."""
 WORDY = 240
 """Characters of a caption that says of each line how it was measured; longer ones are left out."""
-MARKED = ("applied", "resumed", "diverged", "failed", "note")
-"""Kinds of event that belong on a time axis."""
 
 
 def checked(name: str, args: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,27 +42,9 @@ def checked(name: str, args: Mapping[str, Any]) -> dict[str, Any]:
     return arguments(args)
 
 
-def marks(reader, look: Look, titles: Mapping[str, str]) -> list[Mark]:
-    """Return the events of a run that belong on a time axis."""
-    found = []
-    for event in reader.events(kinds=MARKED):
-        if event.kind == "applied":
-            command = event.detail.get("command", {})
-            if command.get("do") in ("toggle", "tune"):
-                colour = look.methods.get(command["method"], look.muted)
-                found.append(Mark(event.step, sentence(command, titles), colour))
-        elif event.kind == "resumed":
-            found.append(Mark(event.step, "resumed", look.muted))
-        elif event.kind in ("diverged", "failed"):
-            found.append(Mark(event.step, event.kind, look.alarm))
-        elif event.kind == "note":
-            found.append(Mark(event.step, str(event.detail.get("text", ""))[:24], look.muted))
-    return found
-
-
 def _series(reader, args, look) -> Drawing:
     names = ranked(matching(reader.names()["scalars"], args["names"])[:24], look)
-    drawn = [line for line in (_line(reader, name, look, args) for name in names) if line is not None]
+    drawn = recorded(reader, names, look)
     if not drawn:
         return Drawing(None, empty=args["empty"] or "Nothing has been recorded here yet.")
     names = [line.label for line in drawn]
@@ -82,7 +57,7 @@ def _series(reader, args, look) -> Drawing:
         (v, text) for text, v in named_values({k: v for d in asked.values() for k, v in d.get("levels", {}).items()})
     ]
     y = args["y"] or next((draw["y"] for draw in asked.values() if draw.get("y")), "")
-    figure = series(lines, look, scale=scale, y=y, marks=marks(reader, look, catalog.titles()), levels=levels)
+    figure = series(lines, look, scale=scale, y=y, marks=marks(reader, look), levels=levels)
     last = max(int(line.steps[-1]) for line in lines)
     caption = f"through step {last:,}" + _measured_as(reader, words)
     if any(len(line.steps) >= POINTS for line in lines):
@@ -101,32 +76,9 @@ def _measured_as(reader, words: Mapping[str, str]) -> str:
     modes = {record.mode for record in held.values()}
     first = next(iter(held.values()))
     if len(modes) == 1:
-        return _about(first, cost=False)
+        return about(first, cost=False)
     told = " · ".join(f"{label}: {record.mode}" for label, record in held.items() if record.mode)
     return (f" · n = {first.n:,}" if first.n is not None else "") + (f" · {told}" if len(told) <= WORDY else "")
-
-
-def _line(reader, name: str, look: Look, args) -> Line | None:
-    at, values = reader.scalars(name, points=POINTS)
-    if len(at) == 0:
-        return None
-    sparse = len(at) < POINTS and len(at) > 1 and (at[-1] - at[0]) >= 2 * (len(at) - 1)
-    error = _errors(reader, name, at) if sparse else None
-    return Line(name, at, values, look.ink, error, sparse=sparse or len(at) == 1)
-
-
-def _errors(reader, name: str, at: np.ndarray) -> np.ndarray | None:
-    """Return the standard error of each value (N,), NaN where it is not known, or None where none is."""
-    if reader.names()["records"].get(name) != "scalar":
-        return None
-    held = reader.history(name)
-    wanted = set(held[:: -(-len(held) // ERRORS)]) | {held[-1]} if len(held) else set()
-    found = {}
-    for step in sorted(wanted & set(at.tolist())):
-        record = reader.at(name, step)
-        if record is not None and record.error is not None:
-            found[step] = record.error
-    return np.array([found.get(s, np.nan) for s in at.tolist()]) if found else None
 
 
 def _styled(line: Line, words: str, hues: Mapping[str, str], asked: Mapping[str, Mapping], look: Look) -> Line:
@@ -143,7 +95,7 @@ def _styled(line: Line, words: str, hues: Mapping[str, str], asked: Mapping[str,
 
 def _sharpness(reader, args, look) -> Drawing:
     names = matching(reader.names()["scalars"], ["hessian/lambda_max", "hessian/*/lambda_max"])
-    lines = [line for line in (_line(reader, name, look, args) for name in names) if line is not None]
+    lines = recorded(reader, names, look)
     if not lines:
         return Drawing(None, empty=args["empty"] or "λ_max has not been measured yet.")
     rate = dict(reader.meta("optimizer", {}) or {})
@@ -159,61 +111,61 @@ def _sharpness(reader, args, look) -> Drawing:
         lines + within(bounds, np.inf if args["ylog"] else FAR * highest),
         look,
         rate={} if above else known,
-        marks=marks(reader, look, catalog.titles()),
+        marks=marks(reader, look),
         ylog=args["ylog"],
     )
     last = max(int(line.steps[-1]) for line in lines)
     caption = f"through step {last:,}"
     latest = reader.latest("hessian/lambda_max")
     if latest is not None:
-        caption += _about(latest[1], cost=False)
+        caption += about(latest[1], cost=False)
     if known:
         caption += f" · η = {float(rate['lr']):g}" + (
             f", β = {float(rate['momentum']):g}" if rate.get("momentum") else ""
         )
         caption += (f" · the edge {above[0]} lies far above" if above else "") + told(bounds)
     else:
-        caption += " · no stability edge is drawn: 2/η holds for SGD only"
+        caption += (
+            " · no stability edge is drawn: 2/η holds for SGD; Adam rides where its preconditioned Hessian is near 38/η"
+        )
     return Drawing(figure, caption)
 
 
 def _record(reader, args, look) -> Drawing:
-    found = _at(reader, args, args["names"][:1])
+    found = located(reader, args, args["names"][:1])
     if not found:
         return Drawing(None, empty=args["empty"] or "This has not been measured yet.")
     name, step, record = found[0]
     kept = tuple(reader.history(name))
     if record.kind == "scalar" and len(kept) > 1:
         records = [(s, r) for s in kept[-ERRORS:] if (r := reader.at(name, s)) is not None]
-        return Drawing(
-            history(records, look, marks=marks(reader, look, catalog.titles())), _caption(step, record), steps=kept
-        )
+        return Drawing(history(records, look, marks=marks(reader, look)), said(step, record), steps=kept)
     if record.kind == "surface":
         draw = surface if args["as"] == "surface" else figures.FOR_KIND["surface"]
-        return Drawing(draw(record, look, log=args["log"]), _caption(step, record), steps=kept)
-    return Drawing(figures.default(record, look), _caption(step, record), steps=kept)
+        return Drawing(draw(record, look, log=args["log"]), said(step, record), steps=kept)
+    return Drawing(figures.default(record, look), said(step, record), steps=kept)
 
 
 def _several(draw: Callable, whole: str, tail: bool) -> Callable:
     """Return a chart that draws several records in one figure, labelled by their part."""
 
     def chart(reader, args, look) -> Drawing:
-        found = _at(reader, args, args["names"])
+        found = located(reader, args, args["names"])
         if not found:
             return Drawing(None, empty=args["empty"] or "This has not been measured yet.")
         label = (lambda n: part_of(n, whole)) if tail else (lambda n: "/".join(n.split("/")[2:]) or whole)
         blocks = [(label(name), record, look.part(name)) for name, _, record in found]
         name, step, record = found[0]
         if all(r.kind == blocks[0][1].kind for _, r, _ in blocks):
-            return Drawing(draw(blocks, look), _caption(step, record), steps=tuple(reader.history(name)))
-        return Drawing(figures.default(record, look), _caption(step, record), steps=tuple(reader.history(name)))
+            return Drawing(draw(blocks, look), said(step, record), steps=tuple(reader.history(name)))
+        return Drawing(figures.default(record, look), said(step, record), steps=tuple(reader.history(name)))
 
     return chart
 
 
 def _panel(reader, args, look) -> Drawing:
     """Draw records that ask for one chart: numbers over time, curves or bars in one figure, else the first of them."""
-    found = _at(reader, args, args["names"])
+    found = located(reader, args, args["names"])
     if all(record.kind == "scalar" for _, _, record in found):
         return _series(reader, args, look)
     words = named([name for name, _, _ in found], {name: record.draw for name, _, record in found}, look)
@@ -222,7 +174,7 @@ def _panel(reader, args, look) -> Drawing:
     alike = len(found) > 1 and all(other.kind == record.kind for _, _, other in found)
     together = {"curve": overlay, "bars": beside}.get(record.kind) if alike else None
     figure = together(blocks, look) if together else figures.default(record, look)
-    return Drawing(figure, _caption(step, record), steps=tuple(reader.history(name)))
+    return Drawing(figure, said(step, record), steps=tuple(reader.history(name)))
 
 
 def _steps(reader, args, look) -> Drawing:
@@ -242,62 +194,19 @@ def _pipeline(reader, args, look) -> Drawing:
     return Drawing(pipeline(places, look), f"methods on: {words}")
 
 
-def _at(reader, args, patterns) -> list[tuple[str, int, Any]]:
-    """Return (name, step, record) of the records that match, at the asked step or the latest before it."""
-    found = []
-    for name in matching(reader.names()["records"], patterns)[:24]:
-        steps = [s for s in reader.history(name) if args["step"] is None or s <= args["step"]]
-        record = reader.at(name, steps[-1]) if steps else None
-        if record is not None:
-            found.append((name, int(steps[-1]), record))
-    return found
-
-
-def _caption(step: int, record) -> str:
-    return f"step {step:,}" + _about(record)
-
-
-def _about(record, *, cost: bool = True) -> str:
-    """Return n, mode, checked error and cost of a record, as the end of a caption."""
-    words = []
-    if record.n is not None:
-        words.append(f"n = {record.n:,}")
-    if record.mode:
-        words.append(record.mode)
-    if record.draw.get("checked_error") == 0:
-        words.append("every point evaluated")
-    if cost and record.seconds is not None:
-        words.append(f"{record.seconds:.2g} s" if record.seconds >= 0.1 else f"{1000 * record.seconds:.0f} ms")
-    return "".join(f" · {word}" for word in words)
-
-
-def _moving(reader, args) -> Any:
-    """Return what changes when a series gets a new point or a time axis a new mark."""
-    names = matching(reader.names()["scalars"], args["names"])[:24]
-    ends = [(name, int(steps[-1])) for name in names if len(steps := reader.scalars(name, points=2)[0])]
-    return ends, _marked(reader)
-
-
-def _marked(reader) -> int:
-    """Return the number of the newest event on a time axis."""
-    newest = reader.newest(*MARKED)
-    return newest.id if newest is not None else 0
-
-
-def _measured(reader, args) -> Any:
-    names = matching(reader.names()["records"], args["names"])
-    return [(name, len(h), h[-1] if h else None) for name in names for h in [list(reader.history(name))]]
-
-
 CHARTS: dict[str, Chart] = {
-    "series": Chart(_series, _moving),
-    "sharpness": Chart(_sharpness, lambda reader, args: (_measured(reader, {"names": ["hessian/*"]}), _marked(reader))),
-    "record": Chart(_record, lambda reader, args: (_measured(reader, args), _marked(reader))),
-    "overlay": Chart(_several(overlay, "joint", tail=False), _measured),
-    "panel": Chart(_panel, lambda reader, args: (_moving(reader, args), _measured(reader, args))),
-    "density": Chart(_several(density, "whole", tail=True), _measured),
-    "top": Chart(_several(top, "whole", tail=True), _measured),
-    "steps": Chart(_steps, _measured),
+    "series": Chart(_series, moving),
+    "sharpness": Chart(_sharpness, lambda reader, args: (measured(reader, {"names": ["hessian/*"]}), marked(reader))),
+    "record": Chart(_record, lambda reader, args: (measured(reader, args), marked(reader))),
+    "overlay": Chart(_several(overlay, "joint", tail=False), measured),
+    "panel": Chart(_panel, lambda reader, args: (moving(reader, args), measured(reader, args))),
+    "density": Chart(_several(density, "whole", tail=True), measured),
+    "top": Chart(_several(top, "whole", tail=True), measured),
+    "leading": Chart(curvature.leading, lambda reader, args: (measured(reader, args), marked(reader))),
+    "matrices": Chart(curvature.matrices, moving),
+    "densities": Chart(curvature.densities, measured),
+    "opinions": Chart(curvature.opinions, measured),
+    "steps": Chart(_steps, measured),
     "spectrum": Chart(spectra.spectrum, spectra.stamp),
     "pipeline": Chart(_pipeline, lambda reader, args: (sorted(reader.meta("methods", {}) or {}), catalog.titles())),
 }

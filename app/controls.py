@@ -148,8 +148,8 @@ def _tuned(run: str, method: str, knob: str, key: str) -> None:
 
 
 @st.fragment
-def measuring(run: str, probe: Mapping[str, Any]) -> None:
-    """Draw how a probe is scheduled: how often it measures, its settings, and a button that measures now."""
+def measuring(run: str, probe: Mapping[str, Any], button: str = "Measure now") -> None:
+    """Draw how a probe is scheduled: how often it measures, its settings, and a `button` that measures now."""
     home = home_of(folder(), run)
     if home is None:
         return
@@ -182,22 +182,23 @@ def measuring(run: str, probe: Mapping[str, Any]) -> None:
             own |= RunHandle(home).reader().meta("settings", {}) or {}
             asked = knobs(name, probe["knobs"], own, f"ask/{run}", columns=2)
             chosen = {k.partition(".")[2]: v for k, v in asked.items() if v is not None and v != own[k]}
+        st.button(
+            button,
+            key=f"now/{run}/{name}",
+            icon=":material/straighten:",
+            disabled=not alive,
+            on_click=send,
+            args=(run, Measure(name, chosen)),
+            help="Not held back by the budget; a scheduled measurement under way is given up for it.",
+        )
         if busy:
             st.button(
                 "Cancel", key=f"cancel/{run}/{name}", icon=":material/close:", on_click=send, args=(run, Cancel(name))
             )
-        else:
-            st.button(
-                "Measure now",
-                key=f"now/{run}/{name}",
-                icon=":material/straighten:",
-                disabled=not alive,
-                on_click=send,
-                args=(run, Measure(name, chosen)),
-            )
         waiting = [words for words in now.pending if name in words]
         if busy or waiting:
-            st.caption("measuring …" if busy else f"requested: {waiting[-1]}")
+            pace = "measuring as the budget allows …" if " of the time" in now.activity else "measuring …"
+            st.caption(pace if busy else f"requested: {waiting[-1]}")
         elif not alive:
             st.caption("Resume the run to measure.")
 

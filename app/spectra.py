@@ -8,6 +8,7 @@ from typing import Any
 from app.drawing import Drawing
 from app.figures.singular import Spectrum, ranked
 from app.naming import matching
+from app.reading import said
 from app.theme import Look
 
 STYLES: dict[str, dict[str, Any]] = {
@@ -47,7 +48,7 @@ def spectrum(reader, args: Mapping[str, Any], look: Look) -> Drawing:
     lines = [_line(name, record, look, several=len(parts) > 1) for name, record in found]
     lines = list({(line.label, line.colour): line for line in lines}.values())
     told = next((record for name, record in found if _ends(name, "changed/singular")), found[0][1])
-    return Drawing(ranked(lines, look, limits=limits), f"step {steps[-1]:,}{_about(told)}")
+    return Drawing(ranked(lines, look, limits=limits), said(steps[-1], told))
 
 
 def stamp(reader, args: Mapping[str, Any]) -> Any:
@@ -90,8 +91,3 @@ def _part(name: str) -> str:
     """
     segments = name.split("/")
     return "/".join(segments[2:]) if segments[1].startswith(("weights", "canonical")) else segments[1]
-
-
-def _about(record) -> str:
-    words = [] if record.n is None else [f"n = {record.n:,}"]
-    return "".join(f" · {word}" for word in [*words, record.mode] if word)

@@ -157,7 +157,57 @@ def _curvature(step: int, rng) -> list:
     shares = np.array([[0.7, 0.1, 0.2], [0.3, 0.5, 0.2]])
     out.append(Scalar("hessian/concentration", 0.02, n=512, mode="Hessian of the training loss"))
     out.append(Matrix("hessian/shares", np.array(["λ1", "λ2"]), np.array(PARTS), shares, n=512))
-    return out
+    coupling = np.array([[1.0, 0.3, 0.5], [0.3, 1.0, 0.2], [0.5, 0.2, 1.0]])
+    out.append(Matrix("hessian/coupling", np.array(PARTS), np.array(PARTS), coupling, **about))
+    out.append(Scalar("hessian/negative_mass", 0.4 * np.exp(-step / 100), 0.02, **about))
+    return [*out, *_matrices(step, top, about), *_rises(step), *_opinion(top)]
+
+
+def _matrices(step: int, top: float, about: dict) -> list:
+    """The Gauss-Newton matrix, near the Hessian, and the empirical Fisher, which vanishes."""
+    fade, out = float(np.exp(-step / 80)), []
+    for path, share in (("ggn", 0.95), ("ggn/empirical_fisher", fade)):
+        about = about | {"mode": path.replace("_", " ")}
+        out += [
+            Scalar(f"{path}/lambda_max", share * top, 0.1, **about),
+            Scalar(f"{path}/trace", 3 * share * top, 1.0, **about),
+            Bars(f"{path}/top", np.array(["λ1", "λ2"]), share * np.array([top, top / 2]), np.full(2, 0.1), **about),
+        ]
+    grid = np.linspace(-0.5, 1.1 * top, 240)
+    y = np.exp(-0.5 * ((grid - top) / 0.25) ** 2) + 900 * np.exp(-0.5 * (grid / 0.4) ** 2)
+    return [*out, Curve("ggn/spectrum", grid, np.where(y > 1e-3, y, 0), 0.1 * y, **about, draw={"ylog": True})]
+
+
+def _rises(step: int) -> list:
+    fall, about = float(np.exp(-step / 150)), {"n": 512, "mode": "training loss", "seconds": 1.5}
+    rise = {"draw": {"y": "rise of the loss"}}
+    named = {"sam": 0.09, "asam": 0.2, "average": 0.01, "m": 0.15, "image/sam": 0.07, "image/asam": 0.1}
+    out = [Scalar(f"sharpness/{name}", 0.01 + value * fall, 0.001, **about, **rise) for name, value in named.items()]
+    for name, value in (("sam_step", 0.08), ("sam_curvature", 0.05), ("sam_bound", 0.1), ("average_trace", 0.011)):
+        draw = {"draw": {"role": "expected", "label": name.replace("_", " ")}}
+        out.append(Scalar(f"sharpness/{name}", 0.01 + value * fall, 0.001, **about, **draw))
+    values = np.array([0.09, 0.07, 0.03, 0.02]) * fall
+    return [
+        *out,
+        Bars("sharpness/parts", np.array(["all", *PARTS]), values, 0.01 * values, **about, **rise),
+        Curve("sharpness/by_m", np.array([32, 128, 512]), np.array([0.3, 0.12, 0.09]), np.full(3, 0.01), **about),
+        Curve("sharpness/ascent", np.arange(1, 10), 0.09 - 0.02 / np.arange(1, 10), **about, **rise),
+    ]
+
+
+def _opinion(top: float) -> list:
+    labels, values = np.array(["λ1", "λ2", "λ3"]), top * 0.75 ** np.arange(3)
+    calls = np.array(["PyHessian, eigenvalues", "PyHessian, trace", "ours, both"])
+    about = {"n": 512, "mode": "PyHessian 0.1, power iteration; it gives no error", "seconds": 2.0}
+    ours = {"n": 512, "mode": "Hessian of the training loss, Lanczos", "seconds": 0.9}
+    return [
+        Bars("pyhessian/top", labels, 0.99 * values, **about),
+        Bars("pyhessian/ours/top", labels, values, np.full(3, 0.01), **ours),
+        Bars("pyhessian/difference", labels, -0.01 * values, np.full(3, 0.01), **about),
+        Scalar("pyhessian/trace", float(values.sum() * 3.1), 4.0, **about),
+        Scalar("pyhessian/ours/trace", float(values.sum() * 3), 1.0, **ours),
+        Bars("pyhessian/products", calls, np.array([60, 25, 48]), **about),
+    ]
 
 
 def _landscape(step: int) -> list:

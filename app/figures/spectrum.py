@@ -16,8 +16,12 @@ FLOOR = 1e-6
 """Densities below this share of the peak are cut off, so that the logarithmic axis shows the spectrum."""
 
 
-def density(curves: Sequence[tuple[str, object, str]], look: Look) -> go.Figure:
-    """Return eigenvalue densities, (label, `curve` record, colour), over a symmetric-logarithmic axis."""
+def density(curves: Sequence[tuple[str, object, str]], look: Look, *, shown: int = 1) -> go.Figure:
+    """Return eigenvalue densities, (label, `curve` record, colour), over a symmetric-logarithmic axis.
+
+    The first `shown` of them are seen at once, the others when their name is clicked.
+    """
+    at_once = {label for label, _, _ in curves[:shown]}
     first = curves[0][1]
     unit = first.draw.get("y", "density")
     figure = blank(look, revision=f"density/{first.name}", x="eigenvalue (symmetric log)", y=unit.partition(" (")[0])
@@ -31,11 +35,11 @@ def density(curves: Sequence[tuple[str, object, str]], look: Look) -> go.Figure:
         bottom = FLOOR * max(float(np.nanmax(y)), 1e-30)
         floors.append(float(y[y > bottom].min()) if (y > bottom).any() else bottom)
         x = numbers(symlog(record.x, threshold))
-        shown = {"legendgroup": label, "visible": True if record is first else "legendonly"}
+        grouped = {"legendgroup": label, "visible": True if label in at_once else "legendonly"}
         if record.error is not None:
             error = np.asarray(record.error, dtype=np.float64)
             figure.add_trace(
-                band(x, np.maximum(y - error, bottom), np.maximum(y + error, bottom), colour, look) | shown
+                band(x, np.maximum(y - error, bottom), np.maximum(y + error, bottom), colour, look) | grouped
             )
         figure.add_trace(
             go.Scatter(
@@ -43,10 +47,10 @@ def density(curves: Sequence[tuple[str, object, str]], look: Look) -> go.Figure:
                 y=numbers(np.where(y >= bottom, y, np.nan)),
                 name=label,
                 mode="lines",
-                line={"color": colour, "width": 2.2 if record is first else 1.2},
+                line={"color": colour, "width": 2.2 if label in at_once else 1.2},
                 customdata=numbers(record.x),
                 hovertemplate="λ = %{customdata:.4~g}: %{y:.3~g}<extra>" + label + "</extra>",
-                **shown,
+                **grouped,
             )
         )
     for label, record, colour in curves:
@@ -62,7 +66,7 @@ def density(curves: Sequence[tuple[str, object, str]], look: Look) -> go.Figure:
                     hovertemplate="eigenvalue %{customdata:.5~g}<extra>" + label + "</extra>",
                     showlegend=False,
                     legendgroup=label,
-                    visible=True if record is first else "legendonly",
+                    visible=True if label in at_once else "legendonly",
                 )
             )
     places, words = symlog_ticks(low, high, threshold)

@@ -24,7 +24,8 @@ import pyhessian
 import torch
 from torch import Tensor, nn
 
-from engine.maths.krylov import Complement, Krylov, Loss, Space, twice_differentiable
+from engine.maths.curvature import unhurried_spectrum
+from engine.maths.krylov import Loss, twice_differentiable
 from engine.maths.slices import Pause, Timed, in_slices
 from engine.probe import Bars, Probe, Record, Scalar, Snapshot, knob
 
@@ -56,11 +57,12 @@ class PyHessian(Probe):
         loss = partial(snap.problem.loss, batch=snap.problem.probe_batch())
         k, steps = min(p.k, p.steps, size), min(p.steps, size)
         probes = p.probes if steps < size else 0
-        ours = Timed(_ours(loss, snap, steps, probes))
+        # All Ritz values, since the largest by magnitude may lie at either end.
+        generator = snap.rng.generator("hessian", 0)
+        ours = Timed(unhurried_spectrum(loss, snap.theta, steps, steps, probes, generator=generator))
         yield from ours
-        values, residuals, trace, error = ours.found
-        largest = values.abs().argsort(descending=True)[:k]
-        values, residuals = values[largest].numpy(), residuals[largest].numpy()
+        largest = ours.found.values.abs().argsort(descending=True)[:k]
+        values, residuals = ours.found.values[largest].numpy(), ours.found.residuals[largest].numpy()
 
         module = _Module(loss, snap.theta)
         draws = _Draws(snap.rng.key("pyhessian"), snap.theta.device)
@@ -88,27 +90,12 @@ class PyHessian(Probe):
         mean, deviation = float(samples.mean()), _standard_error(samples)
         yield Scalar("pyhessian/trace", mean, deviation, mode=f"{mode}; {error_of_one}, computed here", **about)
         mode, about["seconds"] = f"{OURS}, {steps} Lanczos steps and {probes} products outside them", ours.seconds
+        trace, error = ours.found.trace, ours.found.trace_error
         yield Scalar("pyhessian/ours/trace", trace, error, mode=f"{mode}; {error_of_one}", **about)
         names = np.array(["PyHessian, eigenvalues", "PyHessian, trace", "ours, both"])
         counts = np.array([products, len(samples), steps + probes])
         seconds, draw = eigen.seconds + traced.seconds + ours.seconds, {"y": "products with the Hessian"}
         yield Bars("pyhessian/products", names, counts, n=n, mode=f"{THEIRS}; {OURS}", seconds=seconds, draw=draw)
-
-
-def _ours(loss: Loss, snap: Snapshot, steps: int, probes: int) -> Iterator[tuple[Tensor, Tensor, float, float] | None]:
-    """Yield None after every product; at last eigenvalues with residual bounds, and the trace with its error."""
-    space = Space(loss, snap.theta, None, snap.rng.generator("hessian", 0))
-    krylov = Krylov(space, room=steps)
-    for _ in range(steps):
-        krylov.extended(1)
-        yield
-    run = krylov.result()
-    rest = Complement(space, run)
-    for _ in range(probes):
-        rest.probe()
-        yield
-    values, _, residuals = run.ritz()
-    yield values, residuals, *rest.trace()
 
 
 class _Module(nn.Module):

@@ -27,6 +27,7 @@ LOSS = "training loss, no method active"
 GAIN = "error: what the last step still added"
 SAMPLED = "error: one standard error"
 RISE = {"y": "rise of the loss"}
+EXPECTED = RISE | {"role": "expected"}
 
 
 class Sharpness(Probe):
@@ -118,7 +119,14 @@ class Sharpness(Probe):
         """Yield the one step of SAM, and how the further steps rose above it."""
         p, n, rises = self.params, len(snap.problem.probe_batch()), sam.found.rises
         mode = f"{LOSS}, one step of SAM of length {p.rho:g}, {_moved('')}"
-        yield Scalar("sharpness/sam_step", sam.found.first, n=n, mode=mode, seconds=sam.seconds, draw=RISE)
+        yield Scalar(
+            "sharpness/sam_step",
+            sam.found.first,
+            n=n,
+            mode=mode,
+            seconds=sam.seconds,
+            draw=RISE | {"label": "one step"},
+        )
         yield Curve(
             "sharpness/ascent",
             np.arange(1, len(rises) + 1),
@@ -140,12 +148,17 @@ class Sharpness(Probe):
         found, words = measured.found, f"Hessian of the training loss, no method active, {steps} Lanczos steps"
         top, bound = max(found.values[0].item(), 0.0), found.residuals[0].item()
         half, slope = p.rho**2 / 2, p.rho * sam.slope
-        about = {"n": n, "seconds": measured.seconds, "draw": RISE}
+        about = {"n": n, "seconds": measured.seconds}
         mode = f"{words}, ρ = {p.rho:g}; error: Lanczos residual bound"
-        yield Scalar("sharpness/sam_curvature", half * top, half * bound, mode=mode, **about)
-        yield Scalar("sharpness/sam_bound", slope + half * top, half * bound, mode=mode, **about)
-        half, mode = p.sigma**2 / 2, f"{words}, σ = {p.sigma:g}; {SAMPLED}"
-        yield Scalar("sharpness/average_trace", half * found.trace, half * found.trace_error, mode=mode, **about)
+        for name, label, height in (
+            ("curvature", "ρ²λ₁/2", half * top),
+            ("bound", "ρ‖∇L‖ + ρ²λ₁/2", slope + half * top),
+        ):
+            draw = EXPECTED | {"label": label}
+            yield Scalar(f"sharpness/sam_{name}", height, half * bound, mode=mode, **about, draw=draw)
+        half, mode, draw = p.sigma**2 / 2, f"{words}, σ = {p.sigma:g}; {SAMPLED}", EXPECTED | {"label": "σ² tr/2"}
+        error = half * found.trace_error
+        yield Scalar("sharpness/average_trace", half * found.trace, error, mode=mode, **about, draw=draw)
 
     def _micro(self, snap: Snapshot, whole: Ascent) -> Iterator[Record | None]:
         """Yield m-sharpness: its value at the smallest m, and its growth as m falls from all rows."""

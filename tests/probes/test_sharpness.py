@@ -12,7 +12,7 @@ from engine.problem import Batch
 from tests.probes.snapshots import dense, inside, measured, snapshot
 from tests.tiny import problem
 
-PARAMS = {"m": 4, "steps": 30, "rho": 0.01}
+PARAMS = {"m": 8, "steps": 10, "rho": 0.01, "pairs": 4}
 
 
 def sharpness(**knobs) -> Sharpness:
@@ -22,17 +22,17 @@ def sharpness(**knobs) -> Sharpness:
 def test_sam_is_the_highest_point_near_the_snapshot():
     snap = snapshot()
     loss = lambda theta: snap.problem.loss(theta, snap.problem.probe_batch())  # noqa: E731
-    truth, records = ascent(loss, snap.theta, 0.01, 30), measured(sharpness(), snap)
+    truth, records = ascent(loss, snap.theta, 0.01, 10), measured(sharpness(parts=False), snap)
     assert records["sharpness/sam"].value == truth.rise and records["sharpness/sam"].error == truth.gain
     assert records["sharpness/sam_step"].value == truth.first
     assert records["sharpness/ascent"].y.tolist() == list(truth.rises)
-    assert records["sharpness/asam"].value == ascent(loss, snap.theta, 0.5, 30, scale=snap.theta.abs()).rise
+    assert records["sharpness/asam"].value == ascent(loss, snap.theta, 0.5, 10, scale=snap.theta.abs()).rise
 
 
 def test_quadratic_estimates_enclose_sam_and_meet_the_average():
     snap = snapshot()
     values = torch.linalg.eigvalsh(dense(snap))
-    records = measured(sharpness(rho=1e-3, sigma=1e-3, lanczos=40, pairs=200), snap)
+    records = measured(sharpness(rho=1e-3, sigma=1e-3, lanczos=40, pairs=200, parts=False), snap)
     low, high = records["sharpness/sam_curvature"], records["sharpness/sam_bound"]
     assert low.value == pytest.approx(1e-6 * values[-1].item() / 2, rel=1e-6)
     assert low.value <= records["sharpness/sam"].value <= high.value * 1.001
@@ -47,7 +47,7 @@ def test_a_parts_sharpness_is_that_of_its_block(part):
     snap = snapshot()
     rows = inside(snap.problem.layout, part)
     top = torch.linalg.eigvalsh(dense(snap)[rows][:, rows])[-1].item()
-    records = measured(sharpness(rho=1e-3), snap)
+    records = measured(sharpness(rho=1e-3, m=32, lanczos=0), snap)
     found = records[f"sharpness/{part}/sam"].value
     assert 1e-6 * top / 2 <= found < records["sharpness/sam"].value
     bars = records["sharpness/parts"]
@@ -56,7 +56,7 @@ def test_a_parts_sharpness_is_that_of_its_block(part):
 
 
 def test_m_sharpness_grows_as_m_falls_and_says_m():
-    records = measured(sharpness(rho=0.05), snapshot())
+    records = measured(sharpness(rho=0.05, m=4, parts=False), snapshot())
     curve = records["sharpness/by_m"]
     assert curve.x.tolist() == [4, 16, 32] and list(curve.y) == sorted(curve.y, reverse=True)
     assert curve.y[-1] == records["sharpness/sam"].value and curve.y[0] == records["sharpness/m"].value
@@ -78,7 +78,7 @@ def test_micro_batches_are_of_one_size_and_mixed():
 
 
 def test_more_rows_than_there_are_means_all():
-    records = measured(sharpness(m=1000), snapshot())
+    records = measured(sharpness(m=1000, parts=False), snapshot())
     assert records["sharpness/by_m"].x.tolist() == [32] and records["sharpness/m"].error is None
     assert records["sharpness/m"].value == pytest.approx(records["sharpness/sam"].value, rel=1e-9)
 
@@ -86,7 +86,7 @@ def test_more_rows_than_there_are_means_all():
 def test_every_step_uses_the_same_draws():
     tiny = problem(heads=True)
     snap = snapshot(tiny, 5)
-    one, other = (measured(sharpness(), replace(snap, step=step)) for step in (5, 500))
+    one, other = (measured(sharpness(parts=False), replace(snap, step=step)) for step in (5, 500))
     assert all(one[n].value == other[n].value for n in one if one[n].kind == "scalar")
 
 
@@ -126,4 +126,4 @@ class Steep:
 
 def test_training_may_go_on_after_every_look():
     breaths = sum(record is None for record in sharpness().measure(snapshot()))
-    assert breaths > 4 * (2 * 32 + 16) + 10 * 32
+    assert breaths >= 4 * (2 * 12 + 4) + 4 * 12

@@ -1,0 +1,118 @@
+"""What a chart reads of a run: numbers and records at a step, events on the time axis, and captions about them.
+
+Free of Streamlit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from app import catalog
+from app.figures.curves import Line
+from app.figures.marks import Mark
+from app.naming import matching
+from app.status import sentence
+from app.theme import Look
+
+POINTS = 1000
+"""Points of one curve on the page; the store keeps each bucket's minimum and maximum."""
+ERRORS = 150
+"""Measurements whose error is read for one curve."""
+MARKED = ("applied", "resumed", "diverged", "failed", "note")
+"""Kinds of event that belong on a time axis."""
+
+
+def marks(reader, look: Look) -> list[Mark]:
+    """Return the events of a run that belong on a time axis."""
+    found, titles = [], catalog.titles()
+    for event in reader.events(kinds=MARKED):
+        if event.kind == "applied":
+            command = event.detail.get("command", {})
+            if command.get("do") in ("toggle", "tune"):
+                colour = look.methods.get(command["method"], look.muted)
+                found.append(Mark(event.step, sentence(command, titles), colour))
+        elif event.kind == "resumed":
+            found.append(Mark(event.step, "resumed", look.muted))
+        elif event.kind in ("diverged", "failed"):
+            found.append(Mark(event.step, event.kind, look.alarm))
+        elif event.kind == "note":
+            found.append(Mark(event.step, str(event.detail.get("text", ""))[:24], look.muted))
+    return found
+
+
+def recorded(reader, names: Sequence[str], look: Look) -> list[Line]:
+    """Return the numbers over time with their errors, labelled by their names, as far as something was recorded."""
+    found = []
+    for name in names:
+        at, values = reader.scalars(name, points=POINTS)
+        if len(at):
+            sparse = len(at) < POINTS and len(at) > 1 and (at[-1] - at[0]) >= 2 * (len(at) - 1)
+            error = errors(reader, name, at) if sparse else None
+            found.append(Line(name, at, values, look.ink, error, sparse=sparse or len(at) == 1))
+    return found
+
+
+def errors(reader, name: str, at: np.ndarray) -> np.ndarray | None:
+    """Return the standard error of each value (N,), NaN where it is not known, or None where none is."""
+    if reader.names()["records"].get(name) != "scalar":
+        return None
+    held = reader.history(name)
+    wanted = set(held[:: -(-len(held) // ERRORS)]) | {held[-1]} if len(held) else set()
+    found = {}
+    for step in sorted(wanted & set(at.tolist())):
+        record = reader.at(name, step)
+        if record is not None and record.error is not None:
+            found[step] = record.error
+    return np.array([found.get(s, np.nan) for s in at.tolist()]) if found else None
+
+
+def located(reader, args, patterns) -> list[tuple[str, int, Any]]:
+    """Return (name, step, record) of the records that match, at the asked step or the latest before it."""
+    found = []
+    for name in matching(reader.names()["records"], patterns)[:24]:
+        steps = [s for s in reader.history(name) if args["step"] is None or s <= args["step"]]
+        record = reader.at(name, steps[-1]) if steps else None
+        if record is not None:
+            found.append((name, int(steps[-1]), record))
+    return found
+
+
+def said(step: int, record) -> str:
+    """Return the caption of one record."""
+    return f"step {step:,}" + about(record)
+
+
+def about(record, *, cost: bool = True) -> str:
+    """Return n, mode, checked error and cost of a record, as the end of a caption."""
+    words = []
+    if record.n is not None:
+        words.append(f"n = {record.n:,}")
+    if record.mode:
+        words.append(record.mode)
+    if record.draw.get("checked_error") == 0:
+        words.append("every point evaluated")
+    if cost and record.seconds is not None:
+        words.append(f"{record.seconds:.2g} s" if record.seconds >= 0.1 else f"{1000 * record.seconds:.0f} ms")
+    return "".join(f" · {word}" for word in words)
+
+
+def moving(reader, args) -> Any:
+    """Return what changes when a series gets a new point or a time axis a new mark."""
+    names = matching(reader.names()["scalars"], args["names"])[:24]
+    ends = [(name, int(steps[-1])) for name in names if len(steps := reader.scalars(name, points=2)[0])]
+    return ends, marked(reader)
+
+
+def marked(reader) -> int:
+    """Return the number of the newest event on a time axis."""
+    newest = reader.newest(*MARKED)
+    return newest.id if newest is not None else 0
+
+
+def measured(reader, args) -> Any:
+    """Return what changes when one of the records that match is measured anew."""
+    names = matching(reader.names()["records"], args["names"])
+    return [(name, len(h), h[-1] if h else None) for name in names for h in [list(reader.history(name))]]
