@@ -107,7 +107,7 @@ def measures(run):
         "without changing what it computes, ASAM sharpness does not. They describe where training is; none of them by "
         "itself says how well it will generalise."
     )
-    sam = [f"sharpness/{name}" for name in ("sam", "sam_step", "sam_curvature", "sam_bound")]
+    sam = ["sharpness/sam", "sharpness/sam_step", "sharpness/sam_curvature", "sharpness/sam_bound"]
     row(
         run,
         ("Worst case in a ball: SAM sharpness", "series", sam, {}),
