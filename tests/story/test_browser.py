@@ -61,6 +61,11 @@ def new_page(browser, address, path="/"):
     return page
 
 
+def press(place, name):
+    """Press a button once it can be pressed: the word of a state may be there a moment before its buttons."""
+    place.get_by_role("button", name=name, disabled=False).dispatch_event("click")
+
+
 def begin(page, runs):
     """Start a long run of digits_captions from the form; return its home."""
     page.get_by_label("Steps", exact=True).fill("2000000")
@@ -106,16 +111,16 @@ def test_the_main_story(browser, site):
     records = RunHandle(home).reader().names()["records"]
     assert {"landscape/2d", "hessian/spectrum"} <= set(records)
 
-    sidebar.get_by_role("button", name="Pause").dispatch_event("click")
+    press(sidebar, "Pause")
     sidebar.get_by_text("paused", exact=True).wait_for()
     assert RunHandle(home).status().state == "paused"
     second = new_page(browser, address, f"/live?run={home.name}")
     second.locator("[data-testid=stSidebar]").get_by_text("paused", exact=True).wait_for()
     second.locator("[data-testid=stSidebar]").get_by_text("on · applied at step").wait_for()
 
-    sidebar.get_by_role("button", name="Resume").dispatch_event("click")
+    press(sidebar, "Resume")
     wait_for(lambda: RunHandle(home).status().state == "running", what="the run to go on")
-    sidebar.get_by_role("button", name="Stop").dispatch_event("click")
+    press(sidebar, "Stop")
     wait_for(lambda: RunHandle(home).status().state == "stopped", what="the run to stop")
     second.locator("[data-testid=stSidebar]").get_by_text("stopped", exact=True).wait_for()
     for tab in (page, second):
@@ -137,7 +142,7 @@ def test_a_killed_engine_is_said_and_resumed_and_a_killed_app_loses_nothing(brow
     began = time.monotonic()
     sidebar.get_by_text("crashed", exact=True).wait_for(timeout=10_000)
     assert time.monotonic() - began < 3.0
-    sidebar.get_by_role("button", name="Resume").dispatch_event("click")
+    press(sidebar, "Resume")
     wait_for(lambda: RunHandle(home).status().state == "running", 90, "the resumed run")
 
     step = RunHandle(home).status().step
@@ -150,7 +155,7 @@ def test_a_killed_engine_is_said_and_resumed_and_a_killed_app_loses_nothing(brow
         page = new_page(browser, f"http://127.0.0.1:{port}", f"/live?run={home.name}")
         sidebar = page.locator("[data-testid=stSidebar]")
         sidebar.get_by_text("training", exact=True).wait_for()
-        sidebar.get_by_role("button", name="Stop").dispatch_event("click")
+        press(sidebar, "Stop")
         wait_for(lambda: RunHandle(home).status().state == "stopped", what="the run to stop")
     finally:
         again.kill()
