@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 from engine.maths import laplace
 from engine.maths.evidence import EVIDENCE, READINGS, SIZES, Calibration, precision
 from engine.maths.last_layer import Head, Moments, at_modalities, gradient_moments
+from engine.maths.unimodal import columns
 from engine.records import Bars, Matrix, Record, Scalar
 
 
@@ -56,19 +58,26 @@ class Found:
 
 def posteriors(
     heads: Mapping[str, Head], features: Mapping[str, Tensor], y: Tensor, scale: float, choices: Choices
-) -> dict[str, dict[str, Any]]:
-    """Return each head's curvature, without the prior, and its posterior mean (C, E), as tensors and text.
+) -> tuple[dict[str, dict[str, Any]], dict[str, laplace.Factored]]:
+    """Return each head's posterior as tensors, numbers and text, and its precision taken apart.
 
-    The rows (B, D), (B,) stand for `scale` times as many. The mean is one Newton step from the head's weights.
+    A posterior is what the head reads, its curvature without the prior, and its mean (C, E), one Newton step from the
+    head's weights. The rows (B, D), (B,) stand for `scale` times as many.
     """
-    found = {}
+    found, factors = {}, {}
     for name, head in heads.items():
         curvature = _curvature(head, features, choices).scaled(scale)
         slope = scale * _slope(head, features, y)
-        factored = curvature.factored(1 / choices.gamma)
-        mean = laplace.newton_mean(factored, head.weight, slope, head.weight / choices.gamma)
-        found[name] = {"curvature": laplace.stored(curvature), "mean": mean}
-    return found
+        factors[name] = curvature.factored(1 / choices.gamma)
+        mean = laplace.newton_mean(factors[name], head.weight, slope, head.weight / choices.gamma)
+        about = {"inputs": list(head.inputs), "classes": head.classes}
+        found[name] = about | {"curvature": laplace.stored(curvature), "mean": mean}
+    return found, factors
+
+
+def heads_of(posterior: Mapping[str, Mapping[str, Any]]) -> dict[str, Head]:
+    """Return the heads that the posteriors are of, at the posterior means."""
+    return {name: Head(v["mean"], tuple(v["inputs"]), v["classes"]) for name, v in posterior.items()}
 
 
 def draws(
@@ -76,12 +85,13 @@ def draws(
     choices: Choices,
     noise: Callable[[str, Tensor], Tensor],
     batch: tuple[Mapping[str, Head], Mapping[str, Tensor], Tensor] | None = None,
+    factors: Mapping[str, laplace.Factored] = MappingProxyType({}),
 ) -> tuple[dict[str, tuple[Tensor | None, Tensor]], int]:
     """Return each head's centre (C, E), None for its weights, with S draws around it (S, C, E); and the jitters.
 
     `noise(name, like)` gives standard normal numbers like its second argument. With `batch` (heads, features, y), the
     posterior is the prior of one more, which adds the batch: a Newton step that counts the batch twice if the posterior
-    has seen it, as BayesAgg-MTL does.
+    has seen it, as BayesAgg-MTL does. Without, `factors` of `posteriors`, where at hand, save taking it apart again.
     """
     drawn: dict[str, tuple[Tensor | None, Tensor]] = {}
     jitters = 0
@@ -95,7 +105,7 @@ def draws(
             factored = curvature.plus(_curvature(head, features, choices, curvature.kind)).factored(tau)
             mean = laplace.newton_mean(factored, head.weight, _slope(head, features, y), pull)
         else:
-            factored = curvature.factored(tau)
+            factored = factors.get(name) or curvature.factored(tau)
         normal = noise(name, mean.expand(choices.samples, *mean.shape))
         drawn[name] = (mean if choices.centre == "newton" else None, factored.sample(laplace.centred(normal)))
         jitters += factored.jitters
@@ -125,25 +135,29 @@ def calibrated(
     return found
 
 
-def kept_shares(grads: Tensor, raw: Tensor, rows: list[int], where: slice) -> Tensor:
-    """Return by how much other methods scaled each row on a slice of theta (len(rows),): ⟨grads, raw⟩/⟨raw, raw⟩.
+def kept_shares(grads: Tensor, raw: Tensor, rows: list[int], where: list[slice]) -> Tensor:
+    """Return by how much other methods scaled each row on slices of theta (len(rows),): ⟨grads, raw⟩/⟨raw, raw⟩.
 
     1 where a row vanishes. For a constant factor it is the factor; what was added at random hardly counts.
     """
     if grads is raw:
         return raw.new_ones(len(rows))
-    before, after = raw[rows, where], grads[rows, where]
+    before, after = columns(raw[rows], where), columns(grads[rows], where)
     power = before.square().sum(1)
     return torch.where(power > 0, (before * after).sum(1) / power.clamp(min=torch.finfo(power.dtype).tiny), 1.0)
 
 
 def smallest_cosine(rows: Tensor) -> Tensor:
     """Return the smallest cosine (0-d) between two of the rows (K, P) that do not vanish; infinite if there is one."""
-    table = rows @ rows.T
-    norms = table.diagonal().sqrt()
-    scale = norms * norms[:, None]
-    pairs = torch.ones_like(table).triu(1).bool() & (scale != 0)
-    return torch.where(pairs, table / scale, math.inf).min()
+    return smallest_cosines((rows @ rows.T)[None])[0]
+
+
+def smallest_cosines(tables: Tensor) -> Tensor:
+    """Return the smallest cosine (N,) in each of N tables of inner products (N, K, K), as `smallest_cosine` does."""
+    norms = tables.diagonal(dim1=1, dim2=2).sqrt()
+    scale = norms[:, None] * norms[:, :, None]
+    pairs = torch.ones_like(tables[0]).triu(1).bool() & (scale != 0)
+    return torch.where(pairs, tables / scale, math.inf).flatten(1).amin(1)
 
 
 def no_changes() -> dict[str, Any]:
