@@ -111,8 +111,9 @@ def gradient_moments(head: Head, x: Tensor, y: Tensor, centre: Tensor, draws: Te
     """Return the gradient (B, d) of each row at its features, and its mean and variance over heads centre + draws.
 
     `x` (B, d+1) is the head's input, `centre` (C, d+1), `draws` (S, C, d+1). The relative error of the variance is
-    about √(2/S), more where rows are saturated: there few draws make the most of it. Sums are of g_s - g, so nothing cancels where the draws are small, and the class axis is contracted
-    away draw by draw ("scd,scb->sdb"), where the multiclass code of BayesAgg-MTL keeps (S, B, C, d).
+    about √(2/S), more where rows are saturated: there few draws make the most of it. Sums are of g_s - g, so nothing
+    cancels where the draws are small, and the class axis is contracted away draw by draw ("scd,scb->sdb"), where the
+    multiclass code of BayesAgg-MTL keeps (S, B, C, d).
     """
     target = head.targets(y).T
     plain = head.weight[:, :-1].T @ (head.outputs(head.weight @ x.T, 0) - target)

@@ -45,6 +45,7 @@ from torch import Tensor
 
 from engine.knobs import InputError
 from engine.maths import calibration as maths
+from engine.maths import evidence_report as told
 from engine.maths.evidence import EVIDENCE, READINGS, SIZES
 from engine.maths.laplace import KINDS
 from engine.maths.last_layer import Head, linear_heads, reread
@@ -56,7 +57,6 @@ from engine.step import View
 
 _AT_ONCE = 256
 """Rows encoded at a time for a posterior."""
-
 
 _LOSSES = {"all": (True, False), "fused": (False,), "own": (True,)}
 """Choice of losses to whether they are a modality's own."""
@@ -111,7 +111,7 @@ class Bogc(Method):
     class Params:
         """How gradients become evidence, and evidence a gradient."""
 
-        dose: float = knob(1.0, 0.0, 1.0, "Share of the calibrated gradient in the encoders' step; 0 is off.")
+        dose: float = knob(1.0, 0.0, 1.0, "Share of the calibrated gradient in the encoders' step; 0 is the plain sum.")
         reading: str = knob("trust", help="What opinions are about; our five readings.", choices=tuple(READINGS))
         evidence: str = knob("relative", help="Evidence from precision, or from SNR.", choices=tuple(EVIDENCE))
         power: float = knob(0.5, 0.0, 2.0, "Exponent on precision; 0 for posterior means with equal weights.")
@@ -142,10 +142,8 @@ class Bogc(Method):
         few, y = recent_rows(problem, view.theta, view.step, 1)
         heads = linear_heads(objectives_of(problem, view.theta), {n: v[:2] for n, v in few.items()}, y[:2])
         if not self._chosen(heads, problem.modalities):
-            have = ", ".join(heads)
-            raise InputError(
-                f"bogc.calibrate={self.params.calibrate} leaves BOGC-MML no loss, for there is {have} alone; choose all."
-            )
+            have, wanted = ", ".join(heads), self.params.calibrate
+            raise InputError(f"bogc.calibrate={wanted} leaves BOGC-MML no loss: there is only {have}; choose all.")
         rows = sum(len(batch) for batch in problem.held_out("train"))
         state = {"rows": rows, "seen": 0, "made": -1, "jitters": 0, "posterior": {}, "changes": maths.no_changes()}
         return self._refreshed(state, view)
@@ -177,19 +175,22 @@ class Bogc(Method):
         p, state = self.params, self.state
         for kind, (value, error, n) in maths.mean_changes(state["changes"]).items():
             how = "change of batch accuracy to the next step; conflict: a negative cosine on an encoder"
-            yield Scalar(f"bogc/accuracy_change/{kind}", value, error, n=n, mode=how)
+            draw = {"panel": "What a step does to accuracy", "place": 8, "hue": int(kind == "conflict")}
+            draw |= {"label": "losses in conflict" if kind == "conflict" else "other steps", "levels": {"": 0.0}}
+            yield Scalar(f"bogc/accuracy_change/{kind}", value, error, n=n, mode=how, draw=draw)
         yield Scalar("bogc/jitters", float(state["jitters"]), mode="raised diagonals in Cholesky factors")
         if self._seconds is not None:
             yield Scalar("bogc/posterior_seconds", self._seconds, mode="seconds for the last posterior")
         for name, cosine in zip(view.problem.modalities, self._cosines(view).tolist(), strict=True):
             if math.isfinite(cosine):
                 how = "smallest cosine of two losses' gradients on the encoder"
-                yield Scalar(f"bogc/cosine/{name}", cosine, n=len(view.batch), mode=how)
+                draw = {"panel": "Do the losses agree on the encoder?", "place": 9, "y": "cosine", "levels": {"": 0.0}}
+                yield Scalar(f"bogc/cosine/{name}", cosine, n=len(view.batch), mode=how, draw=draw)
         if state["posterior"] and torch.isfinite(view.grad.sum()):
             how = f"{p.reading}, {p.evidence}; at the features, S = {p.samples}"
             for name, found in self._calibrated(view).items():
-                yield from maths.summaries("bogc", name, found, how)
-                yield maths.precision_map("bogc", name, found, how)
+                yield from told.summaries("bogc", name, found, how, p.reading)
+                yield told.precision_map("bogc", name, found, how)
 
     def _refreshed(self, state: dict[str, Any], view: View) -> dict[str, Any]:
         p, size = self.params, len(view.batch)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from engine.maths import calibration as maths
+from engine.maths import evidence_report as told
 from engine.maths.evidence import EVIDENCE, READINGS, SIZES
 from engine.maths.laplace import KINDS
 from engine.maths.last_layer import Head, linear_heads
@@ -116,8 +117,8 @@ class Evidence(Probe):
         found = maths.calibrated(heads, features, batch.y, drawn, p)
         for modality, what in found.items():
             yield None
-            yield from maths.summaries("evidence", modality, what, how)
-            yield from maths.maps("evidence", modality, what, how)
+            yield from told.summaries("evidence", modality, what, how, p.reading)
+            yield from told.maps("evidence", modality, what, how)
             if len(what.sources) > 1:
                 yield _row_conflict(modality, what, how)
             for k, source in enumerate(what.sources):

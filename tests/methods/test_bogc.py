@@ -4,22 +4,18 @@ import math
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from engine.catalog import catalog
-from engine.config import RunConfig, validated
 from engine.knobs import InputError
 from engine.maths import calibration as maths
 from engine.maths.last_layer import Head
 from engine.methods.bogc import Bogc, through_encoders
 from engine.methods.ogm_ge import OgmGe, alone, coefficient, confidence, leads
 from engine.methods.sam import Sam, ascent
-from engine.problem import Batch, Multimodal
 from engine.rng import Rng
 from engine.step import View, gradient, train_step
-from engine.training import Training
 from tests import tiny
+from tests.methods.several import data_file, training
 
 AT_ONCE = {"warmup": 0.0}
 
@@ -248,6 +244,47 @@ def weight_of_own_loss(features, y):
     posterior, factors = maths.posteriors(heads, features, y, 1.0, params)
     drawn, _ = maths.draws(posterior, params, lambda name, like: Rng(0).normal(name, 0, like), factors=factors)
     return float(maths.calibrated(heads, features, y, drawn, params)["image"].calibration.weights[1].mean())
+
+
+@pytest.mark.parametrize("fusion", ["concat", "sum"])
+@pytest.mark.parametrize("unimodal", ["none", "heads", "slices"])
+def test_the_engines_networks_train_calibrated(fusion, unimodal):
+    case = training("bogc", fusion=fusion, unimodal=unimodal, bogc__warmup=0.0)
+    first = float(case.step().losses["fused"])
+    for _ in range(29):
+        view = case.step()
+    assert float(view.losses["fused"]) < first
+    assert not torch.equal(view.grad, view.grads.sum(0))
+
+
+def test_one_modality_trains_on_its_posterior_mean(tmp_path):
+    case = training("bogc", data=data_file(tmp_path, names=("image",)), bogc__warmup=0.0)
+    assert found(case.stack, case.step())["image"].sources == ["fused"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"fusion": "gated"}, "linear in the features"),
+        ({"objective": "info_nce"}, "on features alone"),
+        ({"unimodal": "none", "bogc__calibrate": "own"}, "leaves BOGC-MML no loss: there is only fused; choose all"),
+    ],
+)
+def test_what_it_cannot_work_on_is_refused_when_it_is_switched_on(settings, sentence):
+    with pytest.raises(InputError, match=sentence):
+        training("bogc", **settings)
+
+
+def test_losses_left_out_keep_their_gradients():
+    problem = tiny.problem(heads=True)
+    stack, view = at(problem, bogc(calibrate="fused"))
+    assert {name: f.sources for name, f in found(stack, view).items()} == {"image": ["fused"], "text": ["fused"]}
+    stack, own = at(problem, bogc(calibrate="own"))
+    assert {name: f.sources for name, f in found(stack, own).items()} == {"image": ["image"], "text": ["text"]}
+    # with equal weights and as many times as there are sources, each source gives the posterior mean of its gradient
+    both = at(problem, bogc(power=0.0))[1]
+    torch.testing.assert_close(view.grad + own.grad - view.grads.sum(0), both.grad)
+    assert not torch.equal(view.grad, both.grad)
 
 
 def test_sam_takes_both_gradients_calibrated():
