@@ -42,6 +42,10 @@ class RunSettings:
     temperature: float = knob(0.07, 0.005, 10.0, "Temperature of InfoNCE.", log=True)
     split: str = knob("split", help="Name of the array that splits a data file.")
     label_noise: float = knob(0.0, 0.0, 0.9, "Share of the training rows that carry a wrong label; other rows do not.")
+    corrupt: str = knob(
+        "",
+        help="Noise on inputs of training and validation, such as audio=1.0, in the modality's standard deviations.",
+    )
     probe_rows: int = knob(256, 1, 100_000, "Training rows that every measurement uses.", log=True)
     evaluate: int = knob(
         0, 0, MOST_STEPS, "Steps between two evaluations on held-out rows; 0 for about forty in a run."

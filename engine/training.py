@@ -20,7 +20,7 @@ from engine.catalog import catalog
 from engine.config import RunConfig, RunSettings, resolved
 from engine.control import Command
 from engine.data import npz
-from engine.data.dataset import Dataset, Source, mislabelled
+from engine.data.dataset import Dataset, Source, corrupted, mislabelled
 from engine.knobs import InputError, checked, describe
 from engine.method import Method, Stack
 from engine.optim import Optimizer, Settings
@@ -164,7 +164,7 @@ class Training:
         else:
             source = named("engine.problems", Source, self.config.problem)
             data = source(self._params(source.Params, self.config.problem)).load(rng)
-        return mislabelled(data, self.own.label_noise, rng)
+        return corrupted(mislabelled(data, self.own.label_noise, rng), self.own.corrupt, rng)
 
     def _problem(self) -> Multimodal:
         own, data = self.own, self.data

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from engine.knobs import InputError
+from engine.knobs import InputError, assigned, nearest
 from engine.problem import Batch
 from engine.rng import Rng
 
@@ -111,13 +111,41 @@ def standardised(values: np.ndarray, train: np.ndarray) -> np.ndarray:
     Statistics are taken per feature of (N,), (N, F) and (N, T, F), and per channel of (N, C, H, W). Where the standard
     deviation is below a millionth of the mean, the feature is constant to float32's rounding and becomes 0.
     """
-    axes = {1: 0, 2: 0, 3: (0, 1), 4: (0, 2, 3)}[values.ndim]
-    known = values[train]
-    mean = known.mean(axes, keepdims=True, dtype=np.float64)
-    deviation = known.std(axes, keepdims=True, dtype=np.float64)
+    mean, deviation = _moments(values[train])
     varies = deviation > 1e-6 * np.abs(mean)
     scale = np.where(varies, 1.0 / np.where(varies, deviation, 1.0), 0.0)
     return ((values - mean) * scale).astype(np.float32)
+
+
+def _moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and standard deviation, axes kept, per feature of vectors and sequences and per channel of images."""
+    axes = {1: 0, 2: 0, 3: (0, 1), 4: (0, 2, 3)}[values.ndim]
+    return values.mean(axes, keepdims=True, dtype=np.float64), values.std(axes, keepdims=True, dtype=np.float64)
+
+
+def corrupted(data: Dataset, noise: str, rng: Rng) -> Dataset:
+    """Return the data set with Gaussian noise on the inputs that `noise` names, in training and validation rows.
+
+    `noise` is `audio=1.0`, or several such with commas; the number is the noise's standard deviation in units of each
+    feature's own (each channel's, of images) over the training rows. As all inputs are standardised afterwards, they do
+    not grow with it: 1.0 leaves half of the variance to the data. A row keeps its noise through the run, a larger
+    number scales the same draws, and test rows stay clean.
+
+    Raises:
+        InputError: a modality that is not there or is token ids, or what is no number from 0 to 100.
+    """
+    x, rows = dict(data.x), data.split != PARTS.index("test")
+    for name, scale in assigned(noise, "corrupt", 0.0, 100.0).items():
+        if name not in x:
+            raise InputError(f"corrupt names {name!r}, which {data.title} does not have{nearest(name, x)}")
+        if name in data.vocabularies:
+            raise InputError(f"corrupt adds noise to numbers, but {name} of {data.title} is token ids; leave it out.")
+        values, draw = x[name], np.random.default_rng(rng.key(f"corrupt/{name}"))
+        _, deviation = _moments(values[data.split == 0])
+        drawn = draw.standard_normal(values.shape, dtype=np.float32)[rows]
+        x[name] = values.copy()
+        x[name][rows] += (scale * deviation * drawn).astype(values.dtype)
+    return replace(data, x=x)
 
 
 class Source:

@@ -1,24 +1,24 @@
 """Gradients at the features, calibrated: posteriors of the heads, moments, evidence and opinions, encoder by encoder.
 
-Joins `laplace`, `last_layer` and `evidence` for the method that uses the result and the probe that shows it, and says
-what happened as records.
+Joins `laplace`, `last_layer` and `evidence` for the method that uses the result and the probe that shows it; what they
+say about it is in `evidence_report`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from engine.maths import laplace
 from engine.maths.evidence import EVIDENCE, READINGS, SIZES, Calibration, precision
 from engine.maths.last_layer import Head, Moments, at_modalities, gradient_moments
-from engine.records import Bars, Matrix, Record, Scalar
+from engine.maths.unimodal import columns
 
 
 class Choices(Protocol):
@@ -56,19 +56,26 @@ class Found:
 
 def posteriors(
     heads: Mapping[str, Head], features: Mapping[str, Tensor], y: Tensor, scale: float, choices: Choices
-) -> dict[str, dict[str, Any]]:
-    """Return each head's curvature, without the prior, and its posterior mean (C, E), as tensors and text.
+) -> tuple[dict[str, dict[str, Any]], dict[str, laplace.Factored]]:
+    """Return each head's posterior as tensors, numbers and text, and its precision taken apart.
 
-    The rows (B, D), (B,) stand for `scale` times as many. The mean is one Newton step from the head's weights.
+    A posterior is what the head reads, its curvature without the prior, and its mean (C, E), one Newton step from the
+    head's weights. The rows (B, D), (B,) stand for `scale` times as many.
     """
-    found = {}
+    found, factors = {}, {}
     for name, head in heads.items():
         curvature = _curvature(head, features, choices).scaled(scale)
         slope = scale * _slope(head, features, y)
-        factored = curvature.factored(1 / choices.gamma)
-        mean = laplace.newton_mean(factored, head.weight, slope, head.weight / choices.gamma)
-        found[name] = {"curvature": laplace.stored(curvature), "mean": mean}
-    return found
+        factors[name] = curvature.factored(1 / choices.gamma)
+        mean = laplace.newton_mean(factors[name], head.weight, slope, head.weight / choices.gamma)
+        about = {"inputs": list(head.inputs), "classes": head.classes}
+        found[name] = about | {"curvature": laplace.stored(curvature), "mean": mean}
+    return found, factors
+
+
+def heads_of(posterior: Mapping[str, Mapping[str, Any]]) -> dict[str, Head]:
+    """Return the heads that the posteriors are of, at the posterior means."""
+    return {name: Head(v["mean"], tuple(v["inputs"]), v["classes"]) for name, v in posterior.items()}
 
 
 def draws(
@@ -76,12 +83,13 @@ def draws(
     choices: Choices,
     noise: Callable[[str, Tensor], Tensor],
     batch: tuple[Mapping[str, Head], Mapping[str, Tensor], Tensor] | None = None,
+    factors: Mapping[str, laplace.Factored] = MappingProxyType({}),
 ) -> tuple[dict[str, tuple[Tensor | None, Tensor]], int]:
     """Return each head's centre (C, E), None for its weights, with S draws around it (S, C, E); and the jitters.
 
     `noise(name, like)` gives standard normal numbers like its second argument. With `batch` (heads, features, y), the
     posterior is the prior of one more, which adds the batch: a Newton step that counts the batch twice if the posterior
-    has seen it, as BayesAgg-MTL does.
+    has seen it, as BayesAgg-MTL does. Without, `factors` of `posteriors`, where at hand, save taking it apart again.
     """
     drawn: dict[str, tuple[Tensor | None, Tensor]] = {}
     jitters = 0
@@ -95,7 +103,7 @@ def draws(
             factored = curvature.plus(_curvature(head, features, choices, curvature.kind)).factored(tau)
             mean = laplace.newton_mean(factored, head.weight, _slope(head, features, y), pull)
         else:
-            factored = curvature.factored(tau)
+            factored = factors.get(name) or curvature.factored(tau)
         normal = noise(name, mean.expand(choices.samples, *mean.shape))
         drawn[name] = (mean if choices.centre == "newton" else None, factored.sample(laplace.centred(normal)))
         jitters += factored.jitters
@@ -125,25 +133,29 @@ def calibrated(
     return found
 
 
-def kept_shares(grads: Tensor, raw: Tensor, rows: list[int], where: slice) -> Tensor:
-    """Return by how much other methods scaled each row on a slice of theta (len(rows),): ⟨grads, raw⟩/⟨raw, raw⟩.
+def kept_shares(grads: Tensor, raw: Tensor, rows: list[int], where: list[slice]) -> Tensor:
+    """Return by how much other methods scaled each row on slices of theta (len(rows),): ⟨grads, raw⟩/⟨raw, raw⟩.
 
     1 where a row vanishes. For a constant factor it is the factor; what was added at random hardly counts.
     """
     if grads is raw:
         return raw.new_ones(len(rows))
-    before, after = raw[rows, where], grads[rows, where]
+    before, after = columns(raw[rows], where), columns(grads[rows], where)
     power = before.square().sum(1)
     return torch.where(power > 0, (before * after).sum(1) / power.clamp(min=torch.finfo(power.dtype).tiny), 1.0)
 
 
 def smallest_cosine(rows: Tensor) -> Tensor:
     """Return the smallest cosine (0-d) between two of the rows (K, P) that do not vanish; infinite if there is one."""
-    table = rows @ rows.T
-    norms = table.diagonal().sqrt()
-    scale = norms * norms[:, None]
-    pairs = torch.ones_like(table).triu(1).bool() & (scale != 0)
-    return torch.where(pairs, table / scale, math.inf).min()
+    return smallest_cosines((rows @ rows.T)[None])[0]
+
+
+def smallest_cosines(tables: Tensor) -> Tensor:
+    """Return the smallest cosine (N,) in each of N tables of inner products (N, K, K), as `smallest_cosine` does."""
+    norms = tables.diagonal(dim1=1, dim2=2).sqrt()
+    scale = norms[:, None] * norms[:, :, None]
+    pairs = torch.ones_like(tables[0]).triu(1).bool() & (scale != 0)
+    return torch.where(pairs, tables / scale, math.inf).flatten(1).amin(1)
 
 
 def no_changes() -> dict[str, Any]:
@@ -176,93 +188,6 @@ def mean_changes(memory: Mapping[str, Any]) -> dict[str, tuple[float, float, int
     return found
 
 
-def summaries(prefix: str, modality: str, found: Found, mode: str) -> Iterator[Scalar]:
-    """Yield the numbers of one modality: precision, uncertainty, weights, directions, reliability of the moments."""
-    c, m = found.calibration, found.moments
-    plain, tiny = m.plain.sum(0), torch.finfo(m.plain.dtype).tiny
-    logs = found.precision.flatten(1).log10()
-    low, middle, high = torch.quantile(logs, logs.new_tensor([0.05, 0.5, 0.95]), dim=1)
-    spread = c.weights.flatten(1).std(1, correction=0)
-    gradient = found.gradient
-    single = {
-        "precision": (middle, "median log10 of 1/variance", "log10 precision"),
-        "precision_low": (low, "5 % quantile of log10 precision", "log10 precision"),
-        "precision_high": (high, "95 % quantile of log10 precision", "log10 precision"),
-        "uncertainty": (c.uncertainty.flatten(1).mean(1), "mean u of the source's opinion", "uncertainty u"),
-        "weight": (c.weights.flatten(1).mean(1), "mean weight share; error: spread over rows and coordinates", "share"),
-        "shift": (_norms(m.mean - m.plain) / _norms(m.plain).clamp(min=tiny), "‖mean - plain‖/‖plain‖", "share"),
-        "snr": ((m.mean.square() / m.variance).flatten(1).median(1).values, "median mean²/variance", "SNR"),
-        "cosine_to": (_cosines(gradient, m.plain), "cosine of calibrated and this source's gradient", "cosine"),
-        "sampling_to_posterior": (
-            m.plain.var(1, correction=0).mean(1) / len(plain) / m.variance.flatten(1).mean(1),
-            "variance of the batch mean by its rows / mean posterior variance",
-            "ratio",
-        ),
-    }
-    whole = {
-        "fused_uncertainty": (c.fused.mean(), "mean u of the fused opinion", "uncertainty u"),
-        "conflict": (c.conflict.mean(), "mean mass on contradicting hypotheses", "conflict"),
-        "sign_disagreement": (
-            (m.mean.sign().amax(0) > m.mean.sign().amin(0)).double().mean(),
-            "share of coordinates whose sources differ in sign",
-            "share",
-        ),
-        "cosine_to_sum": (_cosines(gradient, plain[None])[0], "cosine of calibrated and summed gradient", "cosine"),
-        "norm_ratio": (gradient.norm() / plain.norm().clamp(min=tiny), "‖calibrated‖/‖sum‖", "ratio"),
-        "damped": (
-            (gradient.abs() < 0.5 * plain.abs()).double().mean(),
-            "share of coordinates shortened by more than half",
-            "share",
-        ),
-    }
-    count = len(found.sources)
-    stacked = torch.stack([value.double() for value, _, _ in single.values()] + [spread.double()]).tolist()
-    *table, spreads = stacked
-    numbers = torch.stack([value.double() for value, _, _ in whole.values()]).tolist()
-    n = len(plain)
-    for (name, (_, what, axis)), values in zip(single.items(), table, strict=True):
-        for k in range(count):
-            error = spreads[k] if name == "weight" else None
-            path = f"{prefix}/{name}/{modality}/{found.sources[k]}"
-            yield Scalar(path, values[k], error, n=n, mode=f"{what}; {mode}", draw={"y": axis})
-    for (name, (_, what, axis)), value in zip(whole.items(), numbers, strict=True):
-        yield Scalar(f"{prefix}/{name}/{modality}", value, n=n, mode=f"{what}; {mode}", draw={"y": axis})
-
-
-def precision_map(prefix: str, modality: str, found: Found, mode: str) -> Matrix:
-    """Return log10 precision by source and coordinate, batch mean, coordinates sorted by the first source's."""
-    logs = found.precision.log10().mean(1)
-    order = logs[0].argsort(descending=True)
-    return _map(f"{prefix}/precision_map/{modality}", found, logs[:, order], f"mean log10 precision; {mode}", order)
-
-
-def maps(prefix: str, modality: str, found: Found, mode: str) -> Iterator[Record]:
-    """Yield batch means by source and coordinate: moments, precision, evidence, uncertainty, weight, conflict."""
-    c, m = found.calibration, found.moments
-    quantities = {
-        "mean_map": (m.mean.mean(1), "mean gradient"),
-        "variance_map": (m.variance.log10().mean(1), "mean log10 variance"),
-        "precision_map": (found.precision.log10().mean(1), "mean log10 precision"),
-        "evidence_map": (found.evidence.mean(1), "mean evidence"),
-        "uncertainty_map": (c.uncertainty.mean(1), "mean uncertainty u"),
-        "weight_map": (c.weights.mean(1), "mean weight share"),
-    }
-    for name, (values, what) in quantities.items():
-        yield _map(f"{prefix}/{name}/{modality}", found, values, f"{what}; {mode}")
-    labels = np.array([str(i) for i in range(m.mean.shape[2])])
-    values = c.conflict.mean(0).double().cpu().numpy()
-    what = f"mean conflict of a coordinate; {mode}"
-    yield Bars(f"{prefix}/conflict_map/{modality}", labels, values, n=m.mean.shape[1], mode=what, draw={"title": what})
-
-
-def _map(name: str, found: Found, values: Tensor, what: str, order: Tensor | None = None) -> Matrix:
-    places = range(values.shape[1]) if order is None else order.tolist()
-    cols = np.array([str(i) for i in places])
-    draw = {"title": what.split(";")[0].capitalize(), "x": "coordinate of the features", "y": "source"}
-    values = values.double().cpu().numpy()
-    return Matrix(name, np.array(found.sources), cols, values, n=found.moments.mean.shape[1], mode=what, draw=draw)
-
-
 def _curvature(head: Head, features: Mapping[str, Tensor], choices: Choices, kind: str = "") -> Any:
     x = head.joined(features)
     kind = kind or laplace.form(choices.form, *head.weight.shape, choices.full_up_to)
@@ -274,14 +199,3 @@ def _slope(head: Head, features: Mapping[str, Tensor], y: Tensor) -> Tensor:
     """Return the gradient (C, E) of the summed loss at the head's weights."""
     x = head.joined(features)
     return (head.outputs(x @ head.weight.T) - head.targets(y)).T @ x
-
-
-def _norms(values: Tensor) -> Tensor:
-    return values.flatten(1).norm(dim=1)
-
-
-def _cosines(one: Tensor, others: Tensor) -> Tensor:
-    """Return the cosine of `one` (B, d) with each of `others` (K, B, d)."""
-    others = others.flatten(1)
-    scale = (one.norm() * others.norm(dim=1)).clamp(min=torch.finfo(others.dtype).tiny)
-    return others @ one.flatten() / scale

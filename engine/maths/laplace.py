@@ -66,10 +66,14 @@ class Full:
             matrix += torch.einsum("cd,ij->cidj", torch.eye(classes, dtype=x.dtype, device=x.device), x.T @ x)
             return cls(matrix.view(classes * width, -1))
         joint = (p[:, :, None] * x[:, None, :]).flatten(1)
-        matrix.view(classes * width, -1).addmm_(joint.T, joint, alpha=-1)
+        flat = matrix.view(classes * width, -1)
         for c in range(classes):
-            matrix[c, :, c] += (x * p[:, c, None]).T @ x
-        return cls(matrix.view(classes * width, -1))
+            # H is symmetric: a block row from the diagonal on, and its mirror image, are half of the work
+            here, on = slice(c * width, (c + 1) * width), slice(c * width, None)
+            block = -(joint[:, here].T @ joint[:, on])
+            block[:, :width] += (x * p[:, c, None]).T @ x
+            flat[here, on], flat[on, here] = block, block.T
+        return cls(flat)
 
     def plus(self, other: Full) -> Full:
         """Return the sum of two."""
@@ -88,7 +92,8 @@ class Full:
         root, jitters = cholesky(self.matrix, tau)
 
         def sample(noise: Tensor) -> Tensor:
-            return torch.linalg.solve_triangular(root.T, noise.flatten(1).T, upper=True).T.reshape(noise.shape)
+            found = torch.linalg.solve_triangular(root.T, noise.flatten(1).T, upper=True).T
+            return found.contiguous().view(noise.shape)
 
         def solve(v: Tensor) -> Tensor:
             return torch.cholesky_solve(v.reshape(-1, 1), root).view_as(v)
@@ -228,11 +233,12 @@ def cholesky(matrix: Tensor, tau: float) -> tuple[Tensor, int]:
     Raises:
         InputError: it cannot be factored even so.
     """
-    eye = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
     size = matrix.diagonal().mean().abs() + tau
     jitter = 0.0
     for tries in range(7):
-        root, failed = torch.linalg.cholesky_ex(matrix + (tau + jitter * size) * eye)
+        raised = matrix.clone()
+        raised.diagonal().add_(tau + jitter * size)
+        root, failed = torch.linalg.cholesky_ex(raised)
         if not failed and torch.isfinite(root.diagonal()).all():
             return root, tries
         jitter = 10.0 * jitter or 1e-6

@@ -20,8 +20,8 @@ from engine.knobs import InputError
 FLOOR = 1e-8
 """Smallest variance of a gradient coordinate; keeps precisions finite where a row is saturated."""
 
-_CHUNK = 32
-"""Draws worked on at a time, so that they stay in the cache."""
+_DRAWS, _CACHED = 256, 131_072
+"""Draws whose heads are made at a time, and numbers in the gradients made at a time, so that these stay in cache."""
 
 Objectives = Callable[[dict[str, Tensor], Tensor], tuple[Mapping[str, Tensor], Mapping[str, Tensor]]]
 
@@ -76,14 +76,11 @@ def linear_heads(objectives: Objectives, features: Mapping[str, Tensor], y: Tens
     Raises:
         InputError: no loss has logits, logits are not linear in the features, or a loss is neither of the two known.
     """
-    widths = [value.shape[1] for value in features.values()]
-    real = torch.cat([value.detach() for value in features.values()], -1)
-    unit = torch.eye(sum(widths) + 1, dtype=real.dtype, device=real.device)[:, 1:]
-    rows, labels = torch.cat([unit, real]), torch.cat([y[:1].expand(len(unit)), y])
+    unit, _ = _at_unit_vectors(objectives, features, y)
     with torch.no_grad():
-        losses, logits = objectives(dict(zip(features, rows.split(widths, -1), strict=True)), labels)
+        losses, logits = objectives({name: value.detach() for name, value in features.items()}, y)
     named = [name for name in losses if name in logits]
-    heads = {name: _head(name, logits[name], losses[name], features, unit, rows, labels) for name in named}
+    heads = {name: _head(name, unit[name], logits[name], losses[name], features, y) for name in named}
     if not heads:
         raise InputError(
             f"Gradient evidence needs a loss on logits, and {', '.join(losses) or 'nothing'} is on features alone; "
@@ -92,39 +89,49 @@ def linear_heads(objectives: Objectives, features: Mapping[str, Tensor], y: Tens
     return heads
 
 
+def reread(
+    heads: Mapping[str, Head], objectives: Objectives, features: Mapping[str, Tensor], y: Tensor
+) -> dict[str, Head]:
+    """Return the heads with the weights that they have now; what `linear_heads` found out about them is not checked.
+
+    `features` (B, D) by modality and `y` (B,) only say how wide the inputs and of what type the labels are.
+    """
+    unit, widths = _at_unit_vectors(objectives, features, y)
+    found = {}
+    for name, head in heads.items():
+        weight, bias = _affine(unit[name])
+        if len(head.inputs) < len(widths):
+            pieces = dict(zip(widths, weight.split(list(widths.values()), -1), strict=True))
+            weight = torch.cat([pieces[modality] for modality in head.inputs], -1)
+        found[name] = Head(torch.cat([weight, bias[:, None]], -1), head.inputs, head.classes)
+    return found
+
+
 def gradient_moments(head: Head, x: Tensor, y: Tensor, centre: Tensor, draws: Tensor, floor: float = FLOOR) -> Moments:
     """Return the gradient (B, d) of each row at its features, and its mean and variance over heads centre + draws.
 
     `x` (B, d+1) is the head's input, `centre` (C, d+1), `draws` (S, C, d+1). The relative error of the variance is
-    about √(2/S). Sums are of g_s - g, so nothing cancels where the draws are small, and the class axis is contracted
-    away draw by draw ("sbc,scd->sbd"), where the multiclass code of BayesAgg-MTL keeps (S, B, C, d).
+    about √(2/S), more where rows are saturated: there few draws make the most of it. Sums are of g_s - g, so nothing
+    cancels where the draws are small, and the class axis is contracted away draw by draw ("scd,scb->sdb"), where the
+    multiclass code of BayesAgg-MTL keeps (S, B, C, d).
     """
-    target = head.targets(y)
-    plain = (head.outputs(x @ head.weight.T) - target) @ head.weight[:, :-1]
-    total, squares = torch.zeros_like(plain), torch.zeros_like(plain)
-    for delta in draws.split(_CHUNK):
-        weight = centre + delta
-        z = (weight.reshape(-1, x.shape[1]) @ x.T).view(len(delta), -1, len(x))
-        errors = (head.outputs(z, 1) - target.T).transpose(1, 2)
-        off = torch.baddbmm(plain.expand(len(delta), -1, -1), errors, weight[..., :-1], beta=-1)
-        total += off.sum(0)
-        squares += off.square_().sum(0)
-    shift = total / len(draws)
-    return Moments(plain, plain + shift, (squares / len(draws) - shift.square()).clamp(min=floor))
-
-
-def delta_variance(head: Head, x: Tensor, y: Tensor, covariance: Tensor) -> Tensor:
-    """Return the variance (B, d) of the gradient to first order in the head's covariance (n, n), n = C(d+1).
-
-    D_k Σ D_kᵀ with D_k = ∂g_k/∂[W | b]. A diagnostic: it falls short by half where mean p_y = 0.8 and fails where the
-    head is saturated.
-    """
-
-    def gradient(weight: Tensor, row: Tensor, target: Tensor) -> Tensor:
-        return (head.outputs(weight @ row) - target) @ weight[:, :-1]
-
-    slopes = torch.func.vmap(torch.func.jacrev(gradient), (None, 0, 0))(head.weight, x, head.targets(y)).flatten(2)
-    return torch.einsum("bkn,nm,bkm->bk", slopes, covariance, slopes)
+    target = head.targets(y).T
+    plain = head.weight[:, :-1].T @ (head.outputs(head.weight @ x.T, 0) - target)
+    few = min(max(_CACHED // max(plain.numel(), 1), 8), _DRAWS)
+    ones = plain.new_ones(1, few)
+    total, squares = plain.new_zeros(1, plain.numel()), plain.new_zeros(1, plain.numel())
+    for delta in draws.split(_DRAWS):
+        weights = centre + delta
+        z = (weights.view(-1, x.shape[1]) @ x.T).view(len(delta), -1, len(x))
+        errors = head.outputs(z, 1).sub_(target)
+        for w, error in zip(weights[..., :-1].mT.split(few), errors.split(few), strict=True):
+            off = torch.bmm(w, error).sub_(plain).flatten(1)
+            # sums over draws as products: several times faster than a reduction over the first axis
+            total.addmm_(ones[:, : len(off)], off)
+            squares.addmm_(ones[:, : len(off)], off.square_())
+    shift = total.view_as(plain) / len(draws)
+    variance = (squares.view_as(plain) / len(draws) - shift.square()).clamp(min=floor)
+    return Moments(plain.T, (plain + shift).T, variance.T)
 
 
 def at_modalities(
@@ -149,14 +156,31 @@ def at_modalities(
     return found
 
 
-def _head(
-    name: str, z: Tensor, loss: Tensor, features: Mapping[str, Tensor], unit: Tensor, rows: Tensor, y: Tensor
-) -> Head:
-    """Return the head of one loss from its logits (N, C) at zero, at the unit vectors and at the real rows."""
-    bias, size = z[0], len(unit)
-    weight = (z[1:size] - bias).T
+def _at_unit_vectors(
+    objectives: Objectives, features: Mapping[str, Tensor], y: Tensor
+) -> tuple[Mapping[str, Tensor], dict[str, int]]:
+    """Return the logits (1 + ΣD, C) at zero and at the unit vectors, and each modality's width D."""
+    widths = {name: value.shape[1] for name, value in features.items()}
+    like = next(iter(features.values()))
+    unit = torch.eye(sum(widths.values()) + 1, dtype=like.dtype, device=like.device)[:, 1:]
+    with torch.no_grad():
+        _, logits = objectives(
+            dict(zip(widths, unit.split(list(widths.values()), -1), strict=True)), y[:1].expand(len(unit))
+        )
+    return logits, widths
+
+
+def _affine(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Return weight (C, ΣD) and bias (C,) from the logits at zero and at the unit vectors."""
+    return (z[1:] - z[0]).T, z[0]
+
+
+def _head(name: str, unit: Tensor, z: Tensor, loss: Tensor, features: Mapping[str, Tensor], y: Tensor) -> Head:
+    """Return the head of one loss from its logits at zero and the unit vectors, checked on those of real rows."""
+    weight, bias = _affine(unit)
+    x = torch.cat([value.detach() for value in features.values()], -1)
     # a comparison with nan is false: a run that has diverged is not mistaken for a network of another kind
-    if ((rows @ weight.T + bias - z).abs() > 1e-3 * (1 + z.abs().max())).any():
+    if ((x @ weight.T + bias - z).abs() > 1e-3 * (1 + z.abs().max())).any():
         raise InputError(
             f"Gradient evidence needs logits that are linear in the features, and those of {name!r} are not; choose "
             f"fusion=concat or fusion=sum."

@@ -117,6 +117,11 @@ def encoder(layout: Layout, modality: str) -> list[slice]:
     return joined
 
 
+def columns(rows: Tensor, where: list[slice]) -> Tensor:
+    """Return the columns of rows (K, P) that lie in the slices, side by side; a view where there is one slice."""
+    return rows[:, where[0]] if len(where) == 1 else torch.cat([rows[:, :0], *(rows[:, w] for w in where)], 1)
+
+
 def _alone_at(place: int, value: Tensor, count: int) -> Tensor:
     """Return `count` copies of value (B, D) below each other, all but one of them zero."""
     rows = len(value)

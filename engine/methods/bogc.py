@@ -34,6 +34,7 @@ unless `redraw`; heads are drawn around their weights unless `centre` is `newton
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,14 +43,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.knobs import InputError
 from engine.maths import calibration as maths
+from engine.maths import evidence_report as told
 from engine.maths.evidence import EVIDENCE, READINGS, SIZES
 from engine.maths.laplace import KINDS
-from engine.maths.last_layer import linear_heads
+from engine.maths.last_layer import Head, linear_heads, reread
+from engine.maths.unimodal import columns, encoder
 from engine.method import Method, knob
 from engine.problem import Batch, Problem
 from engine.records import Record, Scalar
 from engine.step import View
+
+_AT_ONCE = 256
+"""Rows encoded at a time for a posterior."""
+
+_LOSSES = {"all": (True, False), "fused": (False,), "own": (True,)}
+"""Choice of losses to whether they are a modality's own."""
 
 
 def objectives_of(problem: Problem, theta: Tensor):
@@ -60,11 +70,12 @@ def objectives_of(problem: Problem, theta: Tensor):
 def recent_rows(problem: Problem, theta: Tensor, step: int, batches: int) -> tuple[dict[str, Tensor], Tensor]:
     """Return features and labels of the last `batches` batches up to `step` at theta (of the first, near the start)."""
     first = max(step + 1 - batches, 0)
-    pieces = [p for s in range(first, first + batches) for p in problem.batch(s).chunks(problem.micro)]
+    seen = [problem.batch(s) for s in range(first, first + batches)]
+    x = {name: torch.cat([batch.x[name] for batch in seen]) for name in problem.modalities}
+    rows = Batch(x, torch.cat([batch.y for batch in seen]))
     with torch.no_grad():
-        encoded = [problem.encode(theta.detach(), piece) for piece in pieces]
-    features = {name: torch.cat([e[name] for e in encoded]) for name in problem.modalities}
-    return features, torch.cat([piece.y for piece in pieces])
+        encoded = [problem.encode(theta.detach(), piece) for piece in rows.chunks(problem.micro or _AT_ONCE)]
+    return {name: torch.cat([e[name] for e in encoded]) for name in problem.modalities}, rows.y
 
 
 def through_encoders(view: View, incoming: dict[str, Tensor]) -> Tensor:
@@ -81,8 +92,10 @@ def through_encoders(view: View, incoming: dict[str, Tensor]) -> Tensor:
         with torch.enable_grad():
             encoded = view.problem.encode(theta, piece)
         kept = {n: (view.features[n][here] != 0) | (view.clean[n][here] == 0) for n in incoming}
-        weights = [incoming[n][here] * kept[n] for n in incoming]
-        total += torch.autograd.grad([encoded[n] for n in incoming], theta, weights)[0]
+        names = [n for n in incoming if encoded[n].requires_grad]
+        if names:
+            weights = [incoming[n][here] * kept[n] for n in names]
+            total += torch.autograd.grad([encoded[n] for n in names], theta, weights)[0]
     return total
 
 
@@ -98,10 +111,11 @@ class Bogc(Method):
     class Params:
         """How gradients become evidence, and evidence a gradient."""
 
-        dose: float = knob(1.0, 0.0, 1.0, "Share of the calibrated gradient in the encoders' step; 0 is off.")
+        dose: float = knob(1.0, 0.0, 1.0, "Share of the calibrated gradient in the encoders' step; 0 is the plain sum.")
         reading: str = knob("trust", help="What opinions are about; our five readings.", choices=tuple(READINGS))
         evidence: str = knob("relative", help="Evidence from precision, or from SNR.", choices=tuple(EVIDENCE))
         power: float = knob(0.5, 0.0, 2.0, "Exponent on precision; 0 for posterior means with equal weights.")
+        calibrate: str = knob("all", help="Losses whose gradients it joins; others stay.", choices=tuple(_LOSSES))
         average: bool = knob(False, help="One precision a coordinate, from the batch's mean variance.")
         size: str = knob("sources", help="Times the number of sources, as is, or the plain norm.", choices=tuple(SIZES))
         samples: int = knob(256, 8, 4096, "Heads drawn for the moments, S.", log=True)
@@ -119,10 +133,17 @@ class Bogc(Method):
     _seconds: float | None = None
 
     def init(self, view: View) -> dict[str, Any]:
-        """Return empty memory; without warm-up, with a posterior. Refused where logits are not linear in features."""
+        """Return empty memory; without warm-up, with a posterior.
+
+        Raises:
+            InputError: logits are not linear in the features, or no loss is left to calibrate.
+        """
         problem = view.problem
         few, y = recent_rows(problem, view.theta, view.step, 1)
-        linear_heads(objectives_of(problem, view.theta), {n: v[:2] for n, v in few.items()}, y[:2])
+        heads = linear_heads(objectives_of(problem, view.theta), {n: v[:2] for n, v in few.items()}, y[:2])
+        if not self._chosen(heads, problem.modalities):
+            have, wanted = ", ".join(heads), self.params.calibrate
+            raise InputError(f"bogc.calibrate={wanted} leaves BOGC-MML no loss: there is only {have}; choose all.")
         rows = sum(len(batch) for batch in problem.held_out("train"))
         state = {"rows": rows, "seen": 0, "made": -1, "jitters": 0, "posterior": {}, "changes": maths.no_changes()}
         return self._refreshed(state, view)
@@ -134,14 +155,15 @@ class Bogc(Method):
             return total
         incoming = {}
         for name, found in self._calibrated(view).items():
-            kept = maths.kept_shares(grads, view.raw, self._rows(found.sources, view), self._where(name, view))
+            where = encoder(view.problem.layout, name)
+            kept = maths.kept_shares(grads, view.raw, self._rows(found.sources, view), where)
             calibrated = found.factor * found.calibration.parts - found.moments.plain
             incoming[name] = (self.params.dose / len(view.batch)) * torch.einsum("k,kbd->bd", kept, calibrated)
         return total + through_encoders(view, incoming)
 
     def commit(self, view: View) -> dict[str, Any]:
         """Return the memory with this step's accuracy, and a new posterior when one is due."""
-        conflict = any(bool(cosine < 0) for cosine in self._cosines(view).values())
+        conflict = bool((self._cosines(view) < 0).any())
         right = None
         if "fused" in view.logits and not view.batch.y.is_floating_point():
             right = float((view.logits["fused"].argmax(-1) == view.batch.y).double().mean())
@@ -153,19 +175,22 @@ class Bogc(Method):
         p, state = self.params, self.state
         for kind, (value, error, n) in maths.mean_changes(state["changes"]).items():
             how = "change of batch accuracy to the next step; conflict: a negative cosine on an encoder"
-            yield Scalar(f"bogc/accuracy_change/{kind}", value, error, n=n, mode=how)
+            draw = {"panel": "What a step does to accuracy", "place": 8, "hue": int(kind == "conflict")}
+            draw |= {"label": "losses in conflict" if kind == "conflict" else "other steps", "levels": {"": 0.0}}
+            yield Scalar(f"bogc/accuracy_change/{kind}", value, error, n=n, mode=how, draw=draw)
         yield Scalar("bogc/jitters", float(state["jitters"]), mode="raised diagonals in Cholesky factors")
         if self._seconds is not None:
             yield Scalar("bogc/posterior_seconds", self._seconds, mode="seconds for the last posterior")
-        for name, cosine in self._cosines(view).items():
-            if torch.isfinite(cosine):
+        for name, cosine in zip(view.problem.modalities, self._cosines(view).tolist(), strict=True):
+            if math.isfinite(cosine):
                 how = "smallest cosine of two losses' gradients on the encoder"
-                yield Scalar(f"bogc/cosine/{name}", float(cosine), n=len(view.batch), mode=how)
+                draw = {"panel": "Do the losses agree on the encoder?", "place": 9, "y": "cosine", "levels": {"": 0.0}}
+                yield Scalar(f"bogc/cosine/{name}", cosine, n=len(view.batch), mode=how, draw=draw)
         if state["posterior"] and torch.isfinite(view.grad.sum()):
             how = f"{p.reading}, {p.evidence}; at the features, S = {p.samples}"
             for name, found in self._calibrated(view).items():
-                yield from maths.summaries("bogc", name, found, how)
-                yield maths.precision_map("bogc", name, found, how)
+                yield from told.summaries("bogc", name, found, how, p.reading)
+                yield told.precision_map("bogc", name, found, how)
 
     def _refreshed(self, state: dict[str, Any], view: View) -> dict[str, Any]:
         p, size = self.params, len(view.batch)
@@ -178,21 +203,24 @@ class Bogc(Method):
         if not all(torch.isfinite(value).all() for value in features.values()):
             return state
         heads = linear_heads(objectives_of(view.problem, view.theta), features, y)
-        posterior = maths.posteriors(heads, features, y, state["rows"] / len(y), p)
+        heads = self._chosen(heads, view.problem.modalities)
+        posterior, factors = maths.posteriors(heads, features, y, state["rows"] / len(y), p)
         state = state | {"posterior": posterior, "made": state["seen"]}
-        _, jitters = self._drawn(state, view, None)
+        _, jitters = self._drawn(state, view, None, factors)
         self._seconds = time.perf_counter() - started
         return state | {"jitters": state["jitters"] + jitters}
 
     def _calibrated(self, view: View) -> dict[str, maths.Found]:
         features = {name: value.detach() for name, value in view.features.items()}
-        heads = linear_heads(objectives_of(view.problem, view.theta.detach()), features, view.batch.y)
-        heads = {name: head for name, head in heads.items() if name in self.state["posterior"]}
+        known = self._chosen(maths.heads_of(self.state["posterior"]), view.problem.modalities)
+        heads = reread(known, objectives_of(view.problem, view.theta.detach()), features, view.batch.y)
         seen = (heads, features, view.batch.y) if self.params.per_batch else None
         draws, _ = self._drawn(self.state, view, seen)
         return maths.calibrated(heads, features, view.batch.y, draws, self.params)
 
-    def _drawn(self, state: dict[str, Any], view: View, batch: tuple | None) -> tuple[dict, int]:
+    def _drawn(
+        self, state: dict[str, Any], view: View, batch: tuple | None, factors: dict[str, Any] | None = None
+    ) -> tuple[dict, int]:
         """Return each head's centre and draws, and jitters; kept until the posterior changes."""
         if self._known is not None and self._known[0] is state["posterior"] and not (batch or self.params.redraw):
             return self._known[1]
@@ -201,18 +229,20 @@ class Bogc(Method):
         def noise(row: str, like: Tensor) -> Tensor:
             return view.rng.normal(f"bogc/{row}", key, like)
 
-        drawn = maths.draws(state["posterior"], self.params, noise, batch)
+        drawn = maths.draws(state["posterior"], self.params, noise, batch, factors or {})
         self._known = (state["posterior"], drawn)
         return drawn
 
-    def _cosines(self, view: View) -> dict[str, Tensor]:
-        """Return modality to the smallest cosine of two losses' gradients on its encoder."""
+    def _cosines(self, view: View) -> Tensor:
+        """Return for each modality the smallest cosine of two losses' gradients on its encoder, (M,)."""
         rows = [i for i, name in enumerate(view.losses) if not name.startswith("reg/")]
         raw = view.raw if len(rows) == len(view.raw) else view.raw[rows]
-        return {name: maths.smallest_cosine(raw[:, self._where(name, view)]) for name in view.problem.modalities}
+        pieces = [columns(raw, encoder(view.problem.layout, name)) for name in view.problem.modalities]
+        return maths.smallest_cosines(torch.stack([piece @ piece.T for piece in pieces]))
 
-    def _where(self, modality: str, view: View) -> slice:
-        return view.problem.layout.slices.get(modality, slice(None))
+    def _chosen(self, heads: dict[str, Head], modalities: tuple[str, ...]) -> dict[str, Head]:
+        wanted = _LOSSES[self.params.calibrate]
+        return {name: head for name, head in heads.items() if (name in modalities) in wanted}
 
     def _rows(self, sources: list[str], view: View) -> list[int]:
         names = list(view.losses)

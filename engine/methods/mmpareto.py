@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from engine.knobs import InputError
-from engine.maths.unimodal import places
+from engine.maths.unimodal import columns, encoder, places
 from engine.method import Method, knob
 from engine.records import Record, Scalar
 from engine.step import View
@@ -112,26 +112,27 @@ class MMPareto(Method):
             return total
         found = total.clone()
         for name, row in own.items():
-            where = places(view.problem.layout, name)
+            where = encoder(view.problem.layout, name)
             if not where:
                 continue
             g, u, c = self._pair(grads, where, fused, row)
-            sizes = [w.stop - w.start for w in where]
+            plain, sizes = g + u, [w.stop - w.start for w in places(view.problem.layout, name)]
             h = (2 * c * g + 2 * (1 - c) * u).split(sizes)
-            others = [i for i in range(len(grads)) if i not in (fused, row)]
-            for w, piece in zip(where, lengthened(h, (g + u).split(sizes), p.gamma), strict=True):
-                found[w] = piece + grads[others, w].sum(0)
+            taken = torch.cat(lengthened(h, plain.split(sizes), p.gamma))
+            others = columns(total[None], where)[0] - plain
+            for w, piece in zip(where, (taken + others).split([w.stop - w.start for w in where]), strict=True):
+                found[w] = piece
         return found
 
     def report(self, view: View) -> Iterator[Record]:
         """Yield agreement, weight and length by encoder."""
         fused, own = rows(view.losses, view.problem.modalities)
         for name, row in own.items():
-            where = places(view.problem.layout, name)
+            where = encoder(view.problem.layout, name)
             if not where:
                 continue
             g, u, c = self._pair(view.grads, where, fused, row)
-            taken = torch.cat([view.grad[w] for w in where])
+            taken = columns(view.grad[None], where)[0]
             tiny = torch.finfo(g.dtype).tiny
             cosine = (g @ u) / (g.norm() * u.norm()).clamp(min=tiny)
             longer = taken.norm() / (g + u).norm().clamp(min=tiny)
@@ -152,6 +153,7 @@ class MMPareto(Method):
 
     def _pair(self, grads: Tensor, where: list[slice], fused: int, row: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return an encoder's two gradients (n,), (n,) and the weight (0-d) of the first."""
-        g, u = torch.cat([grads[[fused, row], w] for w in where], 1)
+        both = columns(grads, where)
+        g, u = both[fused], both[row]
         c = weight(g, u, self.params.floor) if self.params.pareto else torch.full_like(g[0], 0.5)
         return g, u, c

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from engine.maths import calibration as maths
+from engine.maths import evidence_report as told
 from engine.maths.evidence import EVIDENCE, READINGS, SIZES
 from engine.maths.laplace import KINDS
 from engine.maths.last_layer import Head, linear_heads
+from engine.maths.unimodal import columns, encoder
 from engine.probe import Curve, Matrix, Probe, Record, Scalar, Snapshot, knob
 from engine.problem import Batch
 from engine.step import per_objective
@@ -80,14 +82,14 @@ class Evidence(Probe):
         draw = {"title": "Cosine of two losses' gradients"}
         yield Matrix("evidence/cosines", np.array(names), np.array(names), cosines, **about, draw=draw)
         for modality in snap.problem.modalities:
-            where = layout.slices.get(modality, slice(None))
-            cosine = maths.smallest_cosine(whole[:, where])
+            where = encoder(layout, modality)
+            cosine = maths.smallest_cosine(columns(whole, where))
             if torch.isfinite(cosine):
                 mode = "smallest cosine of two losses' gradients on the encoder"
                 yield Scalar(
                     f"evidence/cosine/{modality}", float(cosine), n=len(batch), mode=mode, draw={"y": "cosine"}
                 )
-                against = [bool(maths.smallest_cosine(grads[:, where]) < 0) for grads in rows]
+                against = [bool(maths.smallest_cosine(columns(grads, where)) < 0) for grads in rows]
                 rate, count = sum(against) / len(against), len(against)
                 mode = (
                     f"share of {count} mini-batches of {size} with a negative cosine on the encoder; one standard error"
@@ -103,20 +105,20 @@ class Evidence(Probe):
         heads = linear_heads(lambda f, y: problem.objectives(snap.theta, f, Batch({}, y)), features, batch.y)
         yield None
         total = sum(len(part) for part in problem.held_out("train"))
-        posterior = maths.posteriors(heads, features, batch.y, total / len(batch), p)
+        posterior, factors = maths.posteriors(heads, features, batch.y, total / len(batch), p)
         yield None
 
         def noise(row: str, like: Tensor) -> Tensor:
             return snap.rng.normal(f"evidence/{row}", snap.step, like)
 
-        drawn, jitters = maths.draws(posterior, p, noise)
+        drawn, jitters = maths.draws(posterior, p, noise, factors=factors)
         yield Scalar("evidence/jitters", float(jitters), n=len(batch), mode="raised diagonals in Cholesky factors")
         how = f"{p.reading}, {p.evidence}; probe rows, S = {p.samples}, no method active"
         found = maths.calibrated(heads, features, batch.y, drawn, p)
         for modality, what in found.items():
             yield None
-            yield from maths.summaries("evidence", modality, what, how)
-            yield from maths.maps("evidence", modality, what, how)
+            yield from told.summaries("evidence", modality, what, how, p.reading)
+            yield from told.maps("evidence", modality, what, how)
             if len(what.sources) > 1:
                 yield _row_conflict(modality, what, how)
             for k, source in enumerate(what.sources):

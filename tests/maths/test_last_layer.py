@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from engine.knobs import InputError
 from engine.maths.laplace import Full
-from engine.maths.last_layer import Head, at_modalities, delta_variance, gradient_moments, linear_heads
+from engine.maths.last_layer import Head, at_modalities, gradient_moments, linear_heads, reread
 from engine.networks.fusion import FUSIONS, Trunk
 
 NAMES, WIDTH, CLASSES, B = ("a", "b", "c"), 4, 3, 12
@@ -59,6 +59,23 @@ def test_a_concat_heads_weights_are_its_own(features, y):
     head = linear_heads(cross_entropy(net), features, y)["fused"]
     torch.testing.assert_close(head.weight[:, :-1], net.fusion.head.weight.detach())
     torch.testing.assert_close(head.weight[:, -1], net.fusion.head.bias.detach())
+
+
+@pytest.mark.parametrize("fusion", ["concat", "sum"])
+@pytest.mark.parametrize("unimodal", ["heads", "slices"])
+def test_heads_read_again_are_those_found_anew(fusion, unimodal, features, y):
+    net = trunk(fusion, unimodal)
+    before = linear_heads(cross_entropy(net), features, y)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter += 1
+    after, anew = (
+        reread(before, cross_entropy(net), features, y),
+        linear_heads(cross_entropy(net), features, y),
+    )
+    for name, head in anew.items():
+        assert torch.equal(after[name].weight, head.weight) and not torch.equal(before[name].weight, head.weight)
+        assert (after[name].inputs, after[name].classes) == (head.inputs, head.classes)
 
 
 def test_a_fusion_that_is_not_linear_is_refused(features, y):
@@ -117,9 +134,10 @@ def made_head(scale=0.5, classes=True):
     return Head(scale * normal(CLASSES, WIDTH + 1, seed=4), ("a",), classes)
 
 
+@pytest.mark.parametrize("count", [5, 70, 300])
 @pytest.mark.parametrize("classes", [True, False])
-def test_moments_are_those_of_a_loop_over_draws(classes, features, y):
-    head, draws = made_head(classes=classes), 0.3 * normal(70, CLASSES, WIDTH + 1, seed=5)
+def test_moments_are_those_of_a_loop_over_draws(classes, count, features, y):
+    head, draws = made_head(classes=classes), 0.3 * normal(count, CLASSES, WIDTH + 1, seed=5)
     x = head.joined(features)
     centre = head.weight + 0.1
     found = gradient_moments(head, x, y, centre, draws)
@@ -141,13 +159,23 @@ def test_without_spread_the_mean_is_the_plain_gradient_to_the_last_bit(features,
     assert (found.variance == 1e-8).all()
 
 
+def first_order_variance(head, x, y, covariance):
+    """D_k Σ D_kᵀ (B, d) with D_k = ∂g_k/∂[W | b], for the covariance Σ (n, n) of a head."""
+
+    def gradient(weight, row, target):
+        return (head.outputs(weight @ row) - target) @ weight[:, :-1]
+
+    slopes = torch.func.vmap(torch.func.jacrev(gradient), (None, 0, 0))(head.weight, x, head.targets(y)).flatten(2)
+    return torch.einsum("bkn,nm,bkm->bk", slopes, covariance, slopes)
+
+
 def test_small_spreads_scale_and_equal_the_first_order_value(features, y):
     head = made_head()
     x = head.joined(features)
     covariance = torch.linalg.inv(Full.of(x, head.outputs(x @ head.weight.T), CLASSES).matrix + torch.eye(15))
     root = torch.linalg.cholesky(covariance)
     draws = (normal(4000, 15, seed=6) @ root.T).view(-1, CLASSES, WIDTH + 1)
-    first = delta_variance(head, x, y, covariance)
+    first = first_order_variance(head, x, y, covariance)
     for eps in (1e-4, 1e-6):
         found = gradient_moments(head, x, y, head.weight, eps**0.5 * draws, floor=0.0)
         # a variance from 4000 draws has the relative standard error √(2/4000) = 2.2 %; five of them
