@@ -13,24 +13,56 @@ if probe:
     controls.measuring(run, probe)
 
 empty = "Nothing has been measured here. Choose an interval above, or press Measure now."
+lead = "Drawn where the clean score is better than chance."
+heads = "Late fusion to compare with needs a run with unimodal set to heads or slices."
+scrubbed = {"group": "robustness"}
+
+live.scrubber(run, ["robustness/missing"], key=f"scrub/{run}", group="robustness")
 
 rows = [
     (
-        ("Score by the modalities that are present", "record", ["robustness/subsets"], {}),
-        ("Score by share of missing modalities", "record", ["robustness/missing"], {}),
+        ("Score by the modalities that are present", "record", ["robustness/subsets"], scrubbed),
+        ("Score by share of missing modalities", "record", ["robustness/missing"], scrubbed),
     ),
     (
-        ("Score by noise on one modality", "overlay", ["robustness/severity/*"], {}),
-        ("Area under the noise curve", "series", ["robustness/area/*"], {}),
+        ("Score by corruption of one modality", "overlay", ["robustness/severity/*"], scrubbed),
+        ("Area under each of these curves", "series", ["robustness/area/*"], {}),
     ),
     (
+        ("Share kept of the lead over chance, mean over each curve", "series", ["robustness/retention/*"], {}),
         ("Without one modality", "series", ["robustness/without/*"], {}),
-        ("Clean, worst and chance", "series", ["robustness/clean", "robustness/worst", "robustness/chance"], {}),
     ),
 ]
+more = [
+    (
+        (
+            "Clean, incomplete and worst",
+            "series",
+            ["robustness/clean", "robustness/incomplete", "robustness/worst_subset", "robustness/worst"],
+            {},
+        ),
+        ("Score without one modality / score with all", "series", ["robustness/immunity/*"], {}),
+    ),
+    (
+        ("Level at which half the lead is gone", "series", ["robustness/half/*"], {}),
+        ("How unevenly modalities are missed", "series", ["robustness/dominance_gap"], {}),
+    ),
+    (
+        ("Lead over late fusion beyond the clean one", "series", ["robustness/effective/*"], {"empty": heads}),
+        ("Errors beside those of late fusion", "series", ["robustness/corruption_error/*"], {"empty": heads}),
+    ),
+]
+if st.toggle("More of what was measured", key="robustness-more", persist_state="session"):
+    rows += more
 for place, row in enumerate(rows):
     for column, (title, chart, names, options) in zip(st.columns(2, gap="medium"), row, strict=True):
         with column:
             key = f"robustness/{names[0]}/{run}"
-            height = 300 if place == 0 else 260
-            live.chart(run, chart, key=key, title=title, names=names, height=height, empty=empty, **options)
+            height, without = 300 if place == 0 else 260, lead if "lead" in title else empty
+            live.chart(run, chart, key=key, title=title, names=names, height=height, **({"empty": without} | options))
+
+st.caption(
+    "A network that ignores a modality is perfectly robust to its corruption: read every curve beside the clean score "
+    "and beside the score without that modality. Curves with other fill-ins, corruptions or ranges are other "
+    "measurements. Bands and whiskers are one standard error over the rows."
+)

@@ -39,6 +39,7 @@ def bars(record, look: Look) -> go.Figure:
     figure.update_layout(bargap=0.45 if len(labels) < 8 else 0.25)
     figure.update_xaxes(type="category", showgrid=False)
     figure.update_yaxes(type="log" if record.draw.get("ylog") else "linear", zeroline=True, zerolinecolor=look.grid)
+    add_levels(figure, record.draw.get("levels"), look, log=bool(record.draw.get("ylog")))
     return figure
 
 

@@ -23,6 +23,78 @@ GATES = {
     "directional": "directional: the Hessian along the gradient; shown: its ends by Lanczos, error: residual",
     "literal": "literal: empirical Fisher, which is never negative",
 }
+_PANELS: dict[str, dict[str, Any]] = {
+    "controller": {
+        "panel": "Whom the controller attacks",
+        "place": 1,
+        "note": "Areas: the chance of each modality; a mark where it was drawn. It should settle on the one leant on.",
+        "x": "step",
+        "y": "chance",
+    },
+    "loss_change": {
+        "panel": "What leaving one out costs",
+        "place": 2,
+        "note": "Where training works, leaving one out costs less and less.",
+        "y": "rise of the loss",
+        "levels": {"": 0.0},
+        "label": "",
+    },
+    "ratio": {"panel": "How rich the spectra are", "place": 3, "y": "r(Σ)/r_max", "label": ""},
+    "scale": {
+        "panel": "Scale of the features above its floor",
+        "place": 4,
+        "note": "Dotted: the floor, at which the collapse stops.",
+        "y": "root mean square",
+    },
+    "push": {
+        "panel": "Destructive gradient beside the descent",
+        "place": 5,
+        "y": "norm on the attacked encoder",
+        "ylog": True,
+    },
+    "gate": {
+        "panel": "The gate",
+        "place": 6,
+        "note": "Below its dotted line an encoder's loss bends down too strongly, and the collapse is held back.",
+        "y": "smallest eigenvalue",
+        "levels": {"": 0.0},
+    },
+    "held_back": {"panel": "Attacks held back", "place": 7, "y": "share of the attacks"},
+    "series": {
+        "panel": "Residual and certified error of the series",
+        "place": 8,
+        "note": "Straight: the residual shrinks by one factor a term. Dotted: what is certain of the error.",
+        "x": "terms summed, k",
+        "y": "norm",
+        "ylog": True,
+    },
+    "hypergradient": {
+        "panel": "Hyper-gradients with their certificates",
+        "place": 9,
+        "note": "The band is a bound, not a standard error: λ or κ moves only where it keeps clear of 0.",
+        "y": "d(held-out loss)/d log",
+        "levels": {"": 0.0},
+    },
+    "steps": {
+        "panel": "Certain steps taken, uncertain ones skipped",
+        "place": 10,
+        "note": "Skipping is the usual thing: a bound of few terms settles few signs.",
+        "y": "hyper-gradients so far",
+    },
+    "weights": {"panel": "λ and κ as tuned", "place": 11, "ylog": True},
+    "spectrum": {
+        "panel": "Eigenvalues of the features",
+        "x": "rank",
+        "y": "variance",
+        "ylog": True,
+        "label": "",
+    },
+    "dimensions": {"panel": "Effective dimensions", "label": ""},
+    "drawn": {"panel": "Share of the attacks", "label": ""},
+    "severity": {"panel": "How far the spectra have collapsed", "y": "1 - r/r_0", "levels": {"": 0.0}, "label": ""},
+    "closed": {"panel": "Is the gate closed?", "y": "1: closed", "label": ""},
+}
+_SYMBOLS = {"lambda": "λ", "kappa": "κ"}
 
 
 def records(
@@ -53,12 +125,13 @@ def about_the_controller(
     least, shares = p.explore / len(names), state["drawn"] / state["drawn"].sum().clamp(min=1)
     how, paid = f"{p.controller}, {p.gain} gain", collapse.information_gain(change, 0.0, p.gain == "signed")
     for m, name in enumerate(names):
-        draw = {"y": "chance of an attack's aim", "lines": {"γ/M": least}}
+        draw = {"y": "chance of an attack's aim", "levels": {"γ/M": least}}
         yield Scalar(f"modalimmune/chance/{name}", chances[m], mode=f"{how}; next draw", draw=draw)
         shown = f"{p.controller}; share of the attacks since switched on"
-        yield Scalar(f"modalimmune/drawn/{name}", shares[m].item(), n=int(state["drawn"].sum()), mode=shown)
+        attacks = int(state["drawn"].sum())
+        yield Scalar(f"modalimmune/drawn/{name}", shares[m].item(), n=attacks, mode=shown, draw=_PANELS["drawn"])
         shown = f"L_without - L_full of this batch, filled with {p.fill}; 0: as good without"
-        yield Scalar(f"modalimmune/loss_change/{name}", change[m], n=n, mode=shown, draw={"y": "loss"})
+        yield Scalar(f"modalimmune/loss_change/{name}", change[m], n=n, mode=shown, draw=_PANELS["loss_change"])
         yield Scalar(f"modalimmune/gain/{name}", paid[m], n=n, mode=f"information gain, {p.gain}, squared loss")
     yield Scalar("modalimmune/entropy", -sum(c * math.log(c) for c in chances), mode=f"of the chances, nats; {how}")
     yield Scalar("modalimmune/reward_scale", state["scale"], mode=f"decayed maximum of the gains, {p.gain}")
@@ -71,8 +144,8 @@ def about_the_controller(
         steps.astype(int).astype(str),
         np.concatenate([trace[:, 2:].T, (arms == np.arange(len(names))[:, None]).astype(float)]),
         n=len(steps),
-        mode=f"chance of each modality, and 1 where it was drawn; {how}",
-        draw={"title": "Chances and drawn arms", "x": "step", "lines": {"γ/M": least}},
+        mode=f"chance of each modality, at least γ/M = {least:.3g}, and 1 where it was drawn; {how}",
+        draw=_PANELS["controller"] | {"stack": len(names)},
     )
 
 
@@ -86,19 +159,22 @@ def about_the_spectra(p: Any, state: Mapping[str, Any], clean: Mapping[str, Tens
     weight, kappa = weights(p, state)
     fade = "fades with the spectrum" if p.adaptive else "not adaptive"
     for m, (name, z) in enumerate(clean.items()):
-        yield Scalar(f"modalimmune/scale/{name}", found[m], n=n, mode="root mean square of the centred features")
+        how, draw = "root mean square of the centred features", _PANELS["scale"]
+        yield Scalar(f"modalimmune/scale/{name}", found[m], n=n, mode=how, draw=draw | {"label": ""})
         how = f"{p.floor:g} of the reference scale; below it the collapse stops"
-        yield Scalar(f"modalimmune/floor/{name}", floors[m], mode=how)
+        draw = draw | {"label": "floor", "role": "limit"}
+        yield Scalar(f"modalimmune/floor/{name}", floors[m], mode=how, draw=draw)
         if n < 2:
             continue
         values = collapse.eigenvalues(z.detach())
         ratio, top = collapse.ratio(values).item(), collapse.most(z)
         how = f"r(Σ)/r_max, tr Σ/λ_max of one batch of {n}, biased low; r_max = {top}"
-        yield Scalar(f"modalimmune/ratio/{name}", ratio / top, n=n, mode=how)
+        draw = _PANELS["ratio"] | {"levels": {"rank one": 1 / top}}
+        yield Scalar(f"modalimmune/ratio/{name}", ratio / top, n=n, mode=how, draw=draw)
         rich = state["rich"][m].item()
         if rich > 0:
             how = f"1 - r/r_0 of one batch of {n}; r_0 = {rich:.3g} before the first attack"
-            yield Scalar(f"modalimmune/severity/{name}", 1 - ratio / rich, n=n, mode=how)
+            yield Scalar(f"modalimmune/severity/{name}", 1 - ratio / rich, n=n, mode=how, draw=_PANELS["severity"])
         strength = collapse.strength(weight, z, ratio, found[m], p.adaptive, floors[m])
         how = f"λ_eff if it were attacked now, {fade}; 0: at its floor"
         yield Scalar(f"modalimmune/strength/{name}", strength, n=n, mode=how)
@@ -114,15 +190,12 @@ def about_the_spectra(p: Any, state: Mapping[str, Any], clean: Mapping[str, Tens
 
 def _spectrum(name: str, values: Tensor, n: int) -> Iterator[Record]:
     fall = np.maximum(values.flip(0).double().cpu().numpy(), 1e-12)
-    draw = {"title": f"Eigenvalues of {name}", "x": "rank", "y": "variance", "ylog": True}
-    ranks = np.arange(1, len(fall) + 1)
-    yield Curve(
-        f"modalimmune/spectrum/{name}", ranks, fall, n=n, mode=f"{name}, clean features of one batch", draw=draw
-    )
+    ranks, how, draw = np.arange(1, len(fall) + 1), f"{name}, clean features of one batch", _PANELS["spectrum"]
+    yield Curve(f"modalimmune/spectrum/{name}", ranks, fall, n=n, mode=how, draw=draw)
     family = collapse.dimensions(values)
     labels, sizes = np.array(list(family)), np.array(list(family.values()))
-    draw = {"title": f"Dimensions of {name}"}
-    yield Bars(f"modalimmune/dimensions/{name}", labels, sizes, n=n, mode=f"{name}, one batch", draw=draw)
+    how, draw = f"{name}, one batch", _PANELS["dimensions"]
+    yield Bars(f"modalimmune/dimensions/{name}", labels, sizes, n=n, mode=how, draw=draw)
 
 
 def about_the_gate(p: Any, state: Mapping[str, Any], names: Sequence[str]) -> Iterator[Record]:
@@ -131,20 +204,21 @@ def about_the_gate(p: Any, state: Mapping[str, Any], names: Sequence[str]) -> It
     for m, name in enumerate(names):
         if p.gate in GATES and gate["age"][m] >= 0:
             smallest, largest, residual = (gate[key][m].item() for key in LOOKED)
-            how = f"{GATES[p.gate]}; block of {name}"
-            yield Scalar(f"modalimmune/lambda_min/{name}", smallest, residual, mode=how)
+            how, draw = f"{GATES[p.gate]}; block of {name}", _PANELS["gate"]
+            yield Scalar(f"modalimmune/lambda_min/{name}", smallest, residual, mode=how, draw=draw | {"label": "λ_min"})
             how = f"-τ = -{p.tau:g}·|λ_max|; the gate {p.gate} closes below"
-            yield Scalar(f"modalimmune/threshold/{name}", -p.tau * abs(largest), mode=how)
+            draw = draw | {"label": "-τ", "role": "limit"}
+            yield Scalar(f"modalimmune/threshold/{name}", -p.tau * abs(largest), mode=how, draw=draw)
             how = f"gate {p.gate}; 1: closed to the next attack on {name}"
             shut = collapse.closed(smallest, largest, p.tau)
             if p.gate != "directional":
-                yield Scalar(f"modalimmune/closed/{name}", float(shut), mode=how)
-    for key, how in (
-        ("gate", f"attacks that the gate {p.gate} zeroed"),
-        ("floor", "attacks on a modality at its floor"),
+                yield Scalar(f"modalimmune/closed/{name}", float(shut), mode=how, draw=_PANELS["closed"])
+    for key, how, label in (
+        ("gate", f"attacks that the gate {p.gate} zeroed", "by the gate"),
+        ("floor", "attacks on a modality at its floor", "at the floor"),
     ):
-        share = state["counts"][key] / max(attacks, 1)
-        yield Scalar(f"modalimmune/held_back/{key}", share, n=attacks, mode=f"share of {how}")
+        share, draw = state["counts"][key] / max(attacks, 1), _PANELS["held_back"] | {"label": label}
+        yield Scalar(f"modalimmune/held_back/{key}", share, n=attacks, mode=f"share of {how}", draw=draw)
 
 
 def about_the_push(p: Any, raw: Tensor, grads: Tensor, rows: Sequence[str], n: int) -> Iterator[Record]:
@@ -154,9 +228,13 @@ def about_the_push(p: Any, raw: Tensor, grads: Tensor, rows: Sequence[str], n: i
     before, after = raw[own].norm(), grads[own].norm()
     cosine = (grads[own] @ main) / (after * main.norm()).clamp(min=torch.finfo(raw.dtype).tiny)
     how = f"after gate {p.gate} and clip at {p.clip:g} of the descent"
-    yield Scalar("modalimmune/push/before", before.item(), n=n, mode="‖λ_eff∇L_collapse‖, before gate and clip")
-    yield Scalar("modalimmune/push/after", after.item(), n=n, mode=how)
-    yield Scalar("modalimmune/push/descent", main.norm().item(), n=n, mode="‖descent of the attacked encoder‖")
+    for key, label, value, mode in (
+        ("before", "before gate and clip", before, "‖λ_eff∇L_collapse‖, before gate and clip"),
+        ("after", "as applied", after, how),
+        ("descent", "descent", main.norm(), "‖descent of the attacked encoder‖"),
+    ):
+        draw = _PANELS["push"] | {"label": label}
+        yield Scalar(f"modalimmune/push/{key}", value.item(), n=n, mode=mode, draw=draw)
     yield Scalar("modalimmune/cosine", cosine.item(), n=n, mode="cos(destructive gradient, descent) of the encoder")
 
 
@@ -166,25 +244,30 @@ def about_the_meta(p: Any, state: Mapping[str, Any]) -> Iterator[Record]:
     reading = f"reading {p.reading}, {p.matrix}"
     how = f"{reading}; certificate {kind}"
     now, facts, accepted, counts = weights(p, state), state["meta"], state["accepted"].tolist(), state["counts"]
-    for i, name in enumerate(("lambda", "kappa")):
-        yield Scalar(f"modalimmune/weights/{name}", now[i], mode=f"as tuned so far, {reading}", draw={"ylog": True})
-        yield Scalar(f"modalimmune/accepted/{name}", float(accepted[i]), mode=f"of certain sign, {how}")
+    for i, (name, symbol) in enumerate(_SYMBOLS.items()):
+        draw = {key: _PANELS[key] | {"label": symbol} for key in ("weights", "steps", "hypergradient")}
+        draw["steps"]["label"] += " moved"
+        yield Scalar(f"modalimmune/weights/{name}", now[i], mode=f"as tuned so far, {reading}", draw=draw["weights"])
+        yield Scalar(
+            f"modalimmune/accepted/{name}", float(accepted[i]), mode=f"of certain sign, {how}", draw=draw["steps"]
+        )
         if facts:
             value, error = facts["values"][i].item(), facts["errors"][i].item()
-            yield Scalar(f"modalimmune/hypergradient/{name}", value, error, mode=f"by log {name}, {how}")
-            yield Scalar(f"modalimmune/certificate/{name}", error, mode=f"bound on its error, {how}")
-    yield Scalar("modalimmune/refused/skipped", float(counts["skipped"]), mode=f"of uncertain sign, λ and κ; {how}")
-    yield Scalar("modalimmune/refused/diverged", float(counts["diverged"]), mode=f"series that grew, {reading}")
+            about = f"by log {symbol}, {how}"
+            yield Scalar(f"modalimmune/hypergradient/{name}", value, error, mode=about, draw=draw["hypergradient"])
+            yield Scalar(f"modalimmune/certificate/{name}", error, mode=f"bound on its error, {about}")
+    for key, about in (("skipped", f"of uncertain sign, λ and κ; {how}"), ("diverged", f"series that grew, {reading}")):
+        draw = _PANELS["steps"] | {"label": key}
+        yield Scalar(f"modalimmune/refused/{key}", float(counts[key]), mode=about, draw=draw)
     if not facts:
         return
     for name in ("largest", "margin", "damping", "alpha", "rate", "certificate"):
         yield Scalar(f"modalimmune/series/{name}", facts[name], mode=how)
-    norms = facts["norms"].numpy()
+    norms, draw = facts["norms"].numpy(), _PANELS["series"]
     ks = np.arange(len(norms))
-    draw = {"title": "Terms of the series", "x": "k", "y": "‖t_k‖, the residual", "ylog": True}
-    yield Curve("modalimmune/residual", ks, norms, n=len(norms), mode=f"{how}; straight: geometric", draw=draw)
+    about = f"{how}; residual ‖t_k‖"
+    yield Curve("modalimmune/residual", ks, norms, n=len(norms), mode=about, draw=draw | {"label": "residual"})
     if facts["margin"] > 0:
-        draw = {"title": "Certified error of the inverse", "x": "terms summed", "y": "bound on ‖v_k - v‖", "ylog": True}
-        yield Curve(
-            "modalimmune/certified", ks[1:], norms[1:] / facts["margin"], mode=f"‖t_k‖/margin, {how}", draw=draw
-        )
+        draw = draw | {"label": "bound on ‖v_k - v‖", "role": "limit"}
+        bound = norms[1:] / facts["margin"]
+        yield Curve("modalimmune/certified", ks[1:], bound, mode=f"‖t_k‖/margin, {how}", draw=draw)

@@ -56,7 +56,8 @@ def present(uniform: Tensor, p: float, rule: str) -> Tensor:
 def area(levels: Sequence[float], values: Sequence[float], normalised: bool = True) -> float:
     """Return the area under a curve by the trapezium rule; divided by the range of levels if `normalised`.
 
-    AUILC (index of robustness, TFR-Net and CIDer); normalised, a flat curve has its own height.
+    AUILC (index of robustness, TFR-Net and CIDer); normalised, a flat curve has its own height. Not normalised it is
+    the relative robustness of MultiBench's code, at most 0.9 on its ten levels.
 
     >>> area([0.0, 0.5, 1.0], [1.0, 0.5, 0.0])
     0.5
@@ -67,11 +68,6 @@ def area(levels: Sequence[float], values: Sequence[float], normalised: bool = Tr
         (b + a) / 2 * (t - s) for a, b, s, t in zip(values[:-1], values[1:], levels[:-1], levels[1:], strict=True)
     )
     return total / (levels[-1] - levels[0]) if normalised else total
-
-
-def relative_robustness(values: Sequence[float], spacing: float = 0.1) -> float:
-    """Return Σ (P_i + P_{i+1})·spacing/2, the area as MultiBench's code has it, at most 0.9 on its ten levels."""
-    return area([spacing * i for i in range(len(values))], values, normalised=False)
 
 
 def effective_robustness(values: Sequence[float], late_fusion: Sequence[float]) -> float:
@@ -115,9 +111,12 @@ def half_level(levels: Sequence[float], values: Sequence[float], chance: float =
 
 
 def corruption_error(errors: Sequence[float], reference: Sequence[float], relative: bool = False) -> float:
-    """Return Σ err/Σ err_ref over levels, the corruption error of ImageNet-C; `relative` subtracts the clean errors."""
+    """Return Σ err/Σ err_ref over levels, the corruption error of ImageNet-C; `relative` subtracts the clean errors.
+
+    nan where the reference has no such errors to divide by.
+    """
     own, other = (sum(e - (row[0] if relative else 0.0) for e in row) for row in (errors, reference))
-    return own / other if other != 0 else math.nan
+    return own / other if other > 0 else math.nan
 
 
 def immunity(score: Mapping[frozenset[str], float], names: Sequence[str]) -> dict[str, float]:

@@ -5,10 +5,14 @@ steps are the network's. Missing modalities are replaced at the features: by zer
 (zero, the training mean: the fair "no information"), of noise, or of another row (shuffled: nothing looks odd). Curves
 with different fill-ins are different measurements; each record's `mode` names its own. The masks are drawn per row and
 modality, and the missing rate is the realised one, at most (M - 1)/M where one modality always stays.
+
+Where each modality has a loss of its own, late fusion of those heads under the same corruption is what the fused
+prediction is measured against: a network whose fusion adds nothing has an effective robustness of 0.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
@@ -22,6 +26,7 @@ from engine.maths import robustness
 from engine.probe import Bars, Curve, Probe, Record, Scalar, Snapshot, knob
 from engine.problem import Batch
 
+ERROR = "error: one standard error over the rows"
 MOST = 5
 """Modalities up to which every subset is scored; beyond, each alone and each left out."""
 
@@ -83,23 +88,27 @@ class Robustness(Probe):
             hits = scorer.hits({m: clean[m] if m in kept else blank[m] for m in names})
             score[kept], error[kept] = robustness.mean_over_rows(hits[None])
             yield None
-        about = {"n": len(batch), "mode": self._mode(scorer)}
+        about = {"n": len(batch), "mode": f"{self._mode(scorer)}; {ERROR}"}
         labels = ["+".join(m for m in names if m in kept) for kept in score]
-        draw = {"title": "Score by the modalities present", "y": scorer.name, "chance": scorer.chance}
+        draw = {"title": "Score by the modalities present"} | scorer.draw
         values, errors = np.array(list(score.values())), np.array(list(error.values()))
         yield Bars("robustness/subsets", np.array(labels), values, errors, draw=draw, **about)
         whole = frozenset(names)
         for m, share in robustness.immunity(score, names).items():
             kept = whole - {m}
-            yield Scalar(f"robustness/without/{m}", score[kept], error[kept], draw={"y": scorer.name}, **about)
+            yield Scalar(f"robustness/without/{m}", score[kept], error[kept], draw=scorer.draw, **about)
             yield Scalar(f"robustness/immunity/{m}", share, draw={"y": "score without / score with all"}, **about)
-        yield Scalar("robustness/clean", score[whole], error[whole], draw={"y": scorer.name}, **about)
+        yield Scalar("robustness/clean", score[whole], error[whole], draw=scorer.draw | {"label": "clean"}, **about)
         worst = min((whole - {m} for m in names), key=score.__getitem__)
-        yield Scalar(
-            "robustness/worst", score[worst], error[worst], draw={"y": f"{scorer.name}, worst one left out"}, **about
-        )
-        part = [score[kept] for kept in score if kept != whole]
-        yield Scalar("robustness/incomplete", float(np.mean(part)), draw={"y": f"mean {scorer.name}"}, **about)
+        draw = scorer.draw | {"label": "worst one left out"}
+        yield Scalar("robustness/worst", score[worst], error[worst], draw=draw, **about)
+        part = {kept: score[kept] for kept in score if kept != whole}
+        least, about["mode"] = min(part, key=part.__getitem__), self._mode(scorer)
+        draw = scorer.draw | {"label": "worst subset"}
+        how = f"{self._mode(scorer)}; only {'+'.join(m for m in names if m in least)} there; {ERROR}"
+        yield Scalar("robustness/worst_subset", part[least], error[least], n=len(batch), mode=how, draw=draw)
+        draw = scorer.draw | {"label": f"mean of {len(part)} incomplete"}
+        yield Scalar("robustness/incomplete", float(np.mean(list(part.values()))), draw=draw, **about)
         yield Scalar("robustness/dominance_gap", robustness.dominance_gap(score, names), **about)
 
     def _missing(self, snap, batch, clean, blank, scorer) -> Iterator[Record | None]:
@@ -122,31 +131,41 @@ class Robustness(Probe):
             scores.append(mean)
             errors.append(error)
             yield None
-        mode = f"{self._mode(scorer)}; rule {p.rule}, {p.draws} masks"
-        draw = {"title": "Missing modalities", "x": "realised missing rate", "y": scorer.name, "chance": scorer.chance}
-        about = {"n": len(batch), "mode": mode}
+        mode = f"{self._mode(scorer)}; rule {p.rule}, {p.draws} masks, the same at every step"
+        draw = {"title": "Missing modalities", "x": "realised missing rate"} | scorer.draw
+        about = {"n": len(batch), "mode": f"{mode}; {ERROR}"}
         yield Curve("robustness/missing", np.array(rates), np.array(scores), np.array(errors), draw=draw, **about)
+        about["mode"] = f"missing rates 0 to {rates[-1]:.2g}; {mode}"
         yield from _summary("missing", rates, scores, scorer, about)
+        raw, draw = robustness.area(rates, scores, normalised=False), {"y": f"{scorer.name} × missing rate"}
+        about["mode"] += "; not divided by the range, as most tables have it"
+        yield Scalar("robustness/raw_area/missing", raw, draw=draw, **about)
 
     def _severity(self, snap, batch, clean, blank, scorer) -> Iterator[Record | None]:
         """Yield the score against the severity of each modality's corruption, the others clean."""
         p, names = self.params, list(clean)
         levels = np.linspace(0, 1, p.levels).tolist()
         found: dict[str, list[tuple[float, float]]] = {m: [] for m in names}
+        late: dict[str, list[float]] = {m: [] for m in names}
         for level in levels:
             with torch.no_grad():
                 worse = snap.problem.encode(snap.theta, self._corrupted(snap, batch, level))
             for m in names:
-                found[m].append(robustness.mean_over_rows(scorer.hits(clean | {m: worse[m]})[None]))
+                hits, heads = scorer.both(clean | {m: worse[m]})
+                found[m].append(robustness.mean_over_rows(hits[None]))
+                late[m] += [] if heads is None else [heads.mean().item()]
             yield None
         reach = f" up to {p.reach:g} training deviations" if p.corruption == "noise" else ""
-        about = {"n": len(batch), "mode": f"{p.part} rows, {p.corruption}{reach} on the input, the others clean"}
+        mode = f"{p.part} rows, {scorer.name}; {p.corruption}{reach} on the input, the same numbers at every level"
+        about = {"n": len(batch), "mode": f"{mode}; {ERROR}"}
         for m in names:
             scores, errors = (list(column) for column in zip(*found[m], strict=True))
-            draw = {"title": f"Corrupted {m}", "x": "severity", "y": scorer.name, "chance": scorer.chance, "label": m}
+            draw = {"title": f"Corrupted {m}", "x": "severity", "label": ""} | scorer.draw
             name = f"robustness/severity/{m}"
             yield Curve(name, np.array(levels), np.array(scores), np.array(errors), draw=draw, **about)
-            yield from _summary(m, levels, scores, scorer, about)
+            yield from _summary(m, levels, scores, scorer, about | {"mode": mode})
+            if late[m]:
+                yield from _against(m, scores, late[m], scorer, about | {"mode": mode})
 
     def _mode(self, scorer) -> str:
         return f"{self.params.part} rows, {scorer.name}; missing features: {self.params.fill}"
@@ -233,16 +252,31 @@ class _Scorer:
         self.classes = not batch.y.is_floating_point()
         self.name = "accuracy" if self.classes else "explained variance"
         self.chance = robustness.majority(batch.y) if self.classes else 0.0
+        self.draw = {"y": self.name, "levels": {"chance" if self.classes else "mean": self.chance}}
+
+    def hits(self, features: dict[str, Tensor]) -> Tensor:
+        """Return what the fused prediction is worth in each row, (B,) float64."""
+        return self.both(features)[0]
 
     @torch.no_grad()
-    def hits(self, features: dict[str, Tensor]) -> Tensor:
-        """Return (B,) float64."""
-        fused = self.snap.problem.objectives(self.snap.theta, features, self.batch)[1]["fused"]
+    def both(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Return the same, and what late fusion of the heads is worth, (B,) or None where a modality has no head.
+
+        Late fusion is the mean of the heads' log-probabilities, or of their answers where the targets are real.
+        """
+        logits = self.snap.problem.objectives(self.snap.theta, features, self.batch)[1]
+        heads = [logits[m] for m in features if m in logits]
+        if len(heads) < len(features):
+            return self._worth(logits["fused"]), None
+        late = torch.stack([h.log_softmax(-1) if self.classes else h for h in heads]).mean(0)
+        return self._worth(logits["fused"]), self._worth(late)
+
+    def _worth(self, answer: Tensor) -> Tensor:
         y = self.batch.y
         if self.classes:
-            return (fused.argmax(-1) == y).double()
+            return (answer.argmax(-1) == y).double()
         spread = (y - y.mean()).square().mean().clamp(min=torch.finfo(y.dtype).tiny)
-        return (1 - (fused[:, 0] - y).square() / spread).double()
+        return (1 - (answer[:, 0] - y).square() / spread).double()
 
 
 @torch.no_grad()
@@ -257,10 +291,32 @@ def _summary(
     name: str, levels: list[float], scores: list[float], scorer: _Scorer, about: dict[str, Any]
 ) -> Iterator[Record]:
     """Yield the normalised area under a curve; the share of a lead over chance that is kept, and where half is."""
-    yield Scalar(f"robustness/area/{name}", robustness.area(levels, scores), draw={"y": f"mean {scorer.name}"}, **about)
+    draw = scorer.draw | {"y": f"mean {scorer.name}"}
+    yield Scalar(f"robustness/area/{name}", robustness.area(levels, scores), draw=draw, **about)
     if scores[0] <= scorer.chance:
         return
     kept = robustness.mean_retention(scores, scorer.chance)
     half = robustness.half_level(levels, scores, scorer.chance)
-    yield Scalar(f"robustness/retention/{name}", kept, draw={"y": "share of the lead over chance"}, **about)
+    draw = {"y": "share of the lead over chance", "levels": {"": 0.0}}
+    yield Scalar(f"robustness/retention/{name}", kept, draw=draw, **about)
     yield Scalar(f"robustness/half/{name}", half, draw={"y": "level with half the lead over chance"}, **about)
+
+
+def _against(
+    name: str, scores: list[float], late: list[float], scorer: _Scorer, about: dict[str, Any]
+) -> Iterator[Record]:
+    """Yield how a curve stands to that of late fusion: the lead beyond the clean one, and the errors' quotient."""
+    against = f"against late fusion of the run's own heads; {about['mode']}"
+    lead = robustness.effective_robustness(scores, late)
+    draw = {"y": f"lead in {scorer.name}, sum over {len(scores)} levels", "levels": {"late fusion": 0.0}}
+    how = f"Σ (P - β), β late fusion shifted to the same clean score, {against}"
+    yield Scalar(f"robustness/effective/{name}", lead, n=about["n"], mode=how, draw=draw)
+    draw = {"y": "errors / errors of late fusion", "levels": {"late fusion": 1.0}}
+    own, other = ([1 - p for p in curve] for curve in (scores, late))
+    for path, relative, how in (
+        ("corruption_error", False, "Σerr/Σerr"),
+        ("relative_corruption_error", True, "the same of what corruption adds to the clean errors"),
+    ):
+        value = robustness.corruption_error(own, other, relative)
+        if math.isfinite(value):
+            yield Scalar(f"robustness/{path}/{name}", value, n=about["n"], mode=f"{how}, {against}", draw=draw)

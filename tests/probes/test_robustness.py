@@ -54,6 +54,8 @@ def test_subsets_are_the_scores_with_neutral_inputs():
         assert share == pytest.approx(wanted / values["image+text"])
     assert records["robustness/worst"].value == min(values["image"], values["text"])
     assert records["robustness/incomplete"].value == pytest.approx((values["image"] + values["text"]) / 2)
+    assert records["robustness/worst_subset"].value == records["robustness/worst"].value
+    assert bars.draw["levels"] == {"chance": records["robustness/chance"].value}
 
 
 def test_the_missing_rate_is_the_realised_one():
@@ -76,8 +78,70 @@ def test_summaries_belong_to_their_curves():
         assert records[f"robustness/area/{name}"].value == pytest.approx(robustness.area(x, y))
         assert records[f"robustness/retention/{name}"].value == pytest.approx(robustness.mean_retention(y, chance))
         assert records[f"robustness/half/{name}"].value == pytest.approx(robustness.half_level(x, y, chance))
-        assert curve.draw["chance"] == chance
+        assert curve.draw["levels"] == {"chance": chance}
+        assert "one standard error" in curve.mode
         assert curve.n == 40
+
+
+def test_the_raw_area_is_that_of_published_tables():
+    _, records = found()
+    curve = records["robustness/missing"]
+    raw = records["robustness/raw_area/missing"].value
+    assert raw == pytest.approx(np.trapezoid(curve.y, curve.x))
+    assert raw == pytest.approx(records["robustness/area/missing"].value * curve.x[-1])
+
+
+@torch.no_grad()
+def late_fusion(snap, modality: str, levels: list[float]) -> list[float]:
+    """Accuracy of the heads' mean log-probabilities as noise on one modality grows, from the definition."""
+    batch = next(iter(snap.problem.held_out("val")))
+    batch = batch.rows(torch.randperm(len(batch), generator=snap.rng.generator("robustness/rows")))
+    noise, curve = snap.rng.normal(f"robustness/noise/{modality}", 0, batch.x[modality]), []
+    for level in levels:
+        x = batch.x | {modality: batch.x[modality] + 3.0 * level * noise}
+        logits = snap.problem.objectives(snap.theta, snap.problem.encode(snap.theta, Batch(x, batch.y)), batch)[1]
+        votes = sum(logits[m].log_softmax(-1) for m in NAMES)
+        curve.append((votes.argmax(1) == batch.y).double().mean().item())
+    return curve
+
+
+def test_fusion_is_measured_against_late_fusion_of_the_heads():
+    snap = snapshot(problem(heads=True, noise=1.0), steps=20)
+    records = measured(Robustness(Robustness.Params(levels=5, draws=2)), snap)
+    for m in NAMES:
+        own = records[f"robustness/severity/{m}"].y.tolist()
+        late = late_fusion(snap, m, [0.0, 0.25, 0.5, 0.75, 1.0])
+        wanted = robustness.effective_robustness(own, late)
+        assert records[f"robustness/effective/{m}"].value == pytest.approx(wanted)
+        wanted = sum(1 - p for p in own) / sum(1 - p for p in late)
+        assert records[f"robustness/corruption_error/{m}"].value == pytest.approx(wanted)
+    _, without = found()
+    assert not [name for name in without if "effective" in name or "corruption_error" in name]
+
+
+def test_the_worst_subset_need_not_be_one_left_out():
+    snap = snapshot(problem(heads=False), steps=1)
+    probe, names = Robustness(), ("a", "b", "c")
+    scores = {"abc": 0.9, "ab": 0.8, "ac": 0.7, "bc": 0.6, "a": 0.5, "b": 0.4, "c": 0.2}
+
+    class Scorer:
+        name, chance, draw = "accuracy", 0.1, {}
+
+        def hits(self, features):
+            share = scores["".join(m for m in names if features[m])]
+            return torch.tensor([1.0] * round(10 * share) + [0.0] * round(10 - 10 * share))
+
+    class Three:
+        modalities = names
+
+    batch, there, gone = range(10), dict.fromkeys(names, True), dict.fromkeys(names, False)
+    three = snap.__class__(**(vars(snap) | {"problem": Three()}))
+    records = {r.name: r for r in probe._subsets(three, batch, there, gone, Scorer()) if r is not None}
+    assert records["robustness/worst"].value == pytest.approx(0.6)
+    assert records["robustness/worst_subset"].value == pytest.approx(0.2)
+    assert "only c there" in records["robustness/worst_subset"].mode
+    assert records["robustness/incomplete"].value == pytest.approx(3.2 / 6)
+    assert records["robustness/dominance_gap"].value == pytest.approx(0.2)
 
 
 def test_severity_equals_noise_added_by_hand():
@@ -124,6 +188,7 @@ def test_real_targets_are_scored_by_explained_variance():
         Robustness(Robustness.Params(levels=3)), snap.__class__(**(vars(snap) | {"problem": _Real(case)}))
     )
     assert records["robustness/chance"].value == 0.0
+    assert records["robustness/missing"].draw["levels"] == {"mean": 0.0}
     assert records["robustness/clean"].value < 1.0
 
 
