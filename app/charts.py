@@ -53,9 +53,8 @@ def _series(reader, args, look) -> Drawing:
     words, hues = named(names, asked, look), colours(names, look)
     lines = [_styled(line, words[line.label], hues, asked, look) for line in drawn]
     levels = [] if args["level"] is None else [(args["level"], "")]
-    levels += [
-        (v, text) for text, v in named_values({k: v for d in asked.values() for k, v in d.get("levels", {}).items()})
-    ]
+    told = dict.fromkeys(pair for draw in asked.values() for pair in named_values(draw.get("levels"), scale.ylog))
+    levels += [(value, text) for text, value in told]
     y = args["y"] or next((draw["y"] for draw in asked.values() if draw.get("y")), "")
     figure = series(lines, look, scale=scale, y=y, marks=marks(reader, look), levels=levels)
     last = max(int(line.steps[-1]) for line in lines)

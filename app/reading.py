@@ -59,6 +59,9 @@ def errors(reader, name: str, at: np.ndarray) -> np.ndarray | None:
     """Return the standard error of each value (N,), NaN where it is not known, or None where none is."""
     if reader.names()["records"].get(name) != "scalar":
         return None
+    newest = reader.latest(name)
+    if newest is None or newest[1].error is None:  # each record is a read of its own
+        return None
     held = reader.history(name)
     wanted = set(held[:: -(-len(held) // ERRORS)]) | {held[-1]} if len(held) else set()
     found = {}
