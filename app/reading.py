@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from app import catalog
+from app import catalog, windows
 from app.figures.curves import Line
 from app.figures.marks import Mark
 from app.naming import matching
@@ -106,7 +106,7 @@ def moving(reader, args) -> Any:
     """Return what changes when a series gets a new point or a time axis a new mark."""
     names = matching(reader.names()["scalars"], args["names"])[:24]
     ends = [(name, int(steps[-1])) for name in names if len(steps := reader.scalars(name, points=2)[0])]
-    return ends, marked(reader)
+    return ends, marked(reader), windows.stamp(reader, args["shade"])
 
 
 def marked(reader) -> int:

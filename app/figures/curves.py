@@ -66,8 +66,12 @@ def series(
     y: str = "",
     marks: Sequence[Mark] = (),
     levels: Sequence[tuple[float, str]] = (),
+    bands: Sequence[tuple[Sequence[tuple[float, float]], str]] = (),
 ) -> go.Figure:
-    """Return numbers over training steps with bands of one standard error, event marks and horizontal `levels`."""
+    """Return numbers over training steps with bands of one standard error, event marks and horizontal `levels`.
+
+    `bands` are ranges of steps (spans, colour) that are shaded, each colour with a lane of its own at the bottom.
+    """
     ends = [s for line in lines for s in (line.steps[:1], line.steps[-1:])]
     ends = np.concatenate(ends) if ends else np.zeros(1)
     span = (float(ends.min()), float(ends.max())) if len(ends) else (0.0, 1.0)
@@ -83,11 +87,26 @@ def series(
             "xaxis": {"title": {"text": "step"}, "rangemode": "nonnegative", "exponentformat": "none"}
             | (LOGARITHMIC if scale.xlog else {}),
             "yaxis": {"title": {"text": y}} | (LOGARITHMIC if scale.ylog else {}),
-            "shapes": [_level(value, look) for value, _ in levels],
+            "shapes": [_level(value, look) for value, _ in levels] + _bands(bands, span, look),
             "annotations": [_worded(value, text, scale, look) for value, text in levels],
         }
         | axis,
     )
+
+
+def _bands(bands: Sequence[tuple[Sequence[tuple[float, float]], str]], span: tuple, look: Look) -> list[dict]:
+    """Return shades over the whole height, and a lane for each colour, since shades that overlap mix."""
+    shapes = []
+    for lane, (spans, colour) in enumerate(bands):
+        for start, end in spans:
+            box = {"type": "rect", "x0": max(start, span[0]), "x1": min(end, span[1]), "yref": "y domain"}
+            box |= {"line": {"width": 0}, "layer": "below"}
+            if box["x1"] > box["x0"]:
+                shapes.append(box | {"y0": 0, "y1": 1, "fillcolor": look.faint(colour, 0.07)})
+                shapes.append(
+                    box | {"y0": 0.03 * lane, "y1": 0.03 * lane + 0.022, "fillcolor": look.faint(colour, 0.7)}
+                )
+    return shapes
 
 
 def _level(value: float, look: Look) -> dict:
