@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from app import catalog, curvature, figures, spectra
+from app import catalog, curvature, figures, spectra, windows
 from app.drawing import Chart, ChartError, Drawing, arguments
 from app.edges import noisy_edges, told, within
 from app.figures.bars import beside
@@ -53,13 +53,14 @@ def _series(reader, args, look) -> Drawing:
     words, hues = named(names, asked, look), colours(names, look)
     lines = [_styled(line, words[line.label], hues, asked, look) for line in drawn]
     levels = [] if args["level"] is None else [(args["level"], "")]
-    levels += [
-        (v, text) for text, v in named_values({k: v for d in asked.values() for k, v in d.get("levels", {}).items()})
-    ]
+    told = dict.fromkeys(pair for draw in asked.values() for pair in named_values(draw.get("levels"), scale.ylog))
+    levels += [(value, text) for text, value in told]
     y = args["y"] or next((draw["y"] for draw in asked.values() if draw.get("y")), "")
-    figure = series(lines, look, scale=scale, y=y, marks=marks(reader, look), levels=levels)
+    shades, seen = windows.windows(reader, args["shade"], look, catalog.titles())
+    bands = [(shade.spans, shade.colour) for shade in shades]
+    figure = series(lines, look, scale=scale, y=y, marks=marks(reader, look), levels=levels, bands=bands)
     last = max(int(line.steps[-1]) for line in lines)
-    caption = f"through step {last:,}" + _measured_as(reader, words)
+    caption = f"through step {last:,}" + _measured_as(reader, words) + seen
     if any(len(line.steps) >= POINTS for line in lines):
         caption += f" · thinned to {POINTS:,} points, extremes kept"
     if args["half"] > 0:

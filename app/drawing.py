@@ -55,6 +55,13 @@ def arguments(args: Mapping[str, Any]) -> dict[str, Any]:
         or not all(isinstance(n, str) and _NAME.fullmatch(n) for n in names)
     ):
         raise ChartError("The names of a chart must be a list of up to 24 record names.")
+    shade = args.get("shade", [])
+    if (
+        not isinstance(shade, list)
+        or len(shade) > 4
+        or not all(isinstance(n, str) and _NAME.fullmatch(n) for n in shade)
+    ):
+        raise ChartError("The shades of a chart must be a list of up to 4 record names.")
     number = args.get("half", 0)
     step, level = args.get("step"), args.get("level")
     if level is not None and (isinstance(level, bool) or not isinstance(level, int | float) or abs(level) > 1e30):
@@ -65,6 +72,7 @@ def arguments(args: Mapping[str, Any]) -> dict[str, Any]:
         raise ChartError("The step must be a whole number.")
     return {
         "names": names,
+        "shade": shade,
         "half": float(number),
         "level": level,
         "step": step,

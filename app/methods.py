@@ -110,9 +110,14 @@ def evidence(run: str, entry: Mapping[str, Any]) -> None:
 @st.fragment
 def _evidence(run: str, name: str) -> None:
     now, entry = shell.now(run), catalog.named(catalog.methods())[name]
-    reader = shell.reader(run)
+    _told(run, entry)
+    # Last, since a component takes some height even where it shows nothing.
     live.watch(run, "records", now.tags["records"], key=f"watch-evidence/{run}/{name}")
     live.watch(run, "control", now.tags["control"], key=f"watch-reading/{run}/{name}")
+
+
+def _told(run: str, entry: Mapping[str, Any]) -> None:
+    name, reader = entry["name"], shell.reader(run)
     own = {n: kind for n, kind in reader.names()["records"].items() if n.startswith(f"{name}/")}
     if not own:
         st.info(
@@ -123,7 +128,7 @@ def _evidence(run: str, name: str) -> None:
     chosen = reading(entry, reader.meta("settings", {}) or {})
     if chosen:
         st.caption(f"The reading in force: {chosen}")
-    found = panels(own, reader.drawn(own))
+    found = panels(own, reader.drawn(own), reader.meta("modalities", []) or [])
     telling = [panel for panel in found if panel.place < LAST]
     _grid(run, telling, 2, 260)
     rest = [panel for panel in found if panel.place == LAST]

@@ -5,7 +5,7 @@ Free of Streamlit: from the names, kinds and wishes of a run's records to a list
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,8 +24,12 @@ class Panel:
     note: str = ""
 
 
-def panels(kinds: Mapping[str, str], asked: Mapping[str, Mapping[str, Any]]) -> list[Panel]:
+def panels(
+    kinds: Mapping[str, str], asked: Mapping[str, Mapping[str, Any]], modalities: Sequence[str] = ()
+) -> list[Panel]:
     """Return the panels of the records `kinds` (name to kind), each drawn as `asked`; those with a place come first.
+
+    Panels of one place follow the order of the `modalities` that their records are about.
 
     A record that asks for no panel shares one with the numbers of its group, with the curves of its modality, or has
     one of its own.
@@ -43,7 +47,13 @@ def panels(kinds: Mapping[str, str], asked: Mapping[str, Mapping[str, Any]]) -> 
             panel.names.append(name)
         panel.place = min(panel.place, float(draw.get("place", LAST)))
         panel.note = panel.note or draw.get("note", "")
-    return sorted(found.values(), key=lambda panel: (panel.place, panel.title))
+    return sorted(found.values(), key=lambda panel: (panel.place, _about(panel, modalities), panel.title))
+
+
+def _about(panel: Panel, modalities: Sequence[str]) -> int:
+    """Return the place of the modality that a panel is about among all, -1 where it is about none."""
+    parts = panel.names[0].split("/")
+    return min((i for i, name in enumerate(modalities) if name in parts), default=-1)
 
 
 def _group(name: str, kind: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from app import catalog
+from app import catalog, windows
 from app.figures.curves import Line
 from app.figures.marks import Mark
 from app.naming import matching
@@ -59,6 +59,9 @@ def errors(reader, name: str, at: np.ndarray) -> np.ndarray | None:
     """Return the standard error of each value (N,), NaN where it is not known, or None where none is."""
     if reader.names()["records"].get(name) != "scalar":
         return None
+    newest = reader.latest(name)
+    if newest is None or newest[1].error is None:  # each record is a read of its own
+        return None
     held = reader.history(name)
     wanted = set(held[:: -(-len(held) // ERRORS)]) | {held[-1]} if len(held) else set()
     found = {}
@@ -103,7 +106,7 @@ def moving(reader, args) -> Any:
     """Return what changes when a series gets a new point or a time axis a new mark."""
     names = matching(reader.names()["scalars"], args["names"])[:24]
     ends = [(name, int(steps[-1])) for name in names if len(steps := reader.scalars(name, points=2)[0])]
-    return ends, marked(reader)
+    return ends, marked(reader), windows.stamp(reader, args["shade"])
 
 
 def marked(reader) -> int:

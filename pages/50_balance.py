@@ -6,39 +6,152 @@ from app import controls, live, shell
 
 TITLE = "Balance"
 ICON = ":material/balance:"
+EMPTY = "Nothing has been measured here. Choose an interval above, or press Measure now."
+PROTOCOLS = {
+    "own": "its own head or slice",
+    "inputs": "others' inputs at zero",
+    "zeros": "others' features at zero",
+    "means": "others' features at their mean",
+    "linear": "linear probe on its features",
+    "prototypes": "nearest class mean",
+}
+FISHER = {
+    "fisher_trace": "the data's labels",
+    "fisher_model_trace": "labels drawn from the network",
+    "fisher_batches": "gradients of mini-batches",
+}
+CLASSES = "This comes with a measurement of a classification problem."
+MANY = "This comes with a measurement of a classification problem of up to eight modalities."
+HELD_OUT = "Held-out scores appear here at the first evaluation; those of one modality with unimodal heads or slices."
 
 run = shell.page(TITLE, "Which modality the model leans on, since when, and by how much.")
 probe = shell.probe("imbalance")
 if probe:
     controls.measuring(run, probe)
+reader = shell.reader(run)
+chance = reader.latest("imbalance/chance")
 
-empty = "Nothing has been measured here. Choose an interval above, or press Measure now."
-heads = "This needs unimodal scores: start a run with unimodal set to heads or slices, then measure."
-held_out = "Held-out scores appear here at the first evaluation; those of one modality with unimodal heads or slices."
-shapley = "Shapley shares come with a measurement of a classification problem of up to five modalities."
+with st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key="balance-choices"):
+    scored = st.selectbox(
+        "One modality alone, by",
+        list(PROTOCOLS),
+        format_func=PROTOCOLS.get,
+        key="balance-protocol",
+        persist_state="session",
+        width=260,
+        help="Protocols give different numbers, by tens of points; the one of a run's own evaluation is named below.",
+    )
+    labelled = st.selectbox(
+        "Fisher trace, by",
+        list(FISHER),
+        format_func=FISHER.get,
+        key="balance-fisher",
+        persist_state="session",
+        width=240,
+    )
+    shaded = st.toggle(
+        "Shade the prime learning window",
+        True,
+        key="balance-window",
+        persist_state="session",
+        help="When an encoder takes in information fastest: as InfoReg has it where it is on, else where the "
+        "measured Fisher trace grows.",
+    )
+alone = ["imbalance/unimodal/own/*"] if scored == "own" else [f"imbalance/unimodal/{scored}/*"]
+if scored == "own":
+    heads = "This needs unimodal heads or slices; choose another way of scoring one modality alone."
+else:
+    heads = CLASSES
 
-rows = [
-    (
-        ("Each modality alone", "series", ["imbalance/accuracy/*", "imbalance/error/*"], {"empty": heads}),
-        ("Held out, joint and by modality", "series", ["accuracy/val", "accuracy/val/*"], {"empty": held_out}),
-    ),
-    (
-        ("OGM ratio (above 1: leads)", "series", ["imbalance/ogm_ratio/*"], {"level": 1.0}),
-        ("Lead of the strongest over the weakest", "series", ["imbalance/gap"], {"empty": heads}),
-    ),
-    (
-        ("Fisher trace of each encoder", "series", ["imbalance/fisher_trace/*"], {"ylog": True}),
-        ("Log ratio of gradient norms (0: balance)", "series", ["imbalance/grad_norm_ratio"], {"level": 0.0}),
-    ),
-    (
-        ("Share of the Fisher trace", "record", ["imbalance/fisher_share"], {}),
-        ("Shapley share of the held-out score", "record", ["imbalance/shapley"], {"empty": shapley}),
-    ),
-]
-for place, row in enumerate(rows):
-    for column, (title, chart, names, options) in zip(st.columns(2, gap="medium"), row, strict=True):
-        with column:
-            key, height = f"{names[0]}/{run}", 300 if place == 0 else 250
-            live.chart(run, chart, key=key, title=title, names=names, height=height, **({"empty": empty} | options))
+sections = {
+    "Scores": [
+        (
+            ("Each modality alone", "series", alone, {"empty": heads, "y": "accuracy"}),
+            (
+                "Held out, joint and by modality",
+                "series",
+                ["accuracy/val", "accuracy/val/*", "error/val", "error/val/*"],
+                {"empty": HELD_OUT, "level": chance[1].value if chance else None},
+            ),
+        ),
+        (
+            ("One modality alone, by every protocol", "record", ["imbalance/protocols"], {"empty": CLASSES}),
+            ("Lead of the strongest over the weakest", "series", ["imbalance/gap"], {"level": 0.0}),
+        ),
+    ],
+    "How fast they learn": [
+        (
+            ("Fisher trace of each modality's parameters", "series", [f"imbalance/{labelled}/*"], {"ylog": True}),
+            ("Distance from the first weights", "series", ["imbalance/drift/*"], {}),
+        ),
+        (
+            (
+                "Log ratio of gradient norms (0: balance)",
+                "series",
+                ["imbalance/grad_norm_ratio", "imbalance/grad_rms_ratio"],
+                {"level": 0.0},
+            ),
+            ("Last step, relative to the weights", "series", ["imbalance/relative_update/*"], {"ylog": True}),
+        ),
+        (
+            ("Learning speed ‖g‖²/‖w‖²", "series", ["imbalance/learning_speed/*"], {"ylog": True}),
+            ("Validation minus training loss", "series", ["imbalance/overfitting/*"], {"level": 0.0}),
+        ),
+    ],
+    "Who leads": [
+        (
+            (
+                "OGM ratio of true-class probability (above 1: leads)",
+                "series",
+                ["imbalance/ogm_ratio/*"],
+                {"level": 1.0, "ylog": True, "empty": CLASSES},
+            ),
+            (
+                "The same by class prototypes, without any head",
+                "series",
+                ["imbalance/prototype_ratio/*"],
+                {"level": 1.0, "ylog": True, "empty": CLASSES},
+            ),
+        ),
+        (
+            ("Lead over the weaker modalities", "series", ["imbalance/lead/*"], {"empty": CLASSES}),
+            (
+                "Overfitting to generalisation, since the first weights",
+                "series",
+                ["imbalance/overfitting_ratio/*"],
+                {"ylog": True},
+            ),
+        ),
+    ],
+    "What each contributes": [
+        (
+            ("Shapley share of the held-out accuracy", "series", ["imbalance/shapley_share/*"], {"empty": MANY}),
+            (
+                "Utilisation: share of the accuracy lost without it",
+                "series",
+                ["imbalance/utilisation/*"],
+                {"empty": MANY},
+            ),
+        ),
+        (
+            ("Valuation of a row, on average", "series", ["imbalance/valuation/*"], {"empty": MANY}),
+            (
+                "Rows by what a modality contributes",
+                "record",
+                ["imbalance/valuations"],
+                {"empty": "This comes with a measurement of a classification problem of two modalities."},
+            ),
+        ),
+    ],
+}
+for section, rows in sections.items():
+    st.markdown(f"##### {section}")
+    for row in rows:
+        for column, (title, chart, names, options) in zip(st.columns(2, gap="medium"), row, strict=True):
+            with column:
+                options = {"empty": EMPTY} | options
+                if chart == "series" and shaded:
+                    options["shade"] = ["inforeg/traces/*", "imbalance/fisher_trace/*"]
+                live.chart(run, chart, key=f"{title}/{run}", title=title, names=names, height=260, **options)
 
 st.caption(shell.protocol(run))

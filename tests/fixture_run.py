@@ -14,6 +14,12 @@ from engine.store import RunWriter, create
 STEPS = 400
 PARTS = ("image", "text", "shared")
 TOGGLED_AT = 160
+BALANCE = (
+    *(f"unimodal/{key}" for key in ("own", "inputs", "linear")),
+    *("ogm_ratio", "prototype_ratio", "lead", "drift", "relative_update", "learning_speed", "overfitting"),
+    *("overfitting_ratio", "shapley_share", "utilisation", "valuation"),
+)
+"""Numbers of each modality on the Balance page."""
 
 
 def write_run(
@@ -236,12 +242,18 @@ def _balance(step: int, rng) -> list:
         Scalar("imbalance/accuracy/image", float(0.1 + 0.83 * base), **about),
         Scalar("imbalance/accuracy/text", float(0.1 + 0.6 * base), **about),
         Scalar("imbalance/gap", float(0.23 * base), **about),
-        Scalar("imbalance/ogm_ratio/image", float(1.2 + base), **about),
-        Scalar("imbalance/ogm_ratio/text", float(1 / (1.2 + base)), **about),
         Scalar("imbalance/grad_norm_ratio", float(0.8 + 0.1 * rng.standard_normal()), **about),
         Scalar("imbalance/fisher_trace/image", float(40 * np.exp(-step / 100) + 2), 0.8, **about),
         Scalar("imbalance/fisher_trace/text", float(14 * np.exp(-step / 150) + 1), 0.4, **about),
         Bars("imbalance/shapley", np.array(["image", "text"]), np.array([0.62, 0.2]), n=180, mode="Shapley share"),
+        Matrix("imbalance/protocols", np.array(["own", "inputs"]), np.array(PARTS[:2]), np.full((2, 2), base), **about),
+        Matrix("imbalance/valuations", np.array(PARTS[:2]), np.array(list("012")), np.full((2, 3), 0.3), **about),
+        Scalar("imbalance/chance", 0.1, **about),
+        *(
+            Scalar(f"imbalance/{key}/{part}", float(lead + base), 0.02, **about)
+            for part, lead in (("image", 1.2), ("text", 0.4))
+            for key in BALANCE
+        ),
     ]
 
 

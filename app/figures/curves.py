@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import plotly.graph_objects as go
 
-from app.figures.base import LOGARITHMIC, band, blank, numbers, steps
+from app.figures.base import LOGARITHMIC, band, numbers, steps
 from app.figures.marks import Mark, marking
 from app.figures.styles import styles
 from app.theme import Look, template
@@ -66,8 +66,12 @@ def series(
     y: str = "",
     marks: Sequence[Mark] = (),
     levels: Sequence[tuple[float, str]] = (),
+    bands: Sequence[tuple[Sequence[tuple[float, float]], str]] = (),
 ) -> go.Figure:
-    """Return numbers over training steps with bands of one standard error, event marks and horizontal `levels`."""
+    """Return numbers over training steps with bands of one standard error, event marks and horizontal `levels`.
+
+    `bands` are ranges of steps (spans, colour) that are shaded, each colour with a lane of its own at the bottom.
+    """
     ends = [s for line in lines for s in (line.steps[:1], line.steps[-1:])]
     ends = np.concatenate(ends) if ends else np.zeros(1)
     span = (float(ends.min()), float(ends.max())) if len(ends) else (0.0, 1.0)
@@ -83,11 +87,26 @@ def series(
             "xaxis": {"title": {"text": "step"}, "rangemode": "nonnegative", "exponentformat": "none"}
             | (LOGARITHMIC if scale.xlog else {}),
             "yaxis": {"title": {"text": y}} | (LOGARITHMIC if scale.ylog else {}),
-            "shapes": [_level(value, look) for value, _ in levels],
+            "shapes": [_level(value, look) for value, _ in levels] + _bands(bands, span, look),
             "annotations": [_worded(value, text, scale, look) for value, text in levels],
         }
         | axis,
     )
+
+
+def _bands(bands: Sequence[tuple[Sequence[tuple[float, float]], str]], span: tuple, look: Look) -> list[dict]:
+    """Return shades over the whole height, and a lane for each colour, since shades that overlap mix."""
+    shapes = []
+    for lane, (spans, colour) in enumerate(bands):
+        for start, end in spans:
+            box = {"type": "rect", "x0": max(start, span[0]), "x1": min(end, span[1]), "yref": "y domain"}
+            box |= {"line": {"width": 0}, "layer": "below"}
+            if box["x1"] > box["x0"]:
+                shapes.append(box | {"y0": 0, "y1": 1, "fillcolor": look.faint(colour, 0.07)})
+                shapes.append(
+                    box | {"y0": 0.03 * lane, "y1": 0.03 * lane + 0.022, "fillcolor": look.faint(colour, 0.7)}
+                )
+    return shapes
 
 
 def _level(value: float, look: Look) -> dict:
@@ -140,68 +159,74 @@ def overlay(curves: Sequence[tuple[str, object, str]], look: Look) -> go.Figure:
     A record whose `draw` has `points`, a name for each, is drawn as single points.
     """
     first = curves[0][1]
-    draw = first.draw
-    figure = blank(look, revision=f"curve/{first.name}", x=draw.get("x", ""), y=draw.get("y", ""))
+    draw, data, shapes = first.draw, [], []
     looks = styles([(colour, record.draw) for _, record, colour in curves], look)
     for (label, record, _), style in zip(curves, looks, strict=True):
         x, y = numbers(record.x), numbers(record.y)
         if record.error is not None:
             error = numbers(record.error)
-            figure.add_trace(band(x, y - error, y + error, style.colour, look))
+            data.append(band(x, y - error, y + error, style.colour, look))
         dotted = len(x) <= 60 and not record.draw.get("role")
         names = points if isinstance(points := record.draw.get("points"), list) else []
-        figure.add_trace(
-            go.Scatter(
-                x=x,
-                y=y,
-                name=label,
-                mode="markers" if style.points else "lines+markers" if dotted else "lines",
-                line={"color": style.colour, "width": style.width, "dash": style.dash},
-                marker={"size": 8 if names else 4, "color": style.colour},
-                text=names or None,
-                hovertemplate=("%{text}<br>" if names else "") + "%{x:.4~g}: %{y:.5~g}" + f"<extra>{label}</extra>",
-            )
+        data.append(
+            {
+                "type": "scatter",
+                "x": x,
+                "y": y,
+                "name": label,
+                "mode": "markers" if style.points else "lines+markers" if dotted else "lines",
+                "line": {"color": style.colour, "width": style.width, "dash": style.dash},
+                "marker": {"size": 8 if names else 4, "color": style.colour},
+                "text": names or None,
+                "hovertemplate": ("%{text}<br>" if names else "") + "%{x:.4~g}: %{y:.5~g}" + f"<extra>{label}</extra>",
+            }
         )
-        add_spans(figure, record.draw.get("spans"), style.colour, look)
-    add_lines(figure, draw.get("lines"), look, log=bool(draw.get("xlog")))
-    add_levels(figure, draw.get("levels"), look, log=bool(draw.get("ylog")))
-    figure.update_layout(showlegend=len(curves) > 1)
-    if draw.get("xlog"):
-        figure.layout.xaxis.update(LOGARITHMIC)
-    if draw.get("ylog"):
-        figure.layout.yaxis.update(LOGARITHMIC)
-    return figure
+        shapes += [_span(start, end, style.colour, look) for start, end in record.draw.get("spans") or ()]
+    xlog, ylog = bool(draw.get("xlog")), bool(draw.get("ylog"))
+    across, along = named_values(draw.get("levels"), ylog), named_values(draw.get("lines"), xlog)
+    words = [_worded(value, text, Scale(ylog=ylog), look) for text, value in across]
+    # Built in one go, as `series` is.
+    return go.Figure(
+        data=data,
+        layout={
+            "template": template(look),
+            "uirevision": f"curve/{first.name}",
+            "showlegend": len(curves) > 1,
+            "xaxis": {"title": {"text": draw.get("x", "")}} | (LOGARITHMIC if xlog else {}),
+            "yaxis": {"title": {"text": draw.get("y", "")}} | (LOGARITHMIC if ylog else {}),
+            "shapes": shapes + [_level(v, look) for _, v in across] + [_upright(v, look) for _, v in along],
+            "annotations": words + [_heading(value, text, xlog, look) for text, value in along],
+        },
+    )
 
 
-def add_spans(figure: go.Figure, spans, colour: str, look: Look) -> None:
-    """Shade the ranges of the x axis that a record names in `draw["spans"]`: pairs of start and end."""
-    for start, end in spans or ():
-        figure.add_vrect(x0=start, x1=end, fillcolor=look.faint(colour, 0.1), line_width=0, layer="below")
+def _span(start: float, end: float, colour: str, look: Look) -> dict:
+    place = {"type": "rect", "yref": "y domain", "y0": 0, "y1": 1, "x0": start, "x1": end, "layer": "below"}
+    return place | {"fillcolor": look.faint(colour, 0.1), "line": {"width": 0}}
+
+
+def _upright(value: float, look: Look) -> dict:
+    line = {"color": look.muted, "width": 1, "dash": "dash"}
+    return {"type": "line", "yref": "y domain", "y0": 0, "y1": 1, "x0": value, "x1": value, "line": line}
+
+
+def _heading(value: float, text: str, log: bool, look: Look) -> dict:
+    # plotly places annotations of a logarithmic axis by the exponent, unlike lines
+    place = {"x": float(np.log10(value)) if log else value, "y": 1, "yref": "y domain", "showarrow": False}
+    return place | {"text": text, "font": {"size": 11, "color": look.muted}, "xanchor": "left", "yanchor": "top"}
 
 
 def add_levels(figure: go.Figure, levels, look: Look, *, log: bool = False) -> None:
     """Mark the values that a record names in `draw["levels"]`: text to value, on its y axis, logarithmic if `log`."""
-    for text, value in named_values(levels):
-        if value > 0 or not log:
-            figure.add_shape(_level(value, look))
-            figure.add_annotation(_worded(value, text, Scale(ylog=log), look))
+    for text, value in named_values(levels, log):
+        figure.add_shape(_level(value, look))
+        figure.add_annotation(_worded(value, text, Scale(ylog=log), look))
 
 
-def add_lines(figure: go.Figure, lines, look: Look, *, log: bool = False) -> None:
-    """Mark the values that a record names in `draw["lines"]`: text to value, or just values, on its x axis."""
-    for text, value in named_values(lines):
-        if value > 0 or not log:
-            figure.add_vline(x=value, line={"color": look.muted, "width": 1, "dash": "dash"})
-            # plotly places annotations of a logarithmic axis by the exponent, unlike lines
-            place = {"x": float(np.log10(value)) if log else value, "y": 1, "yref": "y domain", "showarrow": False}
-            font = {"size": 11, "color": look.muted}
-            figure.add_annotation(place | {"text": text, "font": font, "xanchor": "left", "yanchor": "top"})
-
-
-def named_values(values) -> list[tuple[str, float]]:
-    """Return (text, value) of what a record marks on an axis, as far as the values are numbers."""
+def named_values(values, log: bool = False) -> list[tuple[str, float]]:
+    """Return (text, value) of what a record marks on an axis, as far as the axis, perhaps logarithmic, has a place."""
     pairs = values.items() if isinstance(values, dict) else [("", value) for value in values or ()]
-    return [(str(text), value) for text, value in pairs if isinstance(value, int | float)]
+    return [(str(text), value) for text, value in pairs if isinstance(value, int | float) and (value > 0 or not log)]
 
 
 def history(records: Sequence[tuple[int, object]], look: Look, *, marks: Sequence[Mark] = ()) -> go.Figure:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
-from math import comb
+from math import comb, nan
 
 import torch
 from torch import Tensor
@@ -23,17 +23,20 @@ def true_class_score(logits: Tensor, y: Tensor) -> Tensor:
     return logits.softmax(-1).gather(-1, y[:, None]).sum()
 
 
-def ogm_ratio(scores: Tensor) -> Tensor:
-    """Return each modality's score over the mean score of the others (M,); 1 is balance, plot its logarithm.
+def ogm_ratio(scores: Tensor, against: str = "mean") -> Tensor:
+    """Return each modality's score over that of the others (M,): their mean, or the `smallest`; 1 is balance.
 
-    OGM-GE (Peng et al. 2022), equation 9, for two modalities. For more we take the mean of the others, where
-    BalanceBenchmark takes the smallest.
+    Plot its logarithm. OGM-GE (Peng et al. 2022), equation 9, for two modalities; for more we take the mean of the
+    others, BalanceBenchmark the smallest.
 
-    >>> ogm_ratio(torch.tensor([6.0, 3.0])).tolist()
-    [2.0, 0.5]
+    >>> ogm_ratio(torch.tensor([6.0, 3.0])).tolist(), ogm_ratio(torch.tensor([6.0, 3.0, 1.0]), "smallest").tolist()
+    ([2.0, 0.5], [6.0, 3.0, 0.3333333432674408])
     """
     _several(scores)
-    return scores / ((scores.sum() - scores) / (len(scores) - 1))
+    if against == "mean":
+        return scores / ((scores.sum() - scores) / (len(scores) - 1))
+    others = scores.repeat(len(scores), 1).masked_fill(torch.eye(len(scores), dtype=torch.bool), torch.inf)
+    return scores / others.min(1).values
 
 
 def performance_gap(scores: Tensor) -> Tensor:
@@ -100,6 +103,18 @@ def fisher_trace(gradients: Tensor) -> tuple[Tensor, Tensor]:
     return mean_and_error(gradients.double().square().sum(-1))
 
 
+def drawn_labels(logits: Tensor | None, y: Tensor, loss: Tensor | None, generator: torch.Generator) -> Tensor | None:
+    """Return a class (B,) for each row, drawn from softmax of logits (B, C): the labels of the Fisher matrix itself.
+
+    None where `loss` is not the mean cross-entropy of the logits with classes y (B,), so that they have no likelihood.
+    """
+    if logits is None or loss is None or y.is_floating_point():
+        return None
+    if not torch.isclose(torch.nn.functional.cross_entropy(logits, y), loss, rtol=1e-3):
+        return None
+    return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+
+
 def fisher_trace_of_batches(gradients: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Return two estimates of the Fisher trace from mean gradients (N, P) of N mini-batches of `size` rows.
 
@@ -137,6 +152,52 @@ def shapley(value: Mapping[frozenset[str], float]) -> dict[str, float]:
             for subset in combinations(others, size)
         )
     return shares
+
+
+def overfitting_ratio(before: tuple[float, float], after: tuple[float, float]) -> float:
+    """Return |ΔO/ΔG| between two moments, each the loss on training and on validation rows; nan where ΔG is 0.
+
+    O is validation minus training loss, G how far the validation loss has fallen: the overfitting-to-generalisation
+    ratio of Wang et al. (CVPR 2020), low where learning carries over. Gradient blending weighs by ΔG/ΔO².
+
+    >>> round(overfitting_ratio((2.0, 2.0), (0.5, 1.0)), 3)
+    0.5
+    """
+    overfitting = (after[1] - after[0]) - (before[1] - before[0])
+    gained = before[1] - after[1]
+    return abs(overfitting / gained) if gained else nan
+
+
+def class_means(h: Tensor, y: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Return the mean features (C, D) of each class in h (N, D), y (N,), and which classes there are (C,)."""
+    hot = torch.nn.functional.one_hot(y, classes).to(h.dtype)
+    counts = hot.sum(0)
+    return hot.T @ h / counts.clamp(min=1)[:, None], counts > 0
+
+
+def similarity(h: Tensor, prototypes: Tensor, known: Tensor) -> Tensor:
+    """Return -‖h - P_c‖ (B, C) for features h (B, D) and prototypes (C, D); -∞ where known (C,) is false.
+
+    A modality's logits without any head, as PMR has them (Fan et al., CVPR 2023).
+    """
+    distance = torch.cdist(h, prototypes, compute_mode="donot_use_mm_for_euclid_dist")
+    return (-distance).masked_fill(~known, -torch.inf)
+
+
+def ridge(h: Tensor, y: Tensor, classes: int, new: Tensor, damping: float = 0.01) -> Tensor:
+    """Return scores (B, C) of new features (B, D) by a linear probe on h (N, D) with classes y (N,), in closed form.
+
+    Least squares on one-hot labels, intercept free, ‖W‖² weighed by `damping` times the mean of the eigenvalues of the
+    features' scatter matrix, so that the scale of the features does not matter.
+    """
+    mean, h = h.mean(0), h - h.mean(0)
+    target = torch.nn.functional.one_hot(y, classes).to(h.dtype)
+    scatter = h.T @ h
+    level = damping * scatter.diagonal().mean() + torch.finfo(h.dtype).tiny
+    weight = torch.linalg.solve(
+        scatter + level * torch.eye(len(scatter), dtype=h.dtype, device=h.device), h.T @ (target - target.mean(0))
+    )
+    return (new - mean) @ weight + target.mean(0)
 
 
 def _several(values: Tensor) -> None:

@@ -21,7 +21,7 @@ _PANELS = {
     "spectrum": {
         "panel": "Singular values",
         "place": 1,
-        "note": "Noise lifts each direction to the dashed line; below θ_c, i.i.d. noise of this energy would hide it.",
+        "note": "Noise lifts each direction to the dashed line; below θc, i.i.d. noise of this energy would hide it.",
         "x": "direction",
         "y": "singular value",
         "ylog": True,
@@ -112,7 +112,7 @@ def curves(
     """Yield the curves of what noise of one scaling did to a modality, those of a group for one chart."""
     about = {"n": len(x), "mode": f"{scaling}, α = {alpha:g}, one draw"}
     values = maths.sizes(found, shapes[scaling], noise[scaling], x, noisy, alpha)
-    limits = {"edge of noise alone": float(values["edge"]), "θ_c": float(values["threshold"])}
+    limits = {"edge of noise alone": float(values["edge"]), "θ<sub>c</sub>": float(values["threshold"])}
     made = maths.curves(found, shapes, noise, scaling, x, noisy, alpha)
     for (group, label), (place, value) in made.items():
         draw = _PANELS[group] | _ROLES.get(label, {}) | ({"levels": limits} if group == "spectrum" else {})

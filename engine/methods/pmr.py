@@ -33,16 +33,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from engine.maths.imbalance import similarity
 from engine.maths.unimodal import comparable, confidence, leads
 from engine.method import Method, knob
 from engine.records import Record, Scalar
 from engine.step import View
-
-
-def similarity(h: Tensor, prototypes: Tensor, known: Tensor) -> Tensor:
-    """Return -‖h - P_c‖ (B, C) for features h (B, D) and prototypes (C, D); -∞ where known (C,) is false."""
-    distance = torch.cdist(h, prototypes, compute_mode="donot_use_mm_for_euclid_dist")
-    return (-distance).masked_fill(~known, -math.inf)
 
 
 def prototypical(similar: Tensor, y: Tensor, known: Tensor) -> Tensor:

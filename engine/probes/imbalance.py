@@ -1,8 +1,12 @@
 """How unevenly the modalities learn: scores, true-class ratios, gradient norms, Fisher traces, Shapley shares.
 
-Accuracies are taken on the validation rows, all else on the probe batch with no method active; each record's `mode`
-names its protocol, since protocols give different numbers. Fisher traces are sums of squared gradients with the data's
-labels (the empirical Fisher matrix), not traces of the Hessian, and vanish where the data are interpolated.
+Scores and contributions are taken on the validation rows, all else on the probe batch with no method active; each
+record's `mode` names its protocol, since protocols give different numbers. A modality that is absent has its input at
+zero, the mean of the training rows, unless a protocol says otherwise. Fisher traces are sums of squared gradients, with
+the data's labels (the empirical Fisher matrix) or with labels drawn from the network (the Fisher matrix); they are not
+traces of the Hessian, and the empirical one vanishes where the data are interpolated.
+
+What needs a second run is not here: a modality trained alone, to compare with what it reaches in company.
 """
 
 from __future__ import annotations
@@ -15,15 +19,54 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.maths import imbalance
-from engine.probe import Bars, Probe, Record, Scalar, Snapshot, knob
+from engine.maths import contribution, imbalance
+from engine.maths.robustness import majority
+from engine.probe import Bars, Matrix, Probe, Record, Scalar, Snapshot, knob
 from engine.problem import Batch
 
-ZERO = "inputs of the other modalities at zero"
+MOST = 8
+"""Modalities up to which all subsets are scored."""
+PIECE = 64
+"""Rows that are encoded between two breathing points."""
+
+PROTOCOLS = {
+    "inputs": "inputs of the other modalities at zero",
+    "zeros": "features of the other modalities at zero",
+    "means": "features of the other modalities at their mean over the probe rows",
+    "linear": "ridge regression on the modality's features, fitted on the probe rows",
+    "prototypes": "nearest class mean of the modality's features on the probe rows",
+}
+"""Ways to score one modality alone, beside its own head or slice where it has one."""
+
+
+class Seen:
+    """The validation rows and the probe rows as the encoders see them; filled by `fill`, piece by piece."""
+
+    rows: Batch
+    """The validation rows; inputs are not kept."""
+    features: dict[str, Tensor]
+    """Modality to (N, D), on the validation rows."""
+    probe: dict[str, Tensor]
+    """Modality to (B, D), on the probe rows."""
+    neutral: dict[str, Tensor]
+    """Modality to (1, D), what its encoder makes of a neutral input."""
+
+    def fill(self, snap: Snapshot) -> Iterator[None]:
+        """Encode the rows; yield breathing points."""
+        batches = [piece for batch in snap.problem.held_out("val") for piece in batch.chunks(PIECE)]
+        held_out, probe = [], []
+        for found, pieces in ((held_out, batches), (probe, snap.problem.probe_batch().chunks(PIECE))):
+            for piece in pieces:
+                found.append(_encoded(snap, piece))
+                yield None
+        one = batches[0].rows(slice(0, 1))
+        self.rows = Batch({}, torch.cat([piece.y for piece in batches]))
+        self.features, self.probe = _joined(held_out), _joined(probe)
+        self.neutral = {m: _encoded(snap, snap.problem.without(one, m))[m] for m in snap.problem.modalities}
 
 
 class Imbalance(Probe):
-    """Unimodal scores and their gap, OGM ratio, gradient-norm ratio, Fisher trace and Shapley share by modality."""
+    """Unimodal scores, OGM and prototype ratios, gradient norms, Fisher traces, Shapley shares and what follows."""
 
     name = "imbalance"
     title = "Modality imbalance"
@@ -32,26 +75,60 @@ class Imbalance(Probe):
 
     @dataclass(frozen=True)
     class Params:
-        """What to spend."""
+        """What to spend, and against what a modality is compared."""
 
         rows: int = knob(64, 2, 4096, "Rows of the probe batch whose single gradients give the Fisher traces.")
-        shapley: bool = knob(True, help="Shapley shares of the accuracy, from every subset of up to five modalities.")
+        model: bool = knob(True, help="Fisher traces with labels drawn from the network too.")
+        shapley: bool = knob(True, help="Shapley shares and valuations, from every subset of up to eight modalities.")
+        overfitting: bool = knob(True, help="Training against validation loss, now and at the first weights.")
+        others: str = knob("mean", help="Score of several others in the OGM ratio.", choices=("mean", "smallest"))
 
     def measure(self, snap: Snapshot) -> Iterator[Record | None]:
         """Yield the metrics that the problem has: a regression has no class probabilities, for example."""
         if len(snap.problem.modalities) < 2:
             return
-        for metric in (_scores, _ratios, _norms, self._fisher, self._shapley):
+        seen = Seen()
+        yield from seen.fill(snap)
+        for metric in (_scores, _protocols, self._ratios, _norms):
             yield None
-            yield from metric(snap)
+            yield from metric(snap, seen)
+        yield from self._fisher(snap)
+        yield from self._subsets(snap, seen)
+        if self.params.overfitting:
+            yield from _overfitting(snap, seen)
+
+    def _ratios(self, snap: Snapshot, seen: Seen) -> Iterator[Record]:
+        """Yield ratios of true-class probability, by logits and by prototypes, and leads."""
+        problem, batch = snap.problem, snap.problem.probe_batch()
+        if not _classifies(snap):
+            return
+        own, words = _alone(snap, seen, seen.probe, batch.y)
+        classes = next(iter(own.values())).shape[1]
+        scores = _scored(own, batch.y)
+        about = {"n": len(batch), "mode": f"true-class probability on the probe rows: {words}"}
+        draw = {"y": "OGM ratio (1: balance)", "ylog": True}
+        ratios = imbalance.ogm_ratio(scores, self.params.others).tolist()
+        leads = imbalance.performance_gap(scores / len(batch)).tolist()
+        for m, ratio, lead in zip(problem.modalities, ratios, leads, strict=True):
+            yield Scalar(f"imbalance/ogm_ratio/{m}", ratio, **about, draw=draw)
+            yield Scalar(f"imbalance/lead/{m}", lead, **about, draw={"y": "mean lead over the weaker"})
+        values = dict(zip(problem.modalities, leads, strict=True))
+        yield _bars("imbalance/performance_gap", values, len(batch), about["mode"], "Lead over the weaker modalities")
+        distances = {}
+        for m, h in seen.features.items():
+            means, known = imbalance.class_means(seen.probe[m], batch.y, classes)
+            distances[m] = imbalance.similarity(h, means, known)
+        about = {"n": len(seen.rows), "mode": f"true-class probability, validation rows: {PROTOCOLS['prototypes']}"}
+        ratios = imbalance.ogm_ratio(_scored(distances, seen.rows.y), self.params.others).tolist()
+        for m, ratio in zip(problem.modalities, ratios, strict=True):
+            yield Scalar(f"imbalance/prototype_ratio/{m}", ratio, **about, draw={"y": "ratio (1: balance)"})
 
     def _fisher(self, snap: Snapshot) -> Iterator[Record | None]:
-        """Yield E |∇ loss of a row|² on each modality's parameters.
+        """Yield E |∇ loss of a row|² on each modality's parameters, for the data's and for drawn labels.
 
         Where the loss is no mean over rows (contrastive), the mean squared gradient of mini-batches stands in.
         """
-        problem = snap.problem
-        batch = problem.probe_batch().rows(slice(0, self.params.rows))
+        batch = snap.problem.probe_batch().rows(slice(0, self.params.rows))
         names = list(batch.x)
 
         def loss(theta: Tensor, y: Tensor, *x: Tensor) -> Tensor:
@@ -63,151 +140,257 @@ class Imbalance(Probe):
             whole = loss(snap.theta, few.y, *few.x.values())
             what = "fused" if "fused" in _losses(snap, snap.theta, few) else "training"
             single = torch.stack([loss(snap.theta, row.y, *row.x.values()) for row in few.chunks(1)])
-        if torch.isclose(single.mean(), whole, rtol=1e-3):
-            pieces, size = batch.chunks(16), 1
-            mode = f"empirical Fisher trace of the {what} loss, single gradients; error: one standard error"
-        else:
-            pieces, size = batch.chunks(max(2, len(batch) // 8)), max(2, len(batch) // 8)
+        if not torch.isclose(single.mean(), whole, rtol=1e-3):
+            size = max(2, len(batch) // 8)
             mode = f"mean squared gradient of the {what} loss over mini-batches of {size}; error: one standard error"
-        squares: dict[str, list[Tensor]] = {}
-        for piece in pieces:
-            if size == 1:
-                grads = imbalance.per_sample_gradients(loss, snap.theta, (piece.y, *piece.x.values()))
-            else:
-                grads = torch.func.grad(loss)(snap.theta, piece.y, *piece.x.values())[None]
-            for part, grad in problem.layout.split(grads).items():
-                squares.setdefault(part, []).append(grad.double().square().sum(-1))
-            yield None
-        traces = {m: imbalance.mean_and_error(torch.cat(squares[m])) for m in problem.modalities if m in squares}
-        for modality, (value, error) in traces.items():
-            yield Scalar(
-                f"imbalance/fisher_trace/{modality}",
-                value.item(),
-                error.item(),
-                n=len(batch),
-                mode=mode,
-                draw={"y": "Fisher trace", "ylog": True},
-            )
-        total = sum(value for value, _ in traces.values())
-        if traces and total > 0:
-            shares = {m: (value / total).item() for m, (value, _) in traces.items()}
-            yield _bars("imbalance/fisher_share", shares, len(batch), mode, "Share of the Fisher trace")
-
-    def _shapley(self, snap: Snapshot) -> Iterator[Record | None]:
-        """Yield each modality's share of the validation accuracy above that without any input."""
-        modalities = snap.problem.modalities
-        if not self.params.shapley or len(modalities) > 5 or not _classifies(snap):
+            grads = []
+            for piece in batch.chunks(size):
+                grads.append(torch.func.grad(loss)(snap.theta, piece.y, *piece.x.values())[None])
+                yield None
+            squares = [_squares(snap, torch.cat(grads))]
+            yield from _traces(snap, "fisher", squares, len(batch), mode)
             return
-        value = {}
+        labels = {"fisher": (batch.y, f"empirical Fisher trace of the {what} loss, single gradients")}
+        drawn = _drawn(snap, batch) if self.params.model else None
+        if drawn is not None:
+            labels["fisher_model"] = (drawn, "Fisher trace of the fused loss, a label a row drawn from the network")
+        for name, (y, mode) in labels.items():
+            squares, means = [], []
+            for piece in Batch(batch.x, y).chunks(16):
+                grads = imbalance.per_sample_gradients(loss, snap.theta, (piece.y, *piece.x.values()))
+                squares.append(_squares(snap, grads))
+                means.append(grads.mean(0))
+                yield None
+            yield from _traces(snap, name, squares, len(batch), f"{mode}; error: one standard error")
+            if name == "fisher" and len(means) > 1 and len(batch) % 16 == 0:
+                mode = f"mean squared gradient of the {what} loss over mini-batches of 16 rows (InfoReg, equation 13)"
+                for m, of_batches in snap.problem.layout.split(torch.stack(means)).items():
+                    if m in snap.problem.modalities:
+                        plain, _ = imbalance.fisher_trace_of_batches(of_batches, 16)
+                        yield Scalar(f"imbalance/fisher_batches/{m}", plain.item(), n=len(batch), mode=mode)
+
+    def _subsets(self, snap: Snapshot, seen: Seen) -> Iterator[Record | None]:
+        """Yield what each modality adds to the validation accuracy, from the accuracy of every subset."""
+        modalities = snap.problem.modalities
+        if not self.params.shapley or len(modalities) > MOST or not _classifies(snap):
+            return
+        right: dict[frozenset[str], Tensor] = {}
         for size in range(len(modalities) + 1):
             for present in combinations(modalities, size):
-                value[frozenset(present)] = _accuracy(snap, present)
+                z = _fused(snap, seen.rows, _only(seen, seen.features, present))
+                right[frozenset(present)] = (z.argmax(-1) == seen.rows.y).double().cpu()
                 yield None
-        n = sum(len(batch) for batch in snap.problem.held_out("val"))
-        mode = "Shapley share of the fused validation accuracy; missing inputs at zero"
-        shares = imbalance.shapley(value)
-        yield _bars("imbalance/shapley", {m: shares[m] for m in modalities}, n, mode, "Shapley share of accuracy")
+        how = "fused accuracy, validation rows; inputs of the missing modalities at zero"
+        yield from contribution.about("imbalance", modalities, right, how)
 
 
-@torch.no_grad()
-def _scores(snap: Snapshot) -> list[Record]:
-    """Return each modality's score on the validation rows, and the strongest's lead over the weakest."""
-    problem = snap.problem
-    values = problem.evaluate(snap.theta, "val")
-    scores = {m: values[f"{problem.score}/val/{m}"] for m in problem.modalities if f"{problem.score}/val/{m}" in values}
-    if len(scores) < 2:
-        return []
-    n = sum(len(batch) for batch in problem.held_out("val"))
-    about = {"n": n, "mode": f"validation {problem.score}: {problem.protocol}"}
-    records: list[Record] = [
-        Scalar(f"imbalance/{problem.score}/{m}", value, **about, draw={"y": problem.score})
-        for m, value in scores.items()
-    ]
-    gap = max(scores.values()) - min(scores.values())
-    records.append(Scalar("imbalance/gap", gap, **about, draw={"y": f"gap of {problem.score}"}))
-    return records
+def _scores(snap: Snapshot, seen: Seen) -> Iterator[Record]:
+    """Yield each modality's score on the validation rows, and the strongest's lead over the weakest."""
+    y = seen.rows.y
+    own, words = _alone(snap, seen, seen.features, y)
+    if not own:
+        return
+    name, n = "error" if y.is_floating_point() else "accuracy", len(y)
+    about = {"n": n, "mode": f"validation {name}: {words}"}
+    draw = {"y": name}
+    if not y.is_floating_point():
+        draw["levels"] = {"chance": majority(y)}
+        yield Scalar("imbalance/chance", majority(y), n=n, mode="share of the largest class among the validation rows")
+    values = {m: _scored_rows(z, y) for m, z in own.items()}
+    for m, rows in values.items():
+        value, error = imbalance.mean_and_error(rows)
+        yield Scalar(f"imbalance/{name}/{m}", value.item(), error.item(), **about, draw=draw)
+    means = [rows.mean().item() for rows in values.values()]
+    yield Scalar("imbalance/gap", max(means) - min(means), **about, draw={"y": f"gap of {name}"})
 
 
-@torch.no_grad()
-def _ratios(snap: Snapshot) -> list[Record]:
-    """Return the OGM ratio of each modality and its lead in mean true-class probability."""
-    problem, batch = snap.problem, snap.problem.probe_batch()
+def _protocols(snap: Snapshot, seen: Seen) -> Iterator[Record]:
+    """Yield each modality's validation accuracy by every protocol."""
+    y, train = seen.rows.y, snap.problem.probe_batch().y
     if not _classifies(snap):
-        return []
-    logits, protocol = _logits(snap, batch), problem.protocol
-    if not all(m in logits for m in problem.modalities):
-        logits = {m: _logits(snap, _only(snap, batch, (m,)))["fused"] for m in problem.modalities}
-        protocol = ZERO
-    scores = torch.stack([imbalance.true_class_score(logits[m].double(), batch.y) for m in problem.modalities]).cpu()
-    about = {"n": len(batch), "mode": f"true-class probability on the probe rows: {protocol}"}
-    draw = {"y": "OGM ratio (1: balance)", "ylog": True}
-    records: list[Record] = [
-        Scalar(f"imbalance/ogm_ratio/{m}", ratio, **about, draw=draw)
-        for m, ratio in zip(problem.modalities, imbalance.ogm_ratio(scores).tolist(), strict=True)
-    ]
-    gaps = imbalance.performance_gap(scores / len(batch)).tolist()
-    gaps = dict(zip(problem.modalities, gaps, strict=True))
-    records.append(
-        _bars("imbalance/performance_gap", gaps, len(batch), about["mode"], "Lead over the weaker modalities")
-    )
-    return records
+        return
+    own, words = _alone(snap, seen, seen.features, y)
+    classes = next(iter(own.values())).shape[1]
+    zeros = {m: torch.zeros_like(h) for m, h in seen.neutral.items()}
+    means = {m: h.mean(0, keepdim=True) for m, h in seen.probe.items()}
+    found: dict[str, dict[str, Tensor]] = {"own": own} if words != PROTOCOLS["inputs"] else {}
+    fills = {"inputs": seen.neutral, "zeros": zeros, "means": means}
+    for key, fill in fills.items():
+        found[key] = {
+            m: _fused(snap, seen.rows, {o: h if o == m else fill[o].expand_as(h) for o, h in seen.features.items()})
+            for m in seen.features
+        }
+    h = {m: (seen.probe[m].double(), seen.features[m].double()) for m in seen.features}
+    found["linear"] = {m: imbalance.ridge(a, train, classes, b) for m, (a, b) in h.items()}
+    found["prototypes"] = {
+        m: imbalance.similarity(b, *imbalance.class_means(a, train, classes)) for m, (a, b) in h.items()
+    }
+    table = np.array([[_scored_rows(z, y).mean().item() for z in group.values()] for group in found.values()])
+    told = {"own": words} | PROTOCOLS
+    for key, row in zip(found, table, strict=True):
+        for m, value in zip(seen.features, row.tolist(), strict=True):
+            error = (value * (1 - value) / len(y)) ** 0.5
+            mode = f"validation accuracy: {told[key]}; one standard error"
+            draw = {"y": "accuracy", "levels": {"chance": majority(y)}}
+            yield Scalar(f"imbalance/unimodal/{key}/{m}", value, error, n=len(y), mode=mode, draw=draw)
+    labels = np.array([words if key == "own" else key for key in found])
+    draw = {"title": "Accuracy of one modality by protocol"}
+    mode = "validation accuracy; inputs, zeros, means: the others' inputs or features at zero, features at their mean"
+    names = np.array(list(seen.features))
+    yield Matrix("imbalance/protocols", labels, names, table, n=len(y), mode=mode, draw=draw)
 
 
-def _norms(snap: Snapshot) -> list[Record]:
-    """Return the gradient norm of each modality's parameters, and their ratio."""
+def _norms(snap: Snapshot, seen: Seen) -> Iterator[Record]:
+    """Yield gradient norms by modality and their ratio, how far weights have moved, and how fast they move."""
     problem, batch = snap.problem, snap.problem.probe_batch()
     theta = snap.theta.detach().clone().requires_grad_()
     (grad,) = torch.autograd.grad(problem.loss(theta, batch), theta)
-    pieces = {m: piece.double() for m, piece in problem.layout.split(grad).items() if m in problem.modalities}
+    split = problem.layout.split
+    pieces = {m: piece.double() for m, piece in split(grad).items() if m in problem.modalities}
     if len(pieces) < 2:
-        return []
+        return
     norms = {m: torch.linalg.vector_norm(piece).item() for m, piece in pieces.items()}
     rms = {m: norm / len(pieces[m]) ** 0.5 for m, norm in norms.items()}
     n, mode = len(batch), "gradient of the training loss on the probe rows"
-    names, sizes = list(norms), torch.tensor(list(norms.values()), dtype=torch.float64)
-    if len(names) == 2:
-        value, what = imbalance.gradient_norm_ratio(sizes)[0].item(), f"log of |g {names[0]}| / |g {names[1]}|"
-    else:
-        value, what = (sizes.max().log() - sizes.min().log()).item(), "log of the largest over the smallest norm"
-    return [
-        Scalar("imbalance/grad_norm_ratio", value, n=n, mode=f"{what}; {mode}", draw={"y": "nats (0: balance)"}),
-        _bars("imbalance/grad_norm", norms, n, mode, "Gradient norm"),
-        _bars("imbalance/grad_rms", rms, n, mode, "Gradient norm per root parameter"),
-    ]
+    for key, sizes in (("grad_norm", norms), ("grad_rms", rms)):
+        value, what = _log_ratio(sizes, "g" if key == "grad_norm" else "g per root parameter")
+        if np.isfinite(value):
+            yield Scalar(f"imbalance/{key}_ratio", value, n=n, mode=f"{what}; {mode}", draw={"y": "nats (0: balance)"})
+    yield _bars("imbalance/grad_norm", norms, n, mode, "Gradient norm")
+    yield _bars("imbalance/grad_rms", rms, n, mode, "Gradient norm per root parameter")
+    weights, first = split(snap.theta.detach().double()), split(problem.init().to(snap.theta).double())
+    moved = None if snap.view is None or snap.view.moved is None else split(snap.view.moved.double())
+    for m in pieces:
+        size = torch.linalg.vector_norm(weights[m]).item()
+        drift = torch.linalg.vector_norm(weights[m] - first[m]).item()
+        draw = {"y": "‖w - w₀‖"}
+        yield Scalar(f"imbalance/drift/{m}", drift, mode="distance of the weights from the run's first", draw=draw)
+        if size > 0:
+            speed = {"mode": f"‖g‖²/‖w‖², the term of the conditional learning speed; {mode}", "n": n}
+            yield Scalar(f"imbalance/learning_speed/{m}", (norms[m] / size) ** 2, **speed, draw={"ylog": True})
+        if moved is not None and size > 0:
+            value = torch.linalg.vector_norm(moved[m]).item() / size
+            draw = {"y": "‖Δw‖/‖w‖", "ylog": True}
+            yield Scalar(f"imbalance/relative_update/{m}", value, mode="‖Δw‖/‖w‖ of the last step", draw=draw)
+
+
+def _overfitting(snap: Snapshot, seen: Seen) -> Iterator[Record | None]:
+    """Yield validation minus training loss, and its growth by what was gained, since the run's first weights."""
+    problem, probe = snap.problem, snap.problem.probe_batch()
+    now = {"train": _loss_at(snap, seen.probe, probe.y), "val": _loss_at(snap, seen.features, seen.rows.y)}
+    if not now["val"]:
+        return
+    first = Snapshot(0, problem.init().to(snap.theta), problem, snap.rng, snap.stack)
+    before = Seen()
+    yield from before.fill(first)
+    then = {"train": _loss_at(first, before.probe, probe.y), "val": _loss_at(first, before.features, seen.rows.y)}
+    about = {"n": len(seen.rows)}
+    for name in now["val"]:
+        mode = f"loss on the validation rows minus loss on {len(probe)} training rows"
+        value = now["val"][name] - now["train"][name]
+        yield Scalar(f"imbalance/overfitting/{name}", value, **about, mode=mode, draw={"y": "nats or squares"})
+        ratio = imbalance.overfitting_ratio(*((t["train"][name], t["val"][name]) for t in (then, now)))
+        if np.isfinite(ratio):
+            mode = "|ΔO/ΔG| since the first weights: O validation minus training loss, G the fall of validation loss"
+            draw = {"y": "OGR", "ylog": True}
+            yield Scalar(f"imbalance/overfitting_ratio/{name}", ratio, **about, mode=mode, draw=draw)
 
 
 def _bars(name: str, values: dict[str, float], n: int, mode: str, title: str) -> Bars:
-    return Bars(name, np.array(list(values)), np.array(list(values.values())), n=n, mode=mode, draw={"title": title})
+    return Bars(name, np.array([*values]), np.array([*values.values()]), n=n, mode=mode, draw={"title": title})
+
+
+def _log_ratio(sizes: dict[str, float], letter: str) -> tuple[float, str]:
+    """Return the log ratio of two norms, or of the largest to the smallest, and what it is in words."""
+    values = torch.tensor(list(sizes.values()), dtype=torch.float64)
+    if len(sizes) == 2:
+        a, b = sizes
+        return imbalance.gradient_norm_ratio(values)[0].item(), f"log of |{letter} {a}| / |{letter} {b}|"
+    return (values.max().log() - values.min().log()).item(), f"log of the largest over the smallest |{letter}|"
+
+
+def _squares(snap: Snapshot, grads: Tensor) -> dict[str, Tensor]:
+    """Return part to ‖g‖² of each row of grads (N, P)."""
+    return {part: g.double().square().sum(-1) for part, g in snap.problem.layout.split(grads).items()}
+
+
+def _traces(snap: Snapshot, name: str, squares: list[dict[str, Tensor]], n: int, mode: str) -> Iterator[Record]:
+    """Yield the mean of squared gradients by modality, and the share of each."""
+    joined = {m: torch.cat([piece[m] for piece in squares]) for m in snap.problem.modalities if m in squares[0]}
+    traces = {m: imbalance.mean_and_error(values) for m, values in joined.items()}
+    draw = {"y": "Fisher trace", "ylog": True}
+    for m, (value, error) in traces.items():
+        yield Scalar(f"imbalance/{name}_trace/{m}", value.item(), error.item(), n=n, mode=mode, draw=draw)
+    total = sum(value for value, _ in traces.values())
+    if traces and total > 0:
+        shares = {m: (value / total).item() for m, (value, _) in traces.items()}
+        yield _bars(f"imbalance/{name}_share", shares, n, mode, "Share of the Fisher trace")
+
+
+@torch.no_grad()
+def _drawn(snap: Snapshot, batch: Batch) -> Tensor | None:
+    """Return a label (B,) for each row, drawn from the network's class probabilities; None without a likelihood."""
+    losses, logits = snap.problem.objectives(snap.theta, _encoded(snap, batch), batch)
+    generator = snap.rng.generator("imbalance/labels", snap.step, batch.y.device)
+    return imbalance.drawn_labels(logits.get("fused"), batch.y, losses.get("fused"), generator)
+
+
+@torch.no_grad()
+def _encoded(snap: Snapshot, batch: Batch) -> dict[str, Tensor]:
+    return snap.problem.encode(snap.theta, batch)
+
+
+@torch.no_grad()
+def _logits(snap: Snapshot, features: dict[str, Tensor], y: Tensor) -> dict[str, Tensor]:
+    return snap.problem.objectives(snap.theta, features, Batch({}, y))[1]
+
+
+@torch.no_grad()
+def _loss_at(snap: Snapshot, features: dict[str, Tensor], y: Tensor) -> dict[str, float]:
+    return {k: v.item() for k, v in snap.problem.objectives(snap.theta, features, Batch({}, y))[0].items()}
 
 
 def _losses(snap: Snapshot, theta: Tensor, batch: Batch) -> dict[str, Tensor]:
     return snap.problem.objectives(theta, snap.problem.encode(theta, batch), batch)[0]
 
 
-def _logits(snap: Snapshot, batch: Batch) -> dict[str, Tensor]:
-    return snap.problem.objectives(snap.theta, snap.problem.encode(snap.theta, batch), batch)[1]
+def _fused(snap: Snapshot, rows: Batch, features: dict[str, Tensor]) -> Tensor:
+    return _logits(snap, features, rows.y)["fused"]
 
 
-def _only(snap: Snapshot, batch: Batch, present: tuple[str, ...]) -> Batch:
-    """Return the batch with every modality but those present at its neutral input."""
-    for modality in snap.problem.modalities:
-        batch = batch if modality in present else snap.problem.without(batch, modality)
-    return batch
+def _alone(snap: Snapshot, seen: Seen, features: dict[str, Tensor], y: Tensor) -> tuple[dict[str, Tensor], str]:
+    """Return each modality's logits (N, C) and their protocol: its own, else fused ones with others at neutral."""
+    logits, names = _logits(snap, features, y), snap.problem.modalities
+    if all(m in logits for m in names):
+        own = snap.problem.protocol
+        return {m: logits[m] for m in names}, own if own != PROTOCOLS["inputs"] else "its own logits"
+    if "fused" not in logits:
+        return {}, ""
+    rows = Batch({}, y)
+    return {m: _fused(snap, rows, _only(seen, features, (m,))) for m in names}, PROTOCOLS["inputs"]
+
+
+def _only(seen: Seen, features: dict[str, Tensor], present: tuple[str, ...]) -> dict[str, Tensor]:
+    """Return the features with every modality but those present as its encoder makes them of a neutral input."""
+    return {m: h if m in present else seen.neutral[m].expand_as(h) for m, h in features.items()}
+
+
+def _scored(logits: dict[str, Tensor], y: Tensor) -> Tensor:
+    """Return the summed true-class probability of each modality (M,)."""
+    return torch.stack([imbalance.true_class_score(z.double(), y) for z in logits.values()]).cpu()
+
+
+def _scored_rows(z: Tensor, y: Tensor) -> Tensor:
+    """Return for each row 1 where it is right and 0 where not, or its squared error."""
+    return (z[:, 0] - y).square().double() if y.is_floating_point() else (z.argmax(-1) == y).double()
+
+
+def _joined(pieces: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {m: torch.cat([piece[m] for piece in pieces]) for m in pieces[0]}
 
 
 @torch.no_grad()
 def _classifies(snap: Snapshot) -> bool:
     """Whether the problem is scored by accuracy and has class logits."""
-    first = snap.problem.probe_batch().rows(slice(0, 2))
-    return snap.problem.score == "accuracy" and "fused" in _logits(snap, first)
-
-
-@torch.no_grad()
-def _accuracy(snap: Snapshot, present: tuple[str, ...]) -> float:
-    """Return the fused validation accuracy with only some modalities present."""
-    right = total = 0
-    for batch in snap.problem.held_out("val"):
-        logits = _logits(snap, _only(snap, batch, present))["fused"]
-        right += (logits.argmax(-1) == batch.y).sum().item()
-        total += len(batch)
-    return right / total
+    few = snap.problem.probe_batch().rows(slice(0, 2))
+    return snap.problem.score == "accuracy" and "fused" in _logits(snap, _encoded(snap, few), few.y)

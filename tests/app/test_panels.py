@@ -35,6 +35,13 @@ def test_panels_come_in_their_order_and_the_others_last():
     assert found[0].note == "Falls."
 
 
+def test_panels_of_one_place_follow_the_modalities():
+    kinds = {f"m/s/{part}/x": "curve" for part in ("image", "audio")}
+    asked = {name: {"panel": f"S, {name.split('/')[2]}", "place": 1} for name in kinds}
+    assert [p.title for p in panels(kinds, asked, ["image", "audio"])] == ["S, image", "S, audio"]
+    assert [p.title for p in panels(kinds, asked)] == ["S, audio", "S, image"]
+
+
 def test_records_of_different_groups_share_the_panel_that_they_name():
     kinds = {"m/drift/a": "scalar", "m/limit/a": "scalar"}
     (panel,) = panels(kinds, dict.fromkeys(kinds, {"panel": "Drift", "place": 1}))
@@ -49,6 +56,13 @@ def test_curves_of_one_modality_share_a_chart_unasked():
 def test_a_panel_holds_no_more_records_than_a_request_may_name():
     kinds = {f"m/a/{i:03}": "scalar" for i in range(60)}
     assert [len(p.names) for p in panels(kinds, {})] == [MOST]
+
+
+def test_a_logarithmic_axis_has_no_place_for_a_level_of_zero():
+    record = curve("before", ylog=True, levels={"floor": 0.0, "edge": 0.5})
+    figure = overlay([("before", record, LOOKS[0].ink)], LOOKS[0])
+    assert [shape.y0 for shape in figure.layout.shapes] == [0.5]
+    assert [note.text for note in figure.layout.annotations] == ["edge"]
 
 
 @pytest.mark.parametrize("colours", LOOKS, ids=["light", "dark"])

@@ -24,6 +24,13 @@ def test_ogm_ratio_of_two_is_the_papers_and_of_more_against_their_mean():
     assert imbalance.ogm_ratio(torch.full((5,), 3.0)).tolist() == [1.0] * 5
 
 
+def test_ogm_ratio_against_the_smallest_is_that_of_the_benchmark():
+    found = imbalance.ogm_ratio(torch.tensor([6.0, 2.0, 4.0]), "smallest")
+    torch.testing.assert_close(found, torch.tensor([3.0, 0.5, 2.0]))
+    pair = torch.tensor([8.0, 2.0])
+    torch.testing.assert_close(imbalance.ogm_ratio(pair, "smallest"), imbalance.ogm_ratio(pair))
+
+
 def test_gap_counts_only_weaker_modalities():
     scores = torch.tensor([0.9, 0.5, 0.5, 0.1])
     torch.testing.assert_close(imbalance.performance_gap(scores), torch.tensor([(0.4 + 0.4 + 0.8) / 3, 0.4, 0.4, 0.0]))
@@ -113,3 +120,59 @@ def test_shapley_of_two_is_the_short_formula():
 def test_what_has_no_balance_is_refused(call, says):
     with pytest.raises(InputError, match=says):
         call()
+
+
+def test_drawn_labels_give_the_fisher_trace_in_closed_form():
+    # For z = W h the gradient is (p - e_y) hᵀ, and E‖p - e_y‖² over y ~ p is 1 - ‖p‖².
+    draw = torch.Generator().manual_seed(0)
+    h, w = (torch.randn(*size, dtype=torch.float64, generator=draw) for size in ((200, 3), (4, 3)))
+    y = torch.zeros(200, dtype=torch.long)
+    p = (h @ w.T).softmax(-1)
+    loss = torch.nn.functional.cross_entropy(h @ w.T, y)
+    found = []
+    for seed in range(100):
+        labels = imbalance.drawn_labels(h @ w.T, y, loss, torch.Generator().manual_seed(seed))
+        error = p - torch.nn.functional.one_hot(labels, 4)
+        found.append((error.square().sum(1) * h.square().sum(1)).mean())
+    found = torch.stack(found)
+    expected = ((1 - p.square().sum(1)) * h.square().sum(1)).mean()
+    assert float(found.mean()) == pytest.approx(float(expected), abs=4 * float(found.std()) / 10)
+
+
+def test_labels_are_drawn_only_from_a_likelihood():
+    z, y, draw = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1]), torch.Generator()
+    loss = torch.nn.functional.cross_entropy(z, y)
+    assert imbalance.drawn_labels(z, y, loss, draw).shape == (5,)
+    assert imbalance.drawn_labels(z, y, 0.5 * loss, draw) is None
+    assert imbalance.drawn_labels(None, y, loss, draw) is None
+    assert imbalance.drawn_labels(z, y.double(), loss, draw) is None
+
+
+def test_overfitting_ratio_is_the_growth_of_the_gap_by_what_was_gained():
+    before, after = (2.3, 2.4), (0.4, 1.4)
+    assert imbalance.overfitting_ratio(before, after) == pytest.approx(((1.4 - 0.4) - (2.4 - 2.3)) / (2.4 - 1.4))
+    assert math.isnan(imbalance.overfitting_ratio(before, before))
+
+
+def test_class_means_are_those_of_a_loop_and_miss_no_class_silently():
+    h, y = torch.randn(9, 2, dtype=torch.float64), torch.tensor([0, 0, 3, 1, 1, 1, 3, 0, 3])
+    means, known = imbalance.class_means(h, y, 4)
+    assert known.tolist() == [True, True, False, True]
+    for c in (0, 1, 3):
+        torch.testing.assert_close(means[c], h[y == c].mean(0))
+    assert imbalance.similarity(h, means, known)[:, 2].isneginf().all()
+
+
+def test_ridge_is_damped_least_squares_whatever_the_scale():
+    draw = torch.Generator().manual_seed(0)
+    h, new = (torch.randn(size, 4, dtype=torch.float64, generator=draw) + 5 for size in (30, 7))
+    y = torch.randint(3, (30,), generator=draw)
+    x, target = h - h.mean(0), torch.eye(3, dtype=torch.float64)[y]
+    level = 0.01 * x.square().sum() / 4
+    stacked = torch.cat([x, level.sqrt() * torch.eye(4, dtype=torch.float64)])
+    zero = torch.zeros(4, 3, dtype=torch.float64)
+    weight = torch.linalg.lstsq(stacked, torch.cat([target - target.mean(0), zero])).solution
+    expected = (new - h.mean(0)) @ weight + target.mean(0)
+    torch.testing.assert_close(imbalance.ridge(h, y, 3, new), expected)
+    torch.testing.assert_close(imbalance.ridge(1e6 * h, y, 3, 1e6 * new), expected)
+    assert imbalance.ridge(torch.zeros(30, 4), y, 3, torch.zeros(2, 4)).isfinite().all()

@@ -1,10 +1,12 @@
 """The imbalance probe against loops over rows and modalities."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
+from engine.maths import imbalance
 from engine.probes.imbalance import Imbalance
 from engine.problem import Batch
 from tests.probes.snapshots import measured, snapshot
@@ -17,14 +19,55 @@ def objectives(snap, batch, theta=None):
 
 
 def test_scores_are_those_of_evaluate_and_name_their_protocol():
-    snap = snapshot()
+    snap = snapshot(problem(heads=False))
     values, records = snap.problem.evaluate(snap.theta), measured(Imbalance(), snap)
     for modality in snap.problem.modalities:
         record = records[f"imbalance/accuracy/{modality}"]
-        assert record.value == values[f"accuracy/val/{modality}"] and snap.problem.protocol in record.mode
-        assert record.n == 40
+        score = values[f"accuracy/val/{modality}"]
+        assert record.value == pytest.approx(score) and snap.problem.protocol in record.mode and record.n == 40
+        assert record.error == pytest.approx((score * (1 - score) / 39) ** 0.5)
+        assert record.draw["levels"]["chance"] == records["imbalance/chance"].value
     gap = abs(values["accuracy/val/image"] - values["accuracy/val/text"])
     assert records["imbalance/gap"].value == pytest.approx(gap)
+    (batch,) = snap.problem.held_out("val")
+    assert records["imbalance/chance"].value == pytest.approx(batch.y.bincount().max().item() / 40)
+
+
+def test_every_protocol_scores_as_it_says():
+    snap = snapshot()
+    # Validation rows that lie elsewhere, so that it matters whose mean stands for a modality.
+    rows = snap.problem.rows["val"]
+    snap.problem.rows["val"] = Batch({m: 3 * x - 2 for m, x in rows.x.items()}, rows.y)
+    (val,), train = snap.problem.held_out("val"), snap.problem.probe_batch()
+    records = measured(Imbalance(), snap)
+    features, known = (snap.problem.encode(snap.theta, batch) for batch in (val, train))
+
+    def fused(features, y=val.y):
+        return snap.problem.objectives(snap.theta, features, Batch({}, y))[1]["fused"]
+
+    for m, other in (("image", "text"), ("text", "image")):
+        h = features[m]
+        nearest = torch.stack([known[m][train.y == c].mean(0) for c in range(3)])
+        hot = torch.eye(3, dtype=torch.float64)[train.y]
+        expected = {
+            "own": objectives(snap, val)[1][m],
+            "inputs": objectives(snap, zeroed(val, other))[1]["fused"],
+            "zeros": fused({m: h, other: torch.zeros_like(h)}),
+            "means": fused({m: h, other: known[other].mean(0).expand_as(h)}),
+            "linear": imbalance.ridge(known[m], train.y, hot.shape[1], h),
+            "prototypes": -torch.stack([(h - p).norm(dim=1) for p in nearest], 1),
+        }
+        for key, z in expected.items():
+            record = records[f"imbalance/unimodal/{key}/{m}"]
+            assert record.value == pytest.approx((z.argmax(1) == val.y).double().mean().item()), key
+        table = records["imbalance/protocols"]
+        column = table.values[:, table.cols.tolist().index(m)]
+        assert column.tolist() == [records[f"imbalance/unimodal/{key}/{m}"].value for key in expected]
+        own = imbalance.similarity(h, nearest, torch.ones(3, dtype=torch.bool)).softmax(1)
+        expected["prototypes"] = own[range(40), val.y].sum().item()
+        features[f"score {m}"] = expected["prototypes"]
+    ratio = records["imbalance/prototype_ratio/image"].value
+    assert ratio == pytest.approx(features["score image"] / features["score text"])
 
 
 @pytest.mark.parametrize("heads", [True, False])
@@ -109,6 +152,91 @@ def test_a_contrastive_loss_has_its_fisher_trace_from_batches():
     assert not any(name.startswith(("imbalance/ogm_ratio", "imbalance/shapley")) for name in records)
 
 
+def test_fisher_traces_of_drawn_labels_are_those_of_a_loop():
+    snap = snapshot()
+    batch = snap.problem.probe_batch().rows(slice(0, 16))
+    records = measured(Imbalance(Imbalance.Params(rows=16)), snap)
+    p = objectives(snap, batch)[1]["fused"].softmax(1)
+    generator = snap.rng.generator("imbalance/labels", snap.step)
+    labels, total = torch.multinomial(p, 1, generator=generator)[:, 0], 0.0
+    for i in range(16):
+        row = Batch({m: x[i : i + 1] for m, x in batch.x.items()}, labels[i : i + 1])
+        grad = torch.func.grad(lambda theta, row=row: objectives(snap, row, theta)[0]["fused"])(snap.theta)
+        total += grad[snap.problem.layout.mask("text").bool()].square().sum().item()
+    assert records["imbalance/fisher_model_trace/text"].value == pytest.approx(total / 16)
+    without = measured(Imbalance(Imbalance.Params(rows=16, model=False)), snap)
+    assert not any("fisher_model" in name for name in without)
+
+
+def test_batch_gradients_are_smaller_than_those_of_rows():
+    snap = snapshot()
+    records = measured(Imbalance(Imbalance.Params(rows=32)), snap)
+    squares = []
+    for piece in snap.problem.probe_batch().chunks(16):
+        grad = torch.func.grad(lambda theta, b=piece: objectives(snap, b, theta)[0]["fused"])(snap.theta)
+        squares.append(grad[snap.problem.layout.mask("image").bool()].square().sum().item())
+    found = records["imbalance/fisher_batches/image"].value
+    assert found == pytest.approx(sum(squares) / 2) and found < records["imbalance/fisher_trace/image"].value
+
+
+def test_weights_move_away_from_the_first_ones():
+    snap = snapshot(steps=30)
+    records, layout = measured(Imbalance(), snap), snap.problem.layout
+    for m in snap.problem.modalities:
+        where = layout.mask(m).bool()
+        size, moved = snap.theta[where].norm(), snap.view.moved[where].norm()
+        drift = (snap.theta - snap.problem.init())[where].norm()
+        assert records[f"imbalance/drift/{m}"].value == pytest.approx(drift.item())
+        assert records[f"imbalance/relative_update/{m}"].value == pytest.approx((moved / size).item())
+        grad = records["imbalance/grad_norm"].values[list(snap.problem.modalities).index(m)]
+        assert records[f"imbalance/learning_speed/{m}"].value == pytest.approx((grad / size.item()) ** 2)
+    start = measured(Imbalance(), snapshot(steps=0))
+    assert start["imbalance/drift/image"].value == 0 and "imbalance/relative_update/image" not in start
+
+
+def test_overfitting_is_taken_against_the_first_weights():
+    snap = snapshot(steps=80)
+    records, losses = measured(Imbalance(), snap), []
+    (val,) = snap.problem.held_out("val")
+    for theta in (snap.problem.init(), snap.theta):
+        losses.append([objectives(snap, b, theta)[0]["image"].item() for b in (snap.problem.probe_batch(), val)])
+    before, after = losses
+    assert records["imbalance/overfitting/image"].value == pytest.approx(after[1] - after[0])
+    growth = (after[1] - after[0]) - (before[1] - before[0])
+    ratio = records["imbalance/overfitting_ratio/image"].value
+    assert ratio == pytest.approx(abs(growth / (before[1] - after[1])))
+    off = measured(Imbalance(Imbalance.Params(overfitting=False)), snap)
+    assert not any("overfitting" in name for name in off)
+
+
+def test_a_regression_has_errors_but_no_accuracies():
+    case = problem(heads=False)
+    case.rows = {part: Batch(rows.x, rows.y.double()) for part, rows in case.rows.items()}
+    case._probe = Batch(case._probe.x, case._probe.y.double())
+    case._objective = Real()
+    snap = replace(snapshot(problem(heads=False), steps=3), problem=case)
+    records = measured(Imbalance(), snap)
+    (val,) = case.held_out("val")
+    z = objectives(snap, zeroed(val, "text"))[1]["fused"][:, 0]
+    assert records["imbalance/error/image"].value == pytest.approx((z - val.y).square().mean().item())
+    assert "imbalance/fisher_trace/image" in records
+    assert not any(key in name for name in records for key in ("chance", "ogm", "unimodal", "shapley", "model"))
+
+
+class Real(CrossEntropy):
+    """Squared error of the first logit."""
+
+    score = "error"
+
+    def losses(self, logits, features, y):
+        return {"fused": 0.5 * (logits["fused"][:, 0] - y).square().mean()}
+
+
 def test_records_say_rows_and_mode():
     for name, record in measured(Imbalance(), snapshot()).items():
-        assert record.n and record.mode, name
+        weights = name.startswith(("imbalance/drift", "imbalance/relative_update"))
+        assert record.mode and (record.n is None) == weights, name
+
+
+def test_training_may_go_on_between_the_pieces():
+    assert sum(r is None for r in Imbalance().measure(snapshot())) >= 12

@@ -1,0 +1,86 @@
+"""What each modality adds, from how every subset of the modalities scores on the same rows.
+
+A subset is a frozenset of names; `right` says of each subset which rows (N,) it predicts right, as 1.0 and 0.0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from torch import Tensor
+
+from engine.maths.imbalance import mean_and_error, shapley
+from engine.records import Bars, Matrix, Record, Scalar
+
+
+def imbalance_of(shares: Mapping[str, float]) -> float:
+    """Return (largest - smallest share)/Σ|share|, from 0 (all alike) to 1 for shares of one sign; nan for all zero.
+
+    Our summary of Shapley shares; 2 would be two shares that cancel.
+
+    >>> imbalance_of({"a": 0.75, "b": 0.25}), imbalance_of({"a": 0.5, "b": 0.0})
+    (0.5, 1.0)
+    """
+    total = sum(abs(share) for share in shares.values())
+    return (max(shares.values()) - min(shares.values())) / total if total > 0 else math.nan
+
+
+def valuation(right: Mapping[frozenset[str], Tensor]) -> dict[str, Tensor]:
+    """Return what each modality contributes to each row (N,), from whether each subset predicts the row right (N,).
+
+    Shapley shares of v(S) = |S| where S is right, else 0; the empty set has 0. They add up to M where all modalities
+    together are right, else to 0. For two this is the sample-level valuation of Wei et al. (CVPR 2024), φ_a =
+    (v_a + v_av - v_v)/2, between -½ and 3/2; for more the extension by Shapley shares is ours.
+    """
+    return shapley({subset: len(subset) * hits.double() for subset, hits in right.items()})
+
+
+def utilisation(value: Mapping[frozenset[str], float]) -> dict[str, float]:
+    """Return u(m | others) = (v(all) - v(all without m))/v(all), the conditional utilisation rate of each modality.
+
+    Of two, u(a|b) - u(b|a) is their imbalance, 0 for balance (Wu et al., ICML 2022). The paper cuts the flow between
+    the branches of one network; here the modality's input is at its neutral value. nan where v(all) is 0.
+
+    >>> utilisation({frozenset("ab"): 0.8, frozenset("a"): 0.6, frozenset("b"): 0.4, frozenset(): 0.1})
+    {'a': 0.5, 'b': 0.25000000000000006}
+    """
+    everything = frozenset().union(*value)
+    whole = value[everything]
+    return {m: (whole - value[everything - {m}]) / whole if whole else math.nan for m in sorted(everything)}
+
+
+def about(prefix: str, names: Sequence[str], right: Mapping[frozenset[str], Tensor], how: str) -> Iterator[Record]:
+    """Yield Shapley shares of the accuracy, their unevenness, utilisation and valuations; `how` names the protocol."""
+    rows, n = shapley(right), len(next(iter(right.values())))
+    shares = {m: mean_and_error(rows[m]) for m in names}
+    values = np.array([value.item() for value, _ in shares.values()])
+    mode = f"Shapley share of the {how}; one standard error"
+    draw = {"title": "Shapley share of accuracy"}
+    errors = np.array([error.item() for _, error in shares.values()])
+    yield Bars(f"{prefix}/shapley", np.array(names), values, errors, n=n, mode=mode, draw=draw)
+    for m, (value, error) in shares.items():
+        draw = {"y": "share of accuracy"}
+        yield Scalar(f"{prefix}/shapley_share/{m}", value.item(), error.item(), n=n, mode=mode, draw=draw)
+    uneven = imbalance_of(dict(zip(names, values.tolist(), strict=True)))
+    if math.isfinite(uneven):
+        mode = f"(largest - smallest)/Σ|share|; Shapley shares of the {how}"
+        yield Scalar(f"{prefix}/shapley_imbalance", uneven, n=n, mode=mode, draw={"y": "0: balance"})
+    used = utilisation({subset: hits.mean().item() for subset, hits in right.items()})
+    for m in names:
+        if math.isfinite(used[m]):
+            mode, draw = f"share of the accuracy that is lost without it; {how}", {"y": "utilisation"}
+            yield Scalar(f"{prefix}/utilisation/{m}", used[m], n=n, mode=mode, draw=draw)
+    valued, what = valuation(right), "Shapley share of v(S) = |S| where S is right, else 0"
+    for m in names:
+        value, error = mean_and_error(valued[m])
+        mode, draw = f"mean over rows of the {what}; {how}; one standard error", {"y": "valuation"}
+        yield Scalar(f"{prefix}/valuation/{m}", value.item(), error.item(), n=n, mode=mode, draw=draw)
+    if len(names) == 2:
+        levels = np.arange(-0.5, 2.0, 0.5)
+        table = np.array([[(valued[m] == level).double().mean().item() for level in levels] for m in names])
+        draw = {"title": "Rows by what a modality contributes", "x": "valuation"}
+        labels = np.array([f"{level:g}" for level in levels])
+        mode = f"share of the rows; {what}; {how}"
+        yield Matrix(f"{prefix}/valuations", np.array(names), labels, table, n=n, mode=mode, draw=draw)
