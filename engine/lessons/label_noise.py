@@ -3,14 +3,19 @@
 Digits with captions, cross-entropy, a tanh network too narrow to learn every wrong label, batches of 512. GANI imitates
 the noise of small batches; its control adds as much noise without the shape. Without label noise, or in a network wide
 enough to learn every label, gradients vanish: so does noise shaped like them, and every arm ends flat because its loss
-is near zero, which says nothing about noise.
+is near zero, which says nothing about noise. All arms take as many updates, so the small batch sees fewer rows.
+
+On other data (`claim label_noise --data FILE`) the network must be as narrow: of six views, 4 units do. The dose is a
+large one, and not safe everywhere: on three of our sets it held, on two it threw GANI out of every valley, and lower
+doses did little. The isotropic control was the more robust of the two.
 
 *Source*: GANI as reconstructed here; Keskar et al., ICLR 2017, arXiv 1609.04836, for large batches and sharpness.
-Model, data, doses and the statistic are ours, and were found by trial on seeds 0 to 5.
+Model, data, doses and the statistic are ours, and were found by trial on seeds 0 to 5; seeds 100 to 102 agreed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from engine.lesson import Lesson
@@ -31,6 +36,8 @@ _SETTINGS: dict[str, Any] = {
     "probe_rows": 1200,
     "evaluate": 50,
     "budget": 1.0,
+    "generalization.part": "test",
+    "robustness.part": "test",
 }
 _DOSE = {"virtual_batch": 16, "rho": 1.0, "anneal": "cut", "rest": 0.1, "clip": 0.1}
 
@@ -40,11 +47,17 @@ def _arm(methods: tuple[str, ...] = (), **others: Any) -> dict[str, Any]:
     return {
         "problem": "digits_captions",
         "methods": list(methods),
-        "probes": {"hessian": 100},
+        "probes": {"hessian": 100, "generalization": 100, "escape": 200, "robustness": STEPS},
         "steps": STEPS,
         "device": "cpu",
         "settings": _SETTINGS | doses | others,
     }
+
+
+def _corrupted(scalars: Mapping[str, float]) -> float:
+    """Return the accuracy under corrupted inputs, mean over severities and modalities."""
+    areas = [v for name, v in scalars.items() if name.startswith("robustness/area/") and not name.endswith("/missing")]
+    return sum(areas) / len(areas)
 
 
 class LabelNoise(Lesson):
@@ -65,9 +78,18 @@ class LabelNoise(Lesson):
         "large_batch": _arm(),
         "isotropic_noise": _arm(("isotropic_noise",)),
         "small_batch": _arm(batch=16),
+        "adam": _arm(**{"optimizer.name": "adam", "optimizer.momentum": 0.9, "optimizer.lr": 0.002}),
     }
     control = "large_batch"
     seeds = 5
     scalar = "hessian/lambda_max"
     expect = "lower"
+    further = {
+        "trace of the Hessian": lambda scalars: scalars["hessian/trace"],
+        "gap in loss, test minus training rows": lambda scalars: scalars["generalization/gap/loss"],
+        "gap in accuracy, training minus test rows": lambda scalars: scalars["generalization/gap/accuracy"],
+        "accuracy on test rows": lambda scalars: scalars["generalization/accuracy/test"],
+        "accuracy with modalities missing, mean over rates": lambda scalars: scalars["robustness/area/missing"],
+        "accuracy on corrupted inputs, mean over severities": _corrupted,
+    }
     show = ("curvature", "methods", "live")
