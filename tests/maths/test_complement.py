@@ -1,4 +1,4 @@
-"""Traces of blocks, coupling between parts and negative mass against the dense Hessian, and restarts of a full basis."""
+"""Traces of blocks, coupling, negative mass against the dense Hessian; restarts of a full basis."""
 
 from __future__ import annotations
 
