@@ -90,8 +90,8 @@ def _record(reader: RunReader, name: str) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def _error(record: Scalar | Curve | Bars, count: int) -> np.ndarray:
-    return np.full(count, np.nan) if record.error is None else np.broadcast_to(record.error, count)
+def _error(record: Scalar | Curve | Bars | Matrix, shape: int | tuple[int, ...]) -> np.ndarray:
+    return np.full(shape, np.nan) if record.error is None else np.broadcast_to(record.error, shape)
 
 
 def _scalar(record: Scalar) -> dict[str, np.ndarray]:
@@ -113,7 +113,8 @@ def _bars(record: Bars) -> dict[str, np.ndarray]:
 
 def _matrix(record: Matrix) -> dict[str, np.ndarray]:
     rows, cols = np.meshgrid(record.rows, record.cols, indexing="ij")
-    return {"row": rows.ravel(), "col": cols.ravel(), "value": record.values.ravel()}
+    error = _error(record, record.values.shape).ravel()
+    return {"row": rows.ravel(), "col": cols.ravel(), "value": record.values.ravel(), "error": error}
 
 
 COLUMNS: dict[str, Callable[[Record], dict[str, np.ndarray]]] = {

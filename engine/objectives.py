@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from engine.data.dataset import Dataset
 from engine.knobs import InputError
-from engine.maths.contrastive import info_nce, recall_at
+from engine.maths.contrastive import info_nce, matching, recall_at, similarity
 
 OBJECTIVES = ("auto", "cross_entropy", "squared_error", "info_nce")
 """What a run may ask for; `auto` is cross-entropy for classes and squared error for real targets."""
@@ -33,6 +33,14 @@ class CrossEntropy:
         """Return one loss for each of the logits (B, C)."""
         return {name: F.cross_entropy(z, y) for name, z in logits.items()}
 
+    def outputs(self, logits: dict[str, Tensor], features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the logits (B, C)."""
+        return logits
+
+    def row_losses(self, outputs: dict[str, Tensor], y: Tensor) -> dict[str, Tensor]:
+        """Return each row's losses (B,)."""
+        return {name: F.cross_entropy(z, y, reduction="none") for name, z in outputs.items()}
+
     def scores(self, logits: dict[str, Tensor], features: dict[str, Tensor], y: Tensor) -> dict[str, Tensor]:
         """Return `accuracy` and `accuracy/<modality>`."""
         return _accuracies(logits, y)
@@ -52,6 +60,14 @@ class SquaredError:
     def losses(self, logits: dict[str, Tensor], features: dict[str, Tensor], y: Tensor) -> dict[str, Tensor]:
         """Return one loss for each of the logits (B, C), or (B, 1)."""
         return {name: 0.5 * self._squares(z, y).mean() for name, z in logits.items()}
+
+    def outputs(self, logits: dict[str, Tensor], features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the logits (B, C), or (B, 1)."""
+        return logits
+
+    def row_losses(self, outputs: dict[str, Tensor], y: Tensor) -> dict[str, Tensor]:
+        """Return each row's losses (B,)."""
+        return {name: 0.5 * self._squares(z, y) for name, z in outputs.items()}
 
     def scores(self, logits: dict[str, Tensor], features: dict[str, Tensor], y: Tensor) -> dict[str, Tensor]:
         """Return `error`, the mean of (z - t)², for regression; accuracy for classes; the same for each modality."""
@@ -82,6 +98,15 @@ class InfoNce:
         """Return one loss a pair, `<a>-<b>`."""
         pairs = combinations(features, 2)
         return {f"{a}-{b}": info_nce(features[a], features[b], self.temperature) for a, b in pairs}
+
+    def outputs(self, logits: dict[str, Tensor], features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return each pair's similarities (B, B) over the temperature: convex in them, and not in the features."""
+        pairs = combinations(features, 2)
+        return {f"{a}-{b}": similarity(features[a], features[b], self.temperature) for a, b in pairs}
+
+    def row_losses(self, outputs: dict[str, Tensor], y: Tensor) -> dict[str, Tensor]:
+        """Return what each row adds as query in both directions (B,); it depends on the other rows too."""
+        return {name: matching(table) for name, table in outputs.items()}
 
     def scores(self, logits: dict[str, Tensor], features: dict[str, Tensor], y: Tensor) -> dict[str, Tensor]:
         """Return `accuracy`, `recall@k` and `recall@k/<a>-to-<b>`, as fractions."""

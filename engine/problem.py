@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from engine.layout import Layout
 from engine.rng import Rng
+
+Named = Mapping[str, Tensor]
+"""Parameter name to tensor."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,17 @@ class Problem(Protocol):
     def objectives(self, theta: Tensor, features: dict[str, Tensor], batch: Batch) -> tuple[dict, dict]:
         """Return the losses (name to scalar) and the logits (`fused` and modalities to (B, C))."""
 
-    def loss(self, theta: Tensor, batch: Batch) -> Tensor:
-        """Return the sum of the losses with no method active; safe under vmap and double backward."""
+    def loss(self, theta: Tensor | Named, batch: Batch) -> Tensor:
+        """Return the sum of the losses with no method active; safe under vmap and double backward.
+
+        Parameters come as theta (P,), or named as `layout.held` gives them.
+        """
+
+    def outputs(self, theta: Tensor | Named, batch: Batch) -> dict[str, Tensor]:
+        """Return what the loss is convex in, by name: logits (B, C), or similarities (B, B) between modalities."""
+
+    def row_losses(self, outputs: dict[str, Tensor], batch: Batch) -> Tensor:
+        """Return each row's loss (B,), whose mean is the loss."""
 
     def evaluate(self, theta: Tensor, part: str = "val") -> dict[str, float]:
         """Return the scores on a part of the data, such as `accuracy/val` and `accuracy/val/audio`."""
@@ -90,6 +102,12 @@ class Objective(Protocol):
 
     def losses(self, logits: dict[str, Tensor], features: dict[str, Tensor], y: Tensor) -> dict[str, Tensor]:
         """Return objective name to scalar; the first is the fused one."""
+
+    def outputs(self, logits: dict[str, Tensor], features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return what the losses are convex in, by name."""
+
+    def row_losses(self, outputs: dict[str, Tensor], y: Tensor) -> dict[str, Tensor]:
+        """Return objective name to each row's loss (B,); the means are the `losses`."""
 
     def scores(self, logits: dict[str, Tensor], features: dict[str, Tensor], y: Tensor) -> dict[str, Tensor]:
         """Return score name, such as `accuracy` or `accuracy/audio`, to a scalar tensor."""
@@ -205,24 +223,33 @@ class Multimodal:
         """Return the batch with one modality's input at zero, the mean of the standardised training rows."""
         return replace(batch, x=batch.x | {modality: torch.zeros_like(batch.x[modality])})
 
-    def encode(self, theta: Tensor, batch: Batch) -> dict[str, Tensor]:
+    def encode(self, theta: Tensor | Named, batch: Batch) -> dict[str, Tensor]:
         """Return modality to features (B, D)."""
         named = self._unpacked(theta)
         return {name: encoder(named, batch.x[name]) for name, encoder in self._encoders.items()}
 
-    def logits(self, theta: Tensor, features: dict[str, Tensor]) -> dict[str, Tensor]:
+    def logits(self, theta: Tensor | Named, features: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return `fused` and, where the network has them, modalities to logits (B, C)."""
         return self._trunk(self._unpacked(theta), features)
 
-    def objectives(self, theta: Tensor, features: dict[str, Tensor], batch: Batch) -> tuple[dict, dict]:
+    def objectives(self, theta: Tensor | Named, features: dict[str, Tensor], batch: Batch) -> tuple[dict, dict]:
         """Return the losses by objective and the logits."""
         logits = self.logits(theta, features)
         return self._objective.losses(logits, features, batch.y), logits
 
-    def loss(self, theta: Tensor, batch: Batch) -> Tensor:
+    def loss(self, theta: Tensor | Named, batch: Batch) -> Tensor:
         """Return the sum of all losses, with no method active."""
         losses, _ = self.objectives(theta, self.encode(theta, batch), batch)
         return sum(losses.values())
+
+    def outputs(self, theta: Tensor | Named, batch: Batch) -> dict[str, Tensor]:
+        """Return what the loss is convex in, by name."""
+        features = self.encode(theta, batch)
+        return self._objective.outputs(self.logits(theta, features), features)
+
+    def row_losses(self, outputs: dict[str, Tensor], batch: Batch) -> Tensor:
+        """Return each row's loss (B,)."""
+        return sum(self._objective.row_losses(outputs, batch.y).values())
 
     def scores(self, logits: dict[str, Tensor], features: dict[str, Tensor], y: Tensor) -> dict[str, Tensor]:
         """Return the objective's scores, such as `accuracy`, as scalar tensors."""
@@ -268,8 +295,10 @@ class Multimodal:
         order = torch.randperm(len(rows), generator=self.rng.generator(purpose))[:count].sort().values
         return rows.rows(order.to(rows.y.device))
 
-    def _unpacked(self, theta: Tensor) -> dict[str, Tensor]:
+    def _unpacked(self, theta: Tensor | Named) -> Named:
         """Return the named parameters; encode and objectives of one pass share one unpacking and one backward `cat`."""
+        if not isinstance(theta, Tensor):
+            return theta
         mode = (torch.is_grad_enabled(), theta.requires_grad)
         if self._named is None or self._named[0]() is not theta or self._named[1] != mode:
             self._named = (weakref.ref(theta), mode, self.layout.unpack(theta))

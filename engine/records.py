@@ -93,14 +93,15 @@ class Bars(Record):
 
 @dataclass(frozen=True)
 class Matrix(Record):
-    """One value for each pair of named things: `values` (len(rows), len(cols))."""
+    """One value for each pair of named things: `values` (len(rows), len(cols)), their errors where they are known."""
 
     kind: ClassVar[str] = "matrix"
-    arrays: ClassVar[tuple[str, ...]] = ("rows", "cols", "values")
+    arrays: ClassVar[tuple[str, ...]] = ("rows", "cols", "values", "error")
 
     rows: np.ndarray
     cols: np.ndarray
     values: np.ndarray
+    error: np.ndarray | None = None
 
 
 KINDS: dict[str, type[Record]] = {kind.kind: kind for kind in (Scalar, Curve, Surface, Bars, Matrix)}

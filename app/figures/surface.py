@@ -80,6 +80,7 @@ def matrix(record, look: Look) -> go.Figure:
     reach = max(abs(low), abs(high)) or 1.0
     signed = low < 0 < high
     small = values.size <= 144
+    spread = "" if record.error is None else " ± %{customdata:.2~g}"
     figure.add_trace(
         go.Heatmap(
             x=[str(c) for c in record.cols],
@@ -92,7 +93,8 @@ def matrix(record, look: Look) -> go.Figure:
             text=[[short(float(v)) for v in row] for row in values] if small else None,
             texttemplate="%{text}" if small else None,
             textfont={"size": 11},
-            hovertemplate="%{y}, %{x}: %{z:.5~g}<extra></extra>",
+            customdata=record.error,
+            hovertemplate=f"%{{y}}, %{{x}}: %{{z:.5~g}}{spread}<extra></extra>",
             colorbar={"thickness": 10, "outlinewidth": 0},
         )
     )

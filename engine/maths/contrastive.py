@@ -18,9 +18,19 @@ def info_nce(a: Tensor, b: Tensor, temperature: float) -> Tensor:
     With q, k the normalised rows: ½ mean_i [-log softmax_j(q_i·k_j / τ)_i] + the same with the roles exchanged. The two
     directions as in CLIP (arXiv 2103.00020, figure 3); the temperature τ is fixed, not learnt.
     """
-    similarity = normalised(a) @ normalised(b).mT / temperature
+    table = similarity(a, b, temperature)
     target = torch.arange(len(a), device=a.device)
-    return 0.5 * (F.cross_entropy(similarity, target) + F.cross_entropy(similarity.mT, target))
+    return 0.5 * (F.cross_entropy(table, target) + F.cross_entropy(table.mT, target))
+
+
+def similarity(a: Tensor, b: Tensor, temperature: float) -> Tensor:
+    """Return the cosines of all rows of `a` with all rows of `b`, (B, D) each, over the temperature, (B, B)."""
+    return normalised(a) @ normalised(b).mT / temperature
+
+
+def matching(table: Tensor) -> Tensor:
+    """Return each row's share of the InfoNCE loss (B,) of similarities (B, B): their mean is the loss."""
+    return 0.5 * (-table.log_softmax(1).diagonal() - table.log_softmax(0).diagonal())
 
 
 def recall_at(a: Tensor, b: Tensor, counts: tuple[int, ...], rows: int = 1024) -> Tensor:

@@ -1,32 +1,45 @@
-"""Spectrum, trace and density of the Hessian of a loss at a point, from Hessian-vector products alone.
+"""Spectrum, trace and density of a curvature matrix at a point, from products with vectors alone.
 
 Everything rests on one Krylov basis: its Ritz pairs are the eigenpairs (with rigorous residual bounds), its complement
 is where the trace still has to be sampled, and its nodes are the density. Every number comes with an error, and nothing
 here adds a constant to a norm: multiply the loss by c and every result is multiplied by c.
 
-All functions share three keyword arguments: `mask` (P,) restricts the Hessian to the block of the marked parameters,
-for example `layout.mask("audio")`; `generator` supplies the random vectors (default: a fresh one with a fixed seed, so
-equal calls give equal answers); torch's global generators are never touched.
+`loss` is a function of theta (P,), whose Hessian is meant; or `GaussNewton(outputs, loss)`; or
+`empirical_fisher(losses)`; or a list of (one of these, weight), whose sum is meant: a batch in chunks, so that memory
+stays bounded. For a module of your own, `engine.maths.module.analysed` gives loss and theta, and makes it fit for
+second derivatives.
+
+All functions share these keyword arguments: `mask` (P,) restricts the matrix to the block of the marked parameters, for
+example `layout.mask("audio")`; `generator` supplies the random vectors (default: a fresh one with a fixed seed, so that
+equal calls give equal answers); torch's global generators are never touched. `memory` is the most that a basis may
+take, in bytes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from engine.knobs import InputError
+from engine.maths.complement import Complement, Coupling
 from engine.maths.density import Density, smoothed
-from engine.maths.krylov import Complement, Krylov, Lanczos, Loss, Products, Space
+from engine.maths.krylov import Krylov, Lanczos, Space
+from engine.maths.products import GaussNewton, Hessian, Matrix, Products, empirical_fisher
+from engine.maths.quadrature import atoms_of, negative_mass, nodes_of, settled, shorter
 
 __all__ = [
+    "Coupling",
     "Density",
+    "GaussNewton",
+    "Hessian",
     "Lanczos",
     "Products",
     "Spectrum",
+    "empirical_fisher",
     "hvp",
     "lanczos",
     "spectral_density",
@@ -36,10 +49,13 @@ __all__ = [
     "unhurried_spectrum",
 ]
 
+MEMORY = 2**30
+"""Bytes that a basis may take unless a caller says otherwise."""
+
 
 @dataclass(frozen=True)
 class Spectrum:
-    """What one Lanczos run says of a Hessian; eigenvalues in units of the loss per squared parameter.
+    """What one Lanczos run says of a matrix; eigenvalues in units of the loss per squared parameter.
 
     `values` (k,) largest algebraic first, `vectors` (k, P) of unit norm, `residuals` (k,): some true eigenvalue lies
     within `residuals[i]` of `values[i]`. `trace_error` is one standard error.
@@ -54,10 +70,18 @@ class Spectrum:
     density: Density
     smallest_residual: float
     products: int
-    """Hessian-vector products spent."""
+    """Products with a vector spent."""
+    negative_mass: float
+    """Sum of |negative eigenvalues| over the sum of |all|, a fraction."""
+    negative_mass_error: float
+    traces: dict[str, tuple[float, float]]
+    """Part to the trace of its diagonal block and one standard error; empty where no parts were asked for."""
+    coupling: Coupling | None
+    note: str
+    """A sentence where less was done than asked, or nothing."""
 
 
-def hvp(loss: Loss, theta: Tensor, v: Tensor) -> Tensor:
+def hvp(loss: Matrix, theta: Tensor, v: Tensor) -> Tensor:
     """Return the Hessian of `loss` at `theta` (P,) times `v` (P,) or times each row of `v` (N, P), in the same shape.
 
     Raises:
@@ -69,13 +93,11 @@ def hvp(loss: Loss, theta: Tensor, v: Tensor) -> Tensor:
     """
     if v.dim() not in (1, 2) or v.shape[-1:] != theta.shape:
         raise InputError(f"v has shape {tuple(v.shape)}; give ({len(theta)},) or (N, {len(theta)}).")
-    product = Products(loss, theta)
-    v = v.to(theta)
-    return product(v) if v.dim() == 1 else torch.stack([product(row) for row in v]) if len(v) else v.clone()
+    return Products(loss, theta)(v.to(theta))
 
 
 def lanczos(
-    loss: Loss,
+    loss: Matrix,
     theta: Tensor,
     steps: int = 40,
     *,
@@ -91,7 +113,7 @@ def lanczos(
 
 
 def spectrum(
-    loss: Loss,
+    loss: Matrix,
     theta: Tensor,
     k: int = 5,
     steps: int = 40,
@@ -100,20 +122,32 @@ def spectrum(
     *,
     mask: Tensor | None = None,
     generator: torch.Generator | None = None,
+    parts: Mapping[str, slice] | None = None,
+    memory: float = MEMORY,
 ) -> Spectrum:
-    """Return top-k eigenpairs, smallest eigenvalue, trace and density from `steps` + `probes` products.
+    """Return top-k eigenpairs, smallest eigenvalue, trace, density and negative mass from `steps` + `probes` products.
 
-    The trace is exact inside the basis and sampled by `probes` Rademacher vectors outside it. The density is read from
-    the same run; its error is the standard error of a start vector drawn on the sphere (see `density.smoothed`). An
-    eigenvalue that is exactly repeated shows once, unless the basis breaks down or is complete. A k beyond the number
-    of parameters or of steps is refused by an `InputError`; see also `Products`.
+    The trace is exact inside the basis and sampled by `probes` Rademacher vectors outside it. Density and negative mass
+    are read from the same run; their errors are those of a start vector drawn on the sphere (see `density.smoothed`).
+    An eigenvalue that is exactly repeated shows once, unless the basis breaks down or is complete.
+
+    With `parts`, such as `layout.slices`, each probe costs one product a part, and also gives the trace of each part's
+    block and the coupling between parts. Where `memory` holds fewer than `steps` vectors fewer steps are taken, and
+    `note` says so.
+
+    Raises:
+        InputError: k exceeds the number of parameters, of steps or of what `memory` holds; parts together with a mask;
+            see also `Products`.
     """
-    *_, found = unhurried_spectrum(loss, theta, k, steps, probes, sigma, mask=mask, generator=generator)
+    asked = unhurried_spectrum(
+        loss, theta, k, steps, probes, sigma, mask=mask, generator=generator, parts=parts, memory=memory
+    )
+    *_, found = asked
     return found
 
 
 def unhurried_spectrum(
-    loss: Loss,
+    loss: Matrix,
     theta: Tensor,
     k: int = 5,
     steps: int = 40,
@@ -122,24 +156,34 @@ def unhurried_spectrum(
     *,
     mask: Tensor | None = None,
     generator: torch.Generator | None = None,
+    parts: Mapping[str, slice] | None = None,
+    memory: float = MEMORY,
+    known: tuple[float, float] | None = None,
+    early: bool = False,
 ) -> Iterator[Spectrum | None]:
-    """Yield None after every product, a breathing point, and at last the `spectrum`."""
+    """Yield None at every breathing point, after each product or chunk of one, and at last the `spectrum`.
+
+    With a trace that is `known`, value and standard error, no probe is spent. With `early` the run ends before `steps`
+    where neither the k eigenvalues, the smallest one nor the density would change much (see `quadrature.settled`).
+    """
+    if parts and mask is not None:
+        raise InputError("parts divide all parameters and a mask selects some; give one of the two.")
     space = Space(loss, theta, mask, generator)
-    steps = min(steps, space.n)
+    yield
     _check_k(k, space.n)
-    if k > steps:
-        raise InputError(f"k = {k} eigenpairs need at least {k} Lanczos steps, not {steps}; raise steps.")
+    steps, note = _affordable(space, k, min(steps, space.n), memory)
     krylov = Krylov(space, room=steps)
-    for _ in range(steps):
-        krylov.extended(1)
-        yield
+    yield from krylov.unhurried(min(max(k + 5, 15), steps) if early else steps)
+    while krylov.size < steps and not settled(krylov.result(), k, space.n, sigma):
+        yield from krylov.unhurried(min(5, steps - krylov.size))
     run = krylov.result()
     values, coordinates, residuals = run.ritz()
-    rest = Complement(space, run)
-    for _ in range(probes if len(run.basis) < space.n else 0):
-        rest.probe()
-        yield
-    value, error = rest.trace()
+    rest = Complement(krylov, parts)
+    if known is None and not krylov.complete:
+        yield from rest.unhurried(probes)
+    value, error = known or rest.trace()
+    atoms, _ = atoms_of(run, space.n)
+    mass, mass_error = negative_mass(run, atoms, space.n)
     yield Spectrum(
         values=values[:k],
         vectors=space.embed(run.vectors(coordinates[:, :k])),
@@ -147,14 +191,19 @@ def unhurried_spectrum(
         smallest=values[-1].item(),
         trace=value,
         trace_error=error,
-        density=smoothed([_nodes(run)], _atoms(run, space.n)[0], space.n, sigma),
+        density=smoothed([nodes_of(run)], atoms, space.n, sigma, shorter=shorter(run, space.n)),
         smallest_residual=residuals[-1].item(),
         products=space.product.count,
+        negative_mass=mass,
+        negative_mass_error=mass_error,
+        traces=rest.traces() if parts else {},
+        coupling=rest.coupling() if parts else None,
+        note=note,
     )
 
 
 def top_eigenpairs(
-    loss: Loss,
+    loss: Matrix,
     theta: Tensor,
     k: int,
     tol: float = 1e-3,
@@ -162,33 +211,40 @@ def top_eigenpairs(
     most: int = 300,
     mask: Tensor | None = None,
     generator: torch.Generator | None = None,
+    memory: float = MEMORY,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the k largest eigenvalues (k,), unit eigenvectors (k, P) and residual bounds (k,), largest first.
 
     The basis grows until every residual is below `tol` times its eigenvalue (or is down to rounding) at two looks in a
     row, so that a pair that surfaces late is not missed, or until `most` steps: then the residuals say how far it got.
+    A basis that fills `memory` is restarted from its best vectors, at the price of some more products.
 
     Raises:
-        InputError: k exceeds the number of parameters, or `tol` is not positive; see also `Products`.
+        InputError: k exceeds the number of parameters or of what `memory` holds, or `tol` is not positive; see also
+            `Products`.
     """
     space = Space(loss, theta, mask, generator)
     _check_k(k, space.n)
     if not tol > 0:
         raise InputError(f"tol must be positive, not {tol}; 1e-3 gives three digits.")
-    krylov, settled = Krylov(space), 0
-    krylov.extended(k + 5)
+    room, _ = _affordable(space, min(k + 4, space.n), space.n, memory)
+    krylov, looks = Krylov(space), 0
+    krylov.extended(min(k + 5, room))
     while True:
         run = krylov.result()
         values, coordinates, residuals = run.ritz()
         good = residuals[:k] <= torch.clamp(tol * values[:k].abs(), min=2 * run.rounding)
-        settled = settled + 1 if good.all() else 0
-        if settled == 2 or krylov.complete or krylov.size >= max(most, k):
+        looks = looks + 1 if good.all() else 0
+        if looks == 2 or krylov.complete or space.product.count >= max(most, k):
             return values[:k], space.embed(run.vectors(coordinates[:, :k])), residuals[:k]
+        if krylov.size + 2 > room:
+            kept = k + (room - k - 2) // 2
+            krylov.restart(coordinates[:, :kept], values[:kept])
         krylov.extended(2)
 
 
 def trace(
-    loss: Loss,
+    loss: Matrix,
     theta: Tensor,
     rel_error: float = 0.01,
     *,
@@ -196,6 +252,7 @@ def trace(
     most: int = 400,
     mask: Tensor | None = None,
     generator: torch.Generator | None = None,
+    memory: float = MEMORY,
 ) -> tuple[float, float]:
     """Return the trace and its standard error, which is below `rel_error` of the trace unless `most` probes were spent.
 
@@ -208,19 +265,21 @@ def trace(
     if not rel_error > 0:
         raise InputError(f"rel_error must be positive, not {rel_error}; 0.01 gives one per cent.")
     space = Space(loss, theta, mask, generator)
+    steps, _ = _affordable(space, 1, min(steps, space.n), memory)
     krylov = Krylov(space).extended(space.n if space.n <= 64 else steps)
-    rest = Complement(space, krylov.result())
+    rest = Complement(krylov)
     value, error = rest.trace() if krylov.complete else (0.0, math.inf)
     while error > rel_error * abs(value) or 0 < rest.count < 4:
-        if rest.count >= min(most, space.n - krylov.size):
-            return Complement(space, krylov.extended(space.n).result()).trace() if space.n <= most else (value, error)
-        rest.probe()
+        left = min(most, space.n - krylov.size) - rest.count
+        if left <= 0:
+            return Complement(krylov.extended(space.n)).trace() if space.n <= most else (value, error)
+        rest.probe(min(left, space.product.width))
         value, error = rest.trace()
     return value, error
 
 
 def spectral_density(
-    loss: Loss,
+    loss: Matrix,
     theta: Tensor,
     steps: int = 40,
     probes: int = 8,
@@ -228,47 +287,52 @@ def spectral_density(
     *,
     mask: Tensor | None = None,
     generator: torch.Generator | None = None,
+    memory: float = MEMORY,
 ) -> Density:
     """Return the density of eigenvalues from `probes` Lanczos runs of `steps` steps (stochastic Lanczos quadrature).
 
     Converged, isolated pairs of the first run become atoms of mass 1/n and are projected out of the further runs; the
     rest is smoothed by a Gaussian of width `sigma` times the spectrum's range. The error is the standard error over the
-    runs; with one probe it is the one that follows from the draw on the sphere.
+    runs; with one probe it is the one that follows from the draw on the sphere. The runs take fewer steps where
+    `memory` holds fewer vectors, and several side by side where products with several vectors pay.
     """
     if probes < 1 or not sigma > 0:
         raise InputError(f"probes = {probes} and sigma = {sigma} must both be positive; 8 and 0.01 are usual.")
     space = Space(loss, theta, mask, generator)
+    if steps >= 1:
+        steps, _ = _affordable(space, 1, min(steps, space.n), memory)
     first = Krylov(space).extended(steps).result()
-    atoms, vectors = _atoms(first, space.n)
-    nodes = [_nodes(first)]
-    for _ in range(probes - 1 if len(first.basis) < space.n else 0):
-        run = Krylov(space, against=vectors).extended(min(steps, space.n - len(vectors))).result()
-        nodes.append(_nodes(run))
-    return smoothed(nodes, atoms, space.n, sigma)
-
-
-def _nodes(run: Lanczos) -> tuple[Tensor, Tensor]:
-    """Return the nodes (m,) and weights (m,) of the Gauss quadrature of a run."""
-    values, coordinates, _ = run.ritz()
-    return values, coordinates[0] ** 2
-
-
-def _atoms(run: Lanczos, n: int) -> tuple[Tensor, Tensor]:
-    """Return the eigenvalues (a,) of a run that stand for one eigenvalue each, and their vectors (a, n).
-
-    Converged to 1e-3 of itself, and with a weight that a single eigenvalue can have: n times the weight is chi-square
-    with one degree of freedom, beyond 15 once in ten thousand; a heavier node is a cluster (dead units, weight decay)
-    and belongs to the bulk. In a complete basis every pair is one eigenvalue.
-    """
-    values, coordinates, residuals = run.ritz()
-    single = (residuals <= 1e-3 * values.abs()) & (coordinates[0] ** 2 <= 15 / n)
-    if len(values) == n:
-        single = torch.ones_like(single)
-    elif single.all():
-        single[coordinates[0].abs().argmax()] = False
-    return values[single], run.vectors(coordinates[:, single])
+    atoms, coordinates = atoms_of(first, space.n)
+    vectors = first.vectors(coordinates)
+    nodes, fewer = [nodes_of(first)], shorter(first, space.n)
+    left = probes - 1 if len(first.basis) < space.n else 0
+    abreast = max(1, min(space.product.width, space.room(memory) // (len(vectors) + steps)))
+    while left > 0:
+        runs = [Krylov(space, against=vectors) for _ in range(min(abreast, left))]
+        left -= len(runs)
+        for _ in range(min(run.prepared(steps) for run in runs)):
+            for run, w in zip(runs, space.product(torch.stack([run.following for run in runs])), strict=True):
+                run.absorb(w)
+        nodes += [nodes_of(run.result()) for run in runs]
+        fewer += [pair for run in runs for pair in shorter(run.result(), space.n, atoms)]
+    return smoothed(nodes, atoms, space.n, sigma, shorter=fewer)
 
 
 def _check_k(k: int, n: int):
     if not 1 <= k <= n:
         raise InputError(f"k = {k} eigenpairs were asked of {n} parameters; choose k between 1 and {n}.")
+
+
+def _affordable(space: Space, least: int, steps: int, memory: float) -> tuple[int, str]:
+    """Return as many of `steps` as `memory` bytes hold vectors, and a sentence where that is fewer."""
+    if least > steps:
+        raise InputError(f"k = {least} eigenpairs need at least {least} Lanczos steps, not {steps}; raise steps.")
+    room = space.room(memory)
+    if room >= steps:
+        return steps, ""
+    if room < least:
+        raise InputError(
+            f"a basis of {least} vectors of {space.n:,} parameters does not fit into {memory / 2**20:,.0f} MB; give "
+            f"{least * space.n * space.theta.element_size() / 2**20:,.0f} MB or more, or ask for fewer pairs."
+        )
+    return room, f"the basis was kept to {room} of {steps} Lanczos vectors, which is what {memory / 2**20:,.0f} MB hold"

@@ -1,29 +1,33 @@
 """The curvature of the training loss: largest and smallest eigenvalues, trace and density, whole and part by part.
 
-One Lanczos run a block (engine/maths/curvature.py) on the rows of the probe batch, with no method active. λ_max and
-λ_min come with the Lanczos residual bound, the trace with one standard error, the density with the standard error of
-its random start. λ_max of few rows is biased upwards (it is convex in the matrix), the trace is not: read n with them.
+One Lanczos run of the whole, and one of each part's block (engine/maths/curvature.py), on the rows of the probe batch,
+with no method active. Random vectors that live on one part each give the trace of the whole, the trace of each block
+and the coupling between parts, all from the same products.
+
+λ_max and λ_min come with the Lanczos residual bound, traces and coupling with one standard error, the density and the
+negative mass with that of their random start. λ_max of few rows is biased upwards (it is convex in the matrix), the
+trace is not: read n with them.
 """
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
+from engine.maths.chunks import cut
 from engine.maths.curvature import Spectrum, unhurried_spectrum
-from engine.probe import Bars, Curve, Matrix, Probe, Record, Scalar, Snapshot, knob
+from engine.maths.portrait import About, coupled, labels, portrait
+from engine.maths.slices import Timed
+from engine.probe import Matrix, Probe, Record, Scalar, Snapshot, knob
 
-BOUND = "Hessian of the training loss, no method active; error: Lanczos residual bound"
-SAMPLED = "Hessian of the training loss, no method active; error: one standard error"
+MATRIX = "Hessian of the training loss, no method active"
 
 
 class Hessian(Probe):
-    """Top eigenvalues with residuals, λ_min, trace with its error, density; for the whole network and each part."""
+    """Top eigenvalues with residuals, λ_min, trace, density, negative mass; whole and of each part; their coupling."""
 
     name = "hessian"
     title = "Hessian spectrum"
@@ -32,115 +36,95 @@ class Hessian(Probe):
 
     @dataclass(frozen=True)
     class Params:
-        """How much to spend: `steps` + `probes` Hessian-vector products, and fewer for the block of each part."""
+        """How much to spend: Lanczos steps, and random vectors, each of which costs one product a part."""
 
         k: int = knob(5, 1, 50, "Eigenvalues to follow, from the largest down; at most `steps`.")
-        steps: int = knob(40, 5, 300, "Lanczos steps; more give more eigenvalues and a finer density.")
-        probes: int = knob(8, 1, 200, "Random vectors for the trace outside the Lanczos basis.")
+        steps: int = knob(40, 5, 300, "Lanczos steps at most; more give more eigenvalues and a finer density.")
+        probes: int = knob(6, 1, 200, "Random vectors for traces and coupling; each costs one product a part.")
         sigma: float = knob(
             0.01, 0.001, 0.1, "Smoothing of the density, as a fraction of the spectrum's range.", log=True
         )
-        parts: bool = knob(True, help="Also the diagonal block of each modality and of the shared part.")
+        parts: bool = knob(True, help="Also the block of each modality and of the shared part, and their coupling.")
         part_k: int = knob(3, 1, 50, "Eigenvalues to follow in each of these blocks.")
-        part_steps: int = knob(20, 5, 300, "Lanczos steps for each of these blocks.")
-        part_probes: int = knob(4, 1, 200, "Random vectors for the trace of each of these blocks.")
+        part_steps: int = knob(20, 5, 300, "Lanczos steps at most for each of these blocks.")
+        micro: int = knob(
+            0, 0, 1_000_000, "Rows in one piece of a product; 0 for all, or fewer where that would stop training long."
+        )
+        memory: int = knob(1024, 1, 1_000_000, "Megabytes that the Lanczos basis may take; fewer steps if it is full.")
 
     def measure(self, snap: Snapshot) -> Iterator[Record | None]:
         """Yield the records of the whole network, then those of each part, under `hessian/<part>`."""
-        batch = snap.problem.probe_batch()
-        layout = snap.problem.layout
-        blocks = {"": None}
-        if self.params.parts and len(layout.slices) > 1:
-            blocks |= {part: layout.mask(part) for part in layout.slices}
-        for part, mask in blocks.items():
-            size = len(snap.theta) if mask is None else int(mask.sum())
-            p = self.params
-            k, steps, probes = (p.k, p.steps, p.probes) if mask is None else (p.part_k, p.part_steps, p.part_probes)
-            measurement = unhurried_spectrum(
-                lambda theta: snap.problem.loss(theta, batch),
+        p, problem, layout, batch = self.params, snap.problem, snap.problem.layout, snap.problem.probe_batch()
+        parts = layout.slices if p.parts and len(layout.slices) > 1 else {}
+        pieces, how = cut(problem.loss, snap.theta, batch, p.micro)
+        yield None
+        measured = Timed(
+            unhurried_spectrum(
+                [(lambda theta, piece=piece: problem.loss(theta, piece), share) for piece, share in pieces],
                 snap.theta,
-                k=min(k, steps, size),
-                steps=steps,
-                probes=probes,
+                k=min(p.k, p.steps, layout.size),
+                steps=p.steps,
+                probes=p.probes,
                 sigma=p.sigma,
-                mask=mask,
+                parts=parts,
+                memory=p.memory * 2**20,
                 generator=snap.rng.generator("hessian", 0),
+                early=True,
             )
-            found, seconds = None, 0.0
-            while found is None:
-                started = time.perf_counter()
-                found = next(measurement)
-                seconds += time.perf_counter() - started
-                yield None
-            yield from _records(found, f"hessian/{part}" if part else "hessian", size, len(batch), seconds)
-            if not part:
-                yield _concentration(found, len(batch), seconds)
-            if not part and len(layout.slices) > 1:
-                yield _shares(found, snap, len(batch), seconds)
+        )
+        yield from measured
+        found = measured.found
+        about = About("; ".join(filter(None, (MATRIX, how, found.note))), len(batch), measured.seconds)
+        yield from portrait(found, "hessian", layout.size, snap.theta.square().sum().item(), about)
+        yield _concentration(found, about)
+        if len(layout.slices) > 1:
+            yield _shares(found, snap, about)
+        if found.coupling:
+            yield coupled(found.coupling, "hessian", about)
+        for part, where in parts.items():
+            block = snap.theta[where]
+
+            def held(theta, piece, part=part):
+                return problem.loss(layout.held(snap.theta, part, theta), piece)
+
+            measured = Timed(
+                unhurried_spectrum(
+                    [(lambda theta, piece=piece, held=held: held(theta, piece), share) for piece, share in pieces],
+                    block,
+                    k=min(p.part_k, p.part_steps, len(block)),
+                    steps=p.part_steps,
+                    sigma=p.sigma,
+                    memory=p.memory * 2**20,
+                    generator=snap.rng.generator("hessian", 0),
+                    known=found.traces[part],
+                    early=True,
+                )
+            )
+            yield from measured
+            inner = measured.found
+            said = replace(about, matrix="; ".join(filter(None, (MATRIX, how, inner.note))), seconds=measured.seconds)
+            yield from portrait(inner, f"hessian/{part}", len(block), block.square().sum().item(), said)
 
 
-def _records(found: Spectrum, path: str, size: int, n: int, seconds: float) -> Iterator[Record]:
-    bound = {"n": n, "mode": BOUND, "seconds": seconds}
-    sampled = {"n": n, "mode": SAMPLED, "seconds": seconds}
-    top, residual = found.values[0].item(), found.residuals[0].item()
-    yield Scalar(f"{path}/lambda_max", top, residual, **bound, draw={"y": "λ_max"})
-    yield Scalar(f"{path}/lambda_min", found.smallest, found.smallest_residual, **bound, draw={"y": "λ_min"})
-    yield Scalar(f"{path}/trace", found.trace, found.trace_error, **sampled, draw={"y": "trace"})
-    yield Bars(
-        f"{path}/top",
-        _labels(found),
-        found.values.numpy(),
-        found.residuals.numpy(),
-        **bound,
-        draw={"title": "Largest eigenvalues", "y": "eigenvalue"},
-    )
-    density = found.density
-    # In units of one eigenvalue under the smoothing kernel: an eigenvalue that stands apart has height 1.
-    unit = size * density.width * math.sqrt(2 * math.pi)
-    y, error = density.total() * unit, density.error * unit
-    seen = y > 1e-3
-    yield Curve(
-        f"{path}/spectrum",
-        density.grid.numpy(),
-        torch.where(seen, y, 0.0).numpy(),
-        torch.where(seen, error, 0.0).numpy(),
-        **sampled,
-        draw={
-            "title": f"Eigenvalue density of {size:,} parameters",
-            "x": "eigenvalue",
-            "y": "eigenvalues within a smoothing width (one that stands apart: 1)",
-            "ylog": True,
-            "lines": density.atoms.tolist(),
-        },
-    )
-
-
-def _concentration(found: Spectrum, n: int, seconds: float) -> Scalar:
+def _concentration(found: Spectrum, about: About) -> Scalar:
     """Return Σu⁴ of the top eigenvector u: 1 where it is a single coordinate, 1/P where it is spread evenly.
 
     Noise of each coordinate's own size acts on u with this share of its variance, so stability under it needs the sum.
     """
     value = float(found.vectors[0].double().pow(4).sum())
     draw = {"title": "Concentration of the top eigenvector", "y": "Σu⁴"}
-    return Scalar("hessian/concentration", value, n=n, mode=BOUND.partition(";")[0], seconds=seconds, draw=draw)
+    return Scalar("hessian/concentration", value, n=about.rows, mode=about.matrix, seconds=about.seconds, draw=draw)
 
 
-def _shares(found: Spectrum, snap: Snapshot, n: int, seconds: float) -> Matrix:
+def _shares(found: Spectrum, snap: Snapshot, about: About) -> Matrix:
     """Return how much of each top eigenvector lies in each part: squared entries, each row sums to 1."""
     pieces = snap.problem.layout.split(found.vectors.double().square())
     shares = torch.stack([piece.sum(-1) for piece in pieces.values()], 1).cpu()
-    title = "Share of each top eigenvector in each part"
     return Matrix(
         "hessian/shares",
-        _labels(found),
+        labels(found),
         np.array(list(pieces)),
         shares.numpy(),
-        n=n,
-        mode=BOUND,
-        seconds=seconds,
-        draw={"title": title, "x": "part", "y": "eigenvector"},
+        **about.bound(),
+        draw={"title": "Share of each top eigenvector in each part", "x": "part", "y": "eigenvector"},
     )
-
-
-def _labels(found: Spectrum) -> np.ndarray:
-    return np.array([f"λ{i + 1}" for i in range(len(found.values))])

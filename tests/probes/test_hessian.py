@@ -17,7 +17,7 @@ def test_numbers_are_those_of_the_dense_hessian(part):
         rows = inside(snap.problem.layout, part)
         matrix = matrix[rows][:, rows]
     truth = torch.linalg.eigvalsh(matrix).flip(0).numpy()
-    records = measured(Hessian(Hessian.Params(part_k=5, part_steps=40, part_probes=8)), snap)
+    records = measured(Hessian(Hessian.Params(part_k=5, part_steps=40, probes=8)), snap)
     path = f"hessian/{part}" if part else "hessian"
     top, low, trace = (records[f"{path}/{name}"] for name in ("lambda_max", "lambda_min", "trace"))
     assert abs(top.value - truth[0]) <= top.error < 1e-6
@@ -30,14 +30,15 @@ def test_numbers_are_those_of_the_dense_hessian(part):
 
 def test_density_counts_the_eigenvalues():
     snap = snapshot()
-    size = len(snap.theta)
-    curve = measured(Hessian(Hessian.Params(steps=size, parts=False)), snap)["hessian/spectrum"]
+    curve = measured(Hessian(Hessian.Params(steps=60, parts=False)), snap)["hessian/spectrum"]
     truth = torch.linalg.eigvalsh(dense(snap)).numpy()
     sigma = 0.01 * (truth[-1] - truth[0])
     counted = np.exp(-0.5 * ((curve.x[:, None] - truth) / sigma) ** 2).sum(1)
-    np.testing.assert_allclose(curve.y, np.where(counted > 1e-3, counted, 0), atol=2e-3)
-    assert curve.error.shape == curve.x.shape
-    np.testing.assert_allclose(sorted(curve.draw["lines"]), truth, atol=1e-9)
+    off = np.abs(curve.y - np.where(counted > 1e-3, counted, 0))
+    assert (off <= 3 * curve.error + 0.02).mean() > 0.97
+    assert off.mean() < 0.5 * counted.mean(), "a flat error must not be what covers it"
+    lines = np.array(curve.draw["lines"])
+    assert len(lines) >= 10 and np.abs(lines[:, None] - truth).min(1).max() < 1e-3 * truth[-1]
 
 
 def test_shares_of_each_eigenvector_add_up():
@@ -65,8 +66,7 @@ def test_training_may_go_on_between_products():
 
 def test_parts_can_be_left_out():
     records = measured(Hessian(Hessian.Params(parts=False, k=3)), snapshot())
-    names = ("lambda_max", "lambda_min", "trace", "top", "spectrum", "shares", "concentration")
-    assert set(records) == {f"hessian/{name}" for name in names}
+    assert not [name for name in records if name.split("/")[1] in ("image", "text", "shared", "coupling")]
     assert len(records["hessian/top"].values) == 3
 
 

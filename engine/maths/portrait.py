@@ -1,0 +1,108 @@
+"""A spectrum as the records of a measurement."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from engine.maths.complement import Coupling
+from engine.maths.curvature import Spectrum
+from engine.records import Bars, Curve, Matrix, Record, Scalar
+
+
+@dataclass(frozen=True)
+class About:
+    """What every record of a spectrum says: `matrix` in words, the `rows` of data it is of, the `seconds` it took."""
+
+    matrix: str
+    rows: int
+    seconds: float
+
+    def bound(self) -> dict:
+        """Return the fields of a record whose error is a bound."""
+        return self._fields("Lanczos residual bound")
+
+    def sampled(self, which: str = "one standard error") -> dict:
+        """Return the fields of a record whose error comes from random vectors."""
+        return self._fields(which)
+
+    def _fields(self, error: str) -> dict:
+        return {"n": self.rows, "mode": f"{self.matrix}; error: {error}", "seconds": self.seconds}
+
+
+def portrait(found: Spectrum, path: str, size: int, square: float, about: About) -> Iterator[Record]:
+    """Yield the records of a spectrum of `size` parameters under `path`; `square` is ‖w‖² of these parameters.
+
+    λ_max and λ_min; the trace as it is, per parameter, and times ‖w‖²/n, which stays where all weights are scaled and
+    the loss does not change; negative mass, largest eigenvalues, density.
+    """
+    bound, sampled = about.bound(), about.sampled()
+    top, residual = found.values[0].item(), found.residuals[0].item()
+    trace, error = found.trace, found.trace_error
+    yield Scalar(f"{path}/lambda_max", top, residual, **bound, draw={"y": "λ_max"})
+    yield Scalar(f"{path}/lambda_min", found.smallest, found.smallest_residual, **bound, draw={"y": "λ_min"})
+    yield Scalar(f"{path}/trace", trace, error, **sampled, draw={"y": "trace"})
+    yield Scalar(f"{path}/trace_mean", trace / size, error / size, **sampled, draw={"y": "trace / n"})
+    scale = square / size
+    yield Scalar(f"{path}/trace_scaled", trace * scale, error * scale, **sampled, draw={"y": "trace · ‖w‖² / n"})
+    yield Scalar(
+        f"{path}/negative_mass",
+        found.negative_mass,
+        found.negative_mass_error,
+        **about.sampled("one standard error, and what a quarter fewer Lanczos steps change"),
+        draw={"y": "Σ|negative| / Σ|all|"},
+    )
+    yield Bars(
+        f"{path}/top",
+        labels(found),
+        found.values.numpy(),
+        found.residuals.numpy(),
+        **bound,
+        draw={"title": "Largest eigenvalues", "y": "eigenvalue"},
+    )
+    yield _density(found, path, size, sampled)
+
+
+def _density(found: Spectrum, path: str, size: int, about: dict) -> Curve:
+    """Return the density in units of one eigenvalue under the smoothing kernel: one that stands apart has height 1."""
+    density = found.density
+    unit = size * density.width * math.sqrt(2 * math.pi)
+    y, error = density.total() * unit, density.error * unit
+    seen = y > 1e-3
+    return Curve(
+        f"{path}/spectrum",
+        density.grid.numpy(),
+        torch.where(seen, y, 0.0).numpy(),
+        torch.where(seen, error, 0.0).numpy(),
+        **about,
+        draw={
+            "title": f"Eigenvalue density of {size:,} parameters",
+            "x": "eigenvalue",
+            "y": "eigenvalues within a smoothing width (one that stands apart: 1)",
+            "ylog": True,
+            "lines": density.atoms.tolist(),
+        },
+    )
+
+
+def coupled(found: Coupling, path: str, about: About) -> Matrix:
+    """Return the coupling between parts as a record."""
+    names = np.array(found.names)
+    return Matrix(
+        f"{path}/coupling",
+        names,
+        names,
+        found.values.numpy(),
+        found.error.numpy(),
+        **about.sampled(f"one standard error, at most {found.error.max().item():.2g}"),
+        draw={"title": "Coupling ‖H_ab‖ / √(‖H_aa‖ ‖H_bb‖)", "x": "part", "y": "part"},
+    )
+
+
+def labels(found: Spectrum) -> np.ndarray:
+    """Return the names of the largest eigenvalues."""
+    return np.array([f"λ{i + 1}" for i in range(len(found.values))])

@@ -1,0 +1,93 @@
+"""The curvature that the loss has through the network's outputs, JᵀH_L J, and beside it the empirical Fisher.
+
+The Hessian is the GGN (generalised Gauss-Newton matrix) plus a term in the network's own second derivatives, which
+fades as the rows are fitted. The GGN is positive semi-definite, and for cross-entropy and squared error in the logits
+it is the Fisher matrix. The *empirical* Fisher, the mean over rows of gᵢgᵢᵀ with gᵢ the gradient of one row's loss, is
+another matrix: it vanishes where every row is fitted, however sharp the loss is there. Gradient-based scores such as
+InfoReg's are traces of the latter.
+
+The outputs are the logits; for InfoNCE they are the similarities between rows, in which the loss is convex. A row's
+loss is then its share as a query in both directions, and depends on the other rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from engine.maths.chunks import cut
+from engine.maths.curvature import GaussNewton, empirical_fisher, unhurried_spectrum
+from engine.maths.portrait import About, portrait
+from engine.maths.slices import Timed
+from engine.probe import Probe, Record, Snapshot, knob
+from engine.problem import Batch, Problem
+
+GGN = "GGN (generalised Gauss-Newton matrix) of the training loss, no method active"
+FISHER = "empirical Fisher (mean of per-row gradient outer products; not the Hessian), no method active"
+
+
+class Ggn(Probe):
+    """λ_max, trace and density of the GGN; λ_max and trace of the empirical Fisher; for the whole network."""
+
+    name = "ggn"
+    title = "GGN and empirical Fisher"
+    every = 200
+    cost = "dear"
+
+    @dataclass(frozen=True)
+    class Params:
+        """How much to spend: `steps` + `probes` products for the GGN, and fewer for the empirical Fisher."""
+
+        k: int = knob(5, 1, 50, "Eigenvalues to follow, from the largest down; at most `steps`.")
+        steps: int = knob(40, 5, 300, "Lanczos steps at most; more give more eigenvalues and a finer density.")
+        probes: int = knob(8, 1, 200, "Random vectors for the trace outside the Lanczos basis.")
+        sigma: float = knob(
+            0.01, 0.001, 0.1, "Smoothing of the density, as a fraction of the spectrum's range.", log=True
+        )
+        fisher: bool = knob(True, help="Also the empirical Fisher.")
+        fisher_steps: int = knob(20, 5, 300, "Lanczos steps at most for the empirical Fisher.")
+        micro: int = knob(
+            0, 0, 1_000_000, "Rows in one piece of a product; 0 for all, or fewer where that would stop training long."
+        )
+        memory: int = knob(1024, 1, 1_000_000, "Megabytes that the Lanczos basis may take; fewer steps if it is full.")
+
+    def measure(self, snap: Snapshot) -> Iterator[Record | None]:
+        """Yield the records of the GGN under `ggn`, then two numbers of the empirical Fisher."""
+        p, problem, batch = self.params, snap.problem, snap.problem.probe_batch()
+        pieces, how = cut(problem.loss, snap.theta, batch, p.micro)
+        yield None
+        size = len(snap.theta)
+        matrices = [("ggn", GGN, _gauss_newton, p.k, p.steps, ("lambda_max", "trace", "top", "spectrum"))]
+        if p.fisher:
+            one = ("ggn/empirical_fisher", FISHER, _fisher, 1, p.fisher_steps, ("lambda_max", "trace"))
+            matrices.append(one)
+        for path, words, matrix, k, steps, shown in matrices:
+            measured = Timed(
+                unhurried_spectrum(
+                    [(matrix(problem, piece), share) for piece, share in pieces],
+                    snap.theta,
+                    k=min(k, steps, size),
+                    steps=steps,
+                    probes=p.probes,
+                    sigma=p.sigma,
+                    memory=p.memory * 2**20,
+                    generator=snap.rng.generator("ggn", 0),
+                    early=True,
+                )
+            )
+            yield from measured
+            found = measured.found
+            about = About("; ".join(filter(None, (words, how, found.note))), len(batch), measured.seconds)
+            for record in portrait(found, path, size, snap.theta.square().sum().item(), about):
+                if record.name.removeprefix(f"{path}/") in shown:
+                    yield record
+
+
+def _gauss_newton(problem: Problem, piece: Batch) -> GaussNewton:
+    return GaussNewton(
+        lambda theta: problem.outputs(theta, piece), lambda outputs: problem.row_losses(outputs, piece).mean()
+    )
+
+
+def _fisher(problem: Problem, piece: Batch) -> GaussNewton:
+    return empirical_fisher(lambda theta: problem.row_losses(problem.outputs(theta, piece), piece))
