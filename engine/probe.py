@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, ClassVar
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import Tensor
 
-from engine.knobs import describe, knob
+from engine.knobs import InputError, describe, knob
+from engine.maths.points import Losses, fastest_chunk
 from engine.method import Stack
 from engine.problem import Problem
 from engine.records import Bars, Curve, Matrix, Record, Scalar, Surface
 from engine.rng import Rng
 from engine.step import View
 
-__all__ = ["Bars", "Budget", "Curve", "Matrix", "Probe", "Record", "Scalar", "Snapshot", "Surface", "knob"]
+__all__ = ["Bars", "Budget", "Curve", "Matrix", "Neighbour", "Probe", "Record", "Scalar", "Snapshot", "Surface", "knob"]
+
+__all__ += ["timed"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """Another run of the same network, at its last checkpoint."""
+
+    run: str
+    """Its id."""
+    step: int
+    theta: Tensor
+    """(P,)"""
+    words: str = ""
+    """Where its training rows may not be this run's, in words, or nothing."""
+
+
+def _nobody(run: str) -> Neighbour:
+    """Refuse to find a neighbour.
+
+    Raises:
+        InputError: always.
+    """
+    raise InputError(f"This run has no folder, so {run!r} cannot lie beside it; measure a run that has one.")
 
 
 @dataclass(frozen=True)
@@ -30,6 +59,44 @@ class Snapshot:
     stack: Stack
     view: View | None = None
     """The settled view of the last step; of a checkpoint, the view that the next step begins with."""
+    path: Callable[[], list[tuple[int, Tensor]]] = list
+    """Returns the past as the run kept it: (step, theta (P,)), oldest first, without the present."""
+    other: Callable[[str], Neighbour] = _nobody
+    """Returns the run of an id that lies beside this one, or raises an `InputError`."""
+    notes: dict[str, int] = field(default_factory=dict)
+    """What measurements keep between each other: facts about the machine, never numbers of the run."""
+
+    def losses(self) -> tuple[tuple[str, ...], Losses]:
+        """Return names and a function from theta (P,) to the losses (L,) on the probe rows, from one forward pass.
+
+        The joint loss comes first, under the empty name, then each unimodal loss under its modality.
+        """
+        problem, batch = self.problem, self.problem.probe_batch()
+
+        def named(theta: Tensor) -> dict[str, Tensor]:
+            return problem.objectives(theta, problem.encode(theta, batch), batch)[0]
+
+        with torch.no_grad():
+            own = [name for name in named(self.theta) if name in problem.modalities]
+
+        def losses(theta: Tensor) -> Tensor:
+            found = named(theta)
+            return torch.stack([sum(found.values()), *(found[name] for name in own)])
+
+        return ("", *own), losses
+
+    def chunk(self, losses: Losses) -> Iterator[int | None]:
+        """Yield None at breathing points, and at last how many points are evaluated fastest at once; found once a run.
+
+        It decides about the last bits of a slice, away from its centre, and about nothing else.
+        """
+        if "chunk" not in self.notes:
+            for found in fastest_chunk(losses, self.theta):
+                if found is None:
+                    yield None
+                else:
+                    self.notes["chunk"] = found
+        yield self.notes["chunk"]
 
 
 class Probe:
@@ -58,6 +125,18 @@ class Probe:
     def measure(self, snap: Snapshot) -> Iterator[Record | None]:
         """Yield records; a yielded None is a breathing point, at which training may go on."""
         raise TypeError(f"The probe {self.name!r} does not say how to measure.")
+
+
+def timed(work: Iterator[T]) -> Iterator[tuple[T, float]]:
+    """Yield what `work` yields with the seconds it has taken so far, without those in which training went on."""
+    seconds, over = 0.0, object()
+    while True:
+        started = time.perf_counter()
+        found = next(work, over)
+        seconds += time.perf_counter() - started
+        if found is over:
+            return
+        yield found, seconds
 
 
 class Budget:

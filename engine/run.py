@@ -20,6 +20,7 @@ from engine.control import Command, Mailbox, from_json
 from engine.knobs import InputError
 from engine.measuring import Measuring
 from engine.store import RunReader, RunWriter
+from engine.trail import Trail
 from engine.training import Training, obey_due
 
 _IDLE = 0.05
@@ -35,7 +36,7 @@ class Run:
     def __init__(self, training: Training, home: Path, *, attended: bool = False) -> None:
         """Prepare a run in `home`, whose lock the caller holds; an `attended` one waits for help when it diverges."""
         self.training = training
-        self.home = Path(home)
+        self.home = training.home = Path(home)
         self.attended = attended
         self.writer = RunWriter(self.home)
         self.mailbox = Mailbox(self.home)
@@ -97,6 +98,7 @@ class Run:
 
     def _loop(self, progress: Callable[[int], None]) -> None:
         training = self.training
+        self.trail = Trail(self.home, training.state.theta, self.steps)
         self._beat("running")
         self.writer.flush()
         while not self.stopping:
@@ -118,6 +120,7 @@ class Run:
     def _step(self) -> bool:
         """Take one step and record it; a step whose numbers are not finite is taken back. Return whether it holds."""
         training = self.training
+        self._keep()
         before, states = training.state, {m: m.state for m in training.stack.methods.values()}
         view = training.step()
         values = self._scalars(view)
@@ -232,14 +235,23 @@ class Run:
         try:
             path = checkpoint.save(self.home, self.training.content())
         except OSError as error:
-            self.writer.event(
-                state.step, "unsaved", {"error": f"No checkpoint could be written ({error}); free some space."}
-            )
+            self._unsaved("checkpoint", error)
             return
         self._last_saved = state.step
         self.writer.meta("theta", {"step": state.step, "sha256": checkpoint.sha256(state.theta)})
         if state.step > self.caught_up or state.step == 0:
             self.writer.event(state.step, "checkpoint", {"file": path.name})
+
+    def _keep(self) -> None:
+        """Keep where the run stands on its path, for measurements that look back."""
+        try:
+            self.trail.keep(self.training.state.step, self.training.state.theta)
+        except OSError as error:
+            self._unsaved("point of the path", error)
+
+    def _unsaved(self, what: str, error: OSError) -> None:
+        words = f"No {what} could be written ({error}); free some space."
+        self.writer.event(self.training.state.step, "unsaved", {"error": words})
 
     def _beat(self, state: str) -> None:
         self.writer.meta("seconds", self.seconds + self.measuring.budget.spent)
@@ -348,6 +360,7 @@ def recreated(home: Path, step: int | None = None, *, from_start: bool = False) 
     reader = RunReader(home)
     config = read(home)
     training = Training(config)
+    training.home = Path(home)
     newest = (checkpoint.steps(home) or [0])[-1]
     until = newest if step is None else step
     reached = max(newest, reader.meta("step", 0))
@@ -384,6 +397,3 @@ def _train(name: str) -> str:
 
 def _version() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("numpy", "scipy")}
-
-
-__all__ = ["Run", "recorded_commands", "recreated"]

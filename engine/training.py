@@ -10,6 +10,7 @@ import os
 import warnings
 from collections import deque
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,14 @@ from engine.data import npz
 from engine.data.dataset import Dataset, Source, corrupted, mislabelled
 from engine.knobs import InputError, checked, describe
 from engine.method import Method, Stack
+from engine.neighbours import neighbour
 from engine.optim import Optimizer, Settings
 from engine.probe import Probe, Snapshot
 from engine.problem import Multimodal
 from engine.registry import named
 from engine.rng import Rng
 from engine.step import State, View, train_step
+from engine.trail import kept
 
 _LR = next(k for k in describe(Settings) if k["name"] == "lr")
 
@@ -55,6 +58,9 @@ class Training:
         self.state = State(0, self.problem.init(), self.optimizer.init())
         self.view: View | None = None
         """The settled view of the last step."""
+        self.home: Path | None = None
+        """Where the run lives, for measurements that look at its past or at its neighbours."""
+        self._notes: dict[str, int] = {}
         self.stack = Stack()
         self.stack = Stack(self._method(name) for name in config.methods)
 
@@ -97,8 +103,13 @@ class Training:
 
     def snapshot(self) -> Snapshot:
         """Return what a probe measures."""
+        step, theta, problem, home = self.state.step, self.state.theta, self.problem, self.home
+        around = {}
+        if home is not None:
+            around["path"] = partial(kept, home, step, theta)
+            around["other"] = lambda run: neighbour(home, run, problem.layout, self.config, theta)
         view = self.view or self._fresh_view()
-        return Snapshot(self.state.step, self.state.theta, self.problem, self.rng, self.stack, view)
+        return Snapshot(step, theta, problem, self.rng, self.stack, view, notes=self._notes, **around)
 
     def probe(self, name: str, settings: dict[str, Any] | None = None) -> Probe:
         """Return a probe with the run's knobs, some of them replaced by `settings`.

@@ -1,26 +1,49 @@
-"""Slices of the training loss through the parameters as they are: a line and a plane in filter-normalised directions.
+"""Slices of the training loss through the parameters as they are: lines and planes, joint and of each modality.
 
-The directions are drawn once a run, so slices at different steps can be compared: 1 on an axis moves every row of every
-weight matrix by its own length. Invariant to rescaling whole layers of a ReLU network, not to rescaling single neurons;
-what a random plane shows is the average case, about trace / P, not the worst.
+Four kinds of plane. *Random*: filter-normalised directions, drawn once a run, so slices at different steps can be
+compared: 1 on an axis moves every row of every weight matrix by its own length. Invariant to rescaling whole layers of
+a ReLU network, not to rescaling single neurons; the average case, about trace / P. *Eigen*: the two eigenvectors of
+largest curvature, the worst case; their signs are fixed by a reference drawn once a run. *Gradient*: downhill, and a
+random direction across. *Trajectory*: the plane of the way the run came (PCA, the present subtracted), with the true
+losses of its points: the heights of a plane under a projected path are not the path's losses.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from engine.knobs import InputError
-from engine.maths.landscape import Loss, axis, direction_pair, refine, slice_1d
-from engine.probe import Curve, Probe, Record, Snapshot, Surface, knob
+from engine.maths.directions import Parts, curved_pair, direction_pair, downhill_pair, principal_pair
+from engine.maths.landscape import Slice, axis_over, line, refine
+from engine.probe import Curve, Probe, Record, Snapshot, Surface, knob, timed
+
+MARGIN = 0.15
+"""How far a trajectory's plane goes beyond the path, as a share of its extent."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where to cut: two directions (P,), the ends of both axes, and how they are called."""
+
+    d1: Tensor
+    d2: Tensor
+    ends: tuple[tuple[float, float], tuple[float, float]]
+    axes: tuple[str, str]
+    words: str
+    path: dict[str, Any] = field(default_factory=dict)
+    """For a trajectory: `step`, `x`, `y` and `off` (share of the distance off the plane) of each point."""
+    losses: np.ndarray | None = None
+    """For a trajectory: the true losses (N, L) of its points."""
 
 
 class Landscape(Probe):
-    """The joint loss and each unimodal loss along a line, and the joint loss on a plane."""
+    """The joint loss and each unimodal loss on a plane and along its first direction, coarse first."""
 
     name = "landscape"
     title = "Loss landscape"
@@ -31,11 +54,24 @@ class Landscape(Probe):
     class Params:
         """Where to cut, how far and how finely."""
 
-        reach: float = knob(1.0, 0.01, 10.0, "Half the side of the slice; 1 is each weight row's own length.", log=True)
+        plane: str = knob(
+            "random",
+            help="Directions: random (average case), eigen (largest curvature), gradient (downhill and across), "
+            "trajectory (the way the run came).",
+            choices=("random", "eigen", "gradient", "trajectory"),
+        )
+        reach: float = knob(
+            1.0,
+            0.01,
+            10.0,
+            "Half the side of the slice. Random: 1 is each weight row's own length; eigen and gradient: a distance; "
+            "trajectory: 1 is the path with a margin.",
+            log=True,
+        )
         line: int = knob(41, 3, 401, "Points on the line; an even number is raised by one, so that 0 is among them.")
-        points: int = knob(21, 3, 101, "Points on each side of the plane; an even number is raised by one.")
+        points: int = knob(41, 3, 101, "Points on each side of the plane; an even number is raised by one.")
         tol: float = knob(
-            0.0, 0.0, 0.1, "Interpolation error allowed, as a fraction of the range; 0 evaluates all points."
+            1e-3, 0.0, 0.1, "Interpolation error allowed, as a fraction of the range; 0 evaluates all points."
         )
         part: str = knob(
             "", help="Parameters that move: empty for all, a part, or two parts with a comma: one an axis."
@@ -43,82 +79,181 @@ class Landscape(Probe):
         draw: int = knob(0, 0, 1000, "Which random directions; the same number gives the same plane all through a run.")
 
     def measure(self, snap: Snapshot) -> Iterator[Record | None]:
-        """Yield `landscape/1d`, `landscape/1d/<modality>` where there is a unimodal loss, and `landscape/2d`."""
-        p, batch = self.params, snap.problem.probe_batch()
-        generator = snap.rng.generator("landscape", p.draw)
-        d1, d2 = direction_pair(snap.theta, snap.problem.layout, generator, _part(p.part))
-        where = f"{p.part or 'all parameters'}, filter-normalised random directions {p.draw}, no method active"
-        yield None
+        """Yield `landscape/2d` and `landscape/1d`, each also as `…/<modality>` where there is a unimodal loss.
 
-        t = axis(p.reach, p.line | 1)
-        for name, loss in _losses(snap).items():
-            pieces, seconds = [], 0.0
-            for piece in t.split(8):
-                started = time.perf_counter()
-                pieces.append(slice_1d(loss, snap.theta, d1, piece))
-                seconds += time.perf_counter() - started
+        Planes other than the random one have their kind in the name, such as `landscape/eigen/2d`.
+        """
+        p, n = self.params, len(snap.problem.probe_batch())
+        names, losses = snap.losses()
+        cut, chunk, spent = None, 1, 0.0
+        for found, seconds in timed(self._cut(snap)):
+            cut, spent = found, seconds
+            yield None
+        for found in snap.chunk(losses):
+            chunk = found or 1
+            yield None
+        x, y = (axis_over(low, high, p.points | 1) for low, high in cut.ends)
+        generator = snap.rng.generator("landscape checks", p.draw)
+        drawn = False
+        work = refine(losses, snap.theta, cut.d1, cut.d2, x, y, p.tol, generator=generator, chunk=chunk)
+        for slices, seconds in timed(work):
+            if slices is None:
                 yield None
-            y = torch.cat(pieces)
-            what = name or "training loss"
-            yield Curve(
-                f"landscape/1d/{name}" if name else "landscape/1d",
-                t.numpy(),
-                y.numpy(),
-                n=len(batch),
-                mode=f"{what}, {where}",
-                seconds=seconds,
-                draw={"title": f"Line through the parameters: {what}", "x": "step along d1", "y": "loss"}
-                | {"center": y[len(t) // 2].item()},
-            )
-        yield from self._plane(snap, d1, d2, where, len(batch))
+                continue
+            for place, name in enumerate(names):
+                yield self._surface(name, place, slices[place], cut, x, y, n, spent + seconds)
+            if not drawn:  # the line comes after the first, coarse plane and before the finer ones
+                yield from self._lines(snap, names, losses, cut, chunk, n)
+                drawn = True
 
-    def _plane(self, snap: Snapshot, d1: Tensor, d2: Tensor, where: str, n: int) -> Iterator[Record | None]:
-        """Yield the plane, coarse first where it may be interpolated, with a breathing point after each row."""
-        x = axis(self.params.reach, self.params.points | 1)
-        cosine = torch.nn.functional.cosine_similarity(d1.double(), d2.double(), dim=0).item()
-        started, seconds = time.perf_counter(), 0.0
-        for found in refine(_losses(snap)[""], snap.theta, d1, d2, x, x, self.params.tol):
-            seconds += time.perf_counter() - started
+    def _lines(self, snap: Snapshot, names, losses, cut: Cut, chunk: int, n: int) -> Iterator[Record | None]:
+        t = axis_over(*cut.ends[0], self.params.line | 1)
+        center = int((t == 0).nonzero())
+        for found, seconds in timed(line(losses, snap.theta, cut.d1, t, chunk=chunk)):
             if found is None:
                 yield None
-            else:
-                yield Surface(
-                    "landscape/2d",
-                    x.numpy(),
-                    x.numpy(),
-                    found.z.numpy(),
+                continue
+            for name, y in zip(names, found, strict=True):
+                yield Curve(
+                    self._named("1d", name),
+                    t.numpy(),
+                    y.numpy(),
                     n=n,
-                    mode=f"training loss, {where}"
-                    + (f"; interpolated, checked error {found.checked_error:.1e}" if found.checked_error else ""),
+                    mode=f"{_what(name)}, {cut.words}{_gaps(y)}",
                     seconds=seconds,
-                    draw={
-                        "title": "Plane through the parameters: training loss",
-                        "x": "step along d1",
-                        "y": "step along d2",
-                        "center": found.z[len(x) // 2, len(x) // 2].item(),
-                        "checked_error": found.checked_error,
-                        "evaluations": found.evaluations,
-                        "cosine": cosine,
-                    },
+                    draw={"title": f"Line through the parameters: {_what(name)}", "x": cut.axes[0], "y": "loss"}
+                    | {"center": y[center].item()},
                 )
-            started = time.perf_counter()
+
+    def _surface(
+        self, name: str, place: int, found: Slice, cut: Cut, x: Tensor, y: Tensor, n: int, seconds: float
+    ) -> Surface:
+        cosine = torch.nn.functional.cosine_similarity(cut.d1.double(), cut.d2.double(), dim=0).item()
+        about = f"; interpolated, checked error {found.checked_error:.1e}" if found.checked_error else ""
+        path = {} if cut.losses is None else {"path": cut.path | {"loss": cut.losses[:, place].tolist()}}
+        return Surface(
+            self._named("2d", name),
+            x.numpy(),
+            y.numpy(),
+            found.z.numpy(),
+            n=n,
+            mode=f"{_what(name)}, {cut.words}{about}{_gaps(found.z)}",
+            seconds=seconds,
+            draw={
+                "title": f"Plane through the parameters: {_what(name)}",
+                "x": cut.axes[0],
+                "y": cut.axes[1],
+                "center": found.z[int((y == 0).nonzero()), int((x == 0).nonzero())].item(),
+                "checked_error": found.checked_error,
+                "evaluations": found.evaluations,
+                "cosine": cosine,
+            }
+            | path,
+        )
+
+    def _named(self, kind: str, name: str) -> str:
+        plane = self.params.plane
+        return "/".join(["landscape", *([] if plane == "random" else [plane]), kind, *([name] if name else [])])
+
+    def _cut(self, snap: Snapshot) -> Iterator[Cut | None]:
+        """Yield None at breathing points, and at last where to cut."""
+        kinds = {"eigen": self._eigen, "gradient": self._gradient, "trajectory": self._trajectory}
+        yield from kinds.get(self.params.plane, self._random)(snap, _part(self.params.part))
+
+    def _random(self, snap: Snapshot, part: Parts) -> Iterator[Cut]:
+        p = self.params
+        d1, d2 = direction_pair(snap.theta, snap.problem.layout, snap.rng.generator("landscape", p.draw), part)
+        words = f"filter-normalised random directions {p.draw}"
+        yield self._about_here(d1, d2, ("step along d1", "step along d2"), words)
+
+    def _gradient(self, snap: Snapshot, part: Parts) -> Iterator[Cut]:
+        theta = snap.theta.detach().requires_grad_()
+        (grad,) = torch.autograd.grad(snap.problem.loss(theta, snap.problem.probe_batch()), theta)
+        generator = snap.rng.generator("landscape", self.params.draw)
+        d1, d2 = downhill_pair(grad, snap.theta, snap.problem.layout, generator, part)
+        axes = ("distance downhill", "distance along a random direction")
+        words = f"steepest descent and a random direction {self.params.draw} of unit length"
+        if isinstance(part, tuple):
+            axes = tuple(f"distance downhill in {name}" for name in part)
+            words = "steepest descent in each of the two, of unit length"
+        yield self._about_here(d1, d2, axes, words)
+
+    def _eigen(self, snap: Snapshot, part: Parts) -> Iterator[Cut | None]:
+        problem, rng = snap.problem, snap.rng
+        batch = problem.probe_batch()
+        work = curved_pair(
+            lambda theta: problem.loss(theta, batch),
+            snap.theta,
+            problem.layout,
+            rng.generator("landscape eigen"),
+            rng.normal("landscape sides", 0, snap.theta),
+            part,
+        )
+        for found in work:
+            if found is None:
+                yield None
+                continue
+            values, errors = found.values.tolist(), found.residuals.tolist()
+            said = " and ".join(f"{v:.3g} (± {e:.1g})" for v, e in zip(values, errors, strict=True))
+            axes = tuple(f"distance along eigenvector {i} (λ = {v:.3g})" for i, v in enumerate(values, 1))
+            words = f"top Hessian eigenvectors, λ = {said}, of unit length, signs by a fixed reference"
+            yield self._about_here(*found.directions, axes, words)
+
+    def _trajectory(self, snap: Snapshot, part: Parts) -> Iterator[Cut | None]:
+        past = [(step, theta) for step, theta in snap.path() if step < snap.step]
+        steps, path = [step for step, _ in past], torch.stack([*(theta for _, theta in past), snap.theta])
+        yield None
+        plane = principal_pair(path, snap.problem.layout, part)
+        _, losses = snap.losses()
+        true = []
+        for theta in path:
+            with torch.no_grad():
+                true.append(losses(theta).cpu().double().numpy())
+            yield None
+        x, y = plane.coordinates.T.tolist()
+        off = plane.off_plane.tolist()
+        share = " + ".join(f"{100 * s:.0f} %" for s in plane.shares[:2].tolist())
+        yield Cut(
+            *plane.directions,
+            _around(x, y, self.params.reach),
+            ("first principal component", "second principal component"),
+            f"{self._who()}, plane of the path ({len(path)} points), which holds {share} of its squared distances; "
+            "this proves nothing: a random walk has 81 % + 9 %; points coloured by true loss, no method active",
+            {"step": [*steps, snap.step], "x": x, "y": y, "off": off},
+            np.stack(true),
+        )
+
+    def _about_here(self, d1: Tensor, d2: Tensor, axes: tuple[str, str], words: str) -> Cut:
+        reach = self.params.reach
+        return Cut(d1, d2, ((-reach, reach), (-reach, reach)), axes, f"{self._who()}, {words}, no method active")
+
+    def _who(self) -> str:
+        return self.params.part or "all parameters"
 
 
-def _part(text: str) -> str | tuple[str, str] | None:
+def _around(x: list[float], y: list[float], reach: float) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Return the ends of two axes that show a path whose last point is the origin, neither much flatter than wide."""
+    ends = []
+    least = 0.25 * max(max(x) - min(x), max(y) - min(y))
+    for values in (x, y):
+        low, high = min(values), max(values)
+        spare = max(MARGIN * (high - low), (least - (high - low)) / 2)
+        ends.append((reach * (low - spare), reach * (high + spare)))
+    return tuple(ends)
+
+
+def _part(text: str) -> Parts:
     names = [name.strip() for name in text.split(",") if name.strip()]
     if len(names) > 2:
         raise InputError(f"landscape.part names {len(names)} parts, {text!r}; give none, one, or two with a comma.")
     return tuple(names) if len(names) == 2 else next(iter(names), None)
 
 
-def _losses(snap: Snapshot) -> dict[str, Loss]:
-    """Return the training loss under the empty name and each unimodal loss under its modality."""
-    problem, batch = snap.problem, snap.problem.probe_batch()
+def _what(name: str) -> str:
+    return f"{name} loss" if name else "training loss"
 
-    def losses(theta: Tensor) -> dict[str, Tensor]:
-        return problem.objectives(theta, problem.encode(theta, batch), batch)[0]
 
-    with torch.no_grad():
-        single = [name for name in losses(snap.theta) if name in problem.modalities]
-    joint = {"": lambda theta: problem.loss(theta, batch)}
-    return joint | {name: (lambda theta, name=name: losses(theta)[name]) for name in single}
+def _gaps(values: Tensor) -> str:
+    """Return how many losses are not finite, in words, or nothing."""
+    count = int((~values.isfinite()).sum())
+    return f"; {count:,} of {values.numel():,} points are not finite and drawn as gaps" if count else ""

@@ -8,6 +8,7 @@ import torch
 from engine.knobs import InputError
 from engine.layout import Layout
 from engine.maths.landscape import axis, direction_pair, filter_normalised, refine, slice_1d, slice_2d
+from engine.maths.points import single
 from tests.maths.nets import problem
 
 
@@ -87,8 +88,8 @@ def test_a_flat_plane_is_no_division_by_zero():
 def test_first_picture_comes_early_and_improves():
     _, layout, theta, loss, _ = problem(act=torch.relu)
     d1, d2 = direction_pair(theta, layout, seeded(1))
-    steps = list(refine(loss, theta, d1, d2, axis(1.0, 51), axis(1.0, 51), tol=1e-5))
-    slices = [step for step in steps if step is not None]
+    steps = list(refine(single(loss), theta, d1, d2, axis(1.0, 51), axis(1.0, 51), tol=1e-5))
+    slices = [step[0] for step in steps if step is not None]
     assert len(slices) > 2 and steps.count(None) > 10
     assert slices[0].evaluations < 80
     assert [s.evaluations for s in slices] == sorted(s.evaluations for s in slices)

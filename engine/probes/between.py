@@ -1,0 +1,159 @@
+"""What lies between this run and others: the line to another run's parameters, its barrier, and a plane through both.
+
+The barrier is max_t [L(w_t) - (1 - t) L(w_0) - t L(w_1)] along the straight line (Frankle et al. 2020): near 0, both
+lie in one basin. A high one need not mean two basins: permuting hidden units gives the same function at another point,
+and curved paths often avoid it (Garipov et al. 2018). Losses are those of this run's rows; the other run's parameters
+are those of its last checkpoint. Networks here keep no running statistics, so none are recomputed on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.knobs import InputError
+from engine.maths.directions import direction_pair
+from engine.maths.landscape import axis_over, barrier, line, refine
+from engine.probe import Curve, Neighbour, Probe, Record, Scalar, Snapshot, Surface, knob, timed
+
+LEAST = 25
+"""Points on the way between two runs, at least: fewer miss a narrow barrier."""
+BEYOND = 0.3
+"""How far the plane goes beyond the runs in it, as a share of the distance between the first two."""
+
+
+class Between(Probe):
+    """The line from this run to another with the barrier on it, and a plane through two or three runs."""
+
+    name = "between"
+    title = "Between runs"
+    every = 500
+    cost = "dear"
+
+    @dataclass(frozen=True)
+    class Params:
+        """Which runs, and how finely."""
+
+        other: str = knob("", help="Id of the other run: the name of a folder beside this run's own.")
+        third: str = knob("", help="Id of a third run, through which the plane goes too; empty for a random direction.")
+        line: int = knob(41, LEAST, 401, "Points on the line between the two runs, both included.")
+        points: int = knob(31, 9, 101, "Points on each side of the plane; 0 and 1 are among them.")
+        tol: float = knob(1e-3, 0.0, 0.1, "Interpolation error allowed on the plane, as a fraction of the range.")
+
+    def measure(self, snap: Snapshot) -> Iterator[Record | None]:
+        """Yield, under `between/<other>/`, the line, the barrier and the plane, joint and of each modality."""
+        p = self.params
+        if not p.other:
+            raise InputError("between.other names no run; give the id of a run beside this one.")
+        runs = [snap.other(p.other), *([snap.other(p.third)] if p.third else [])]
+        yield None
+        names, losses = snap.losses()
+        chunk = 1
+        for found in snap.chunk(losses):
+            chunk = found or 1
+            yield None
+        d = runs[0].theta - snap.theta
+        if not d.any():
+            raise InputError(f"{p.other} has the parameters of this run, so there is nothing between them.")
+        n = len(snap.problem.probe_batch())
+        yield from self._line(snap, names, losses, d, chunk, n, _mode(runs[:1]))
+        yield from self._plane(snap, runs, names, losses, d, chunk, n)
+
+    def _line(self, snap: Snapshot, names, losses, d: Tensor, chunk: int, n: int, mode: str) -> Iterator[Record | None]:
+        t = torch.linspace(0, 1, self.params.line, dtype=torch.float64)
+        for found, seconds in timed(line(losses, snap.theta, d, t, chunk=chunk)):
+            if found is None:
+                yield None
+                continue
+            for name, values, height in zip(names, found, barrier(t, found).tolist(), strict=True):
+                about = {"n": n, "mode": f"{_what(name)}, {mode}", "seconds": seconds}
+                yield Curve(
+                    self._named("line", name),
+                    t.numpy(),
+                    values.numpy(),
+                    **about,
+                    draw={
+                        "title": "Loss on the straight line between the two",
+                        "x": f"from this run (0) to {self.params.other} (1)",
+                        "y": "loss",
+                        "barrier": height,
+                    },
+                )
+                yield Scalar(self._named("barrier", name), height, **about, draw={"y": "barrier"})
+
+    def _plane(
+        self, snap: Snapshot, runs: list[Neighbour], names, losses, d: Tensor, chunk: int, n: int
+    ) -> Iterator[Record | None]:
+        """Yield the plane, in units of the distance between the first two runs, which lie at (0, 0) and (1, 0)."""
+        scale = torch.linalg.vector_norm(d)
+        marks = [("this run", 0.0, 0.0), (runs[0].run, 1.0, 0.0)]
+        if len(runs) == 2:
+            e = runs[1].theta - snap.theta
+            along = ((e @ d) / scale**2).item()
+            across = e - along * d
+            up = (torch.linalg.vector_norm(across) / scale).item()
+            if not up > 1e-4:
+                raise InputError(f"{runs[1].run} lies on the line between the other two, so there is no plane.")
+            across, marks = across / up, [*marks, (runs[1].run, along, up)]
+            words, label = _mode(runs), f"towards {runs[1].run}"
+        else:
+            _, across = direction_pair(snap.theta, snap.problem.layout, snap.rng.generator("between"))
+            across = across - (across @ d) / scale**2 * d
+            across = across * (scale / torch.linalg.vector_norm(across))
+            words, label = f"{_mode(runs)}; upwards a random direction", "random direction"
+        x = self._axis([x for _, x, _ in marks])
+        y = self._axis([y for _, _, y in marks])
+        work = refine(
+            losses,
+            snap.theta,
+            d,
+            across,
+            x,
+            y,
+            self.params.tol,
+            generator=snap.rng.generator("between checks"),
+            chunk=chunk,
+        )
+        for slices, seconds in timed(work):
+            if slices is None:
+                yield None
+                continue
+            for name, found in zip(names, slices, strict=True):
+                error = f"; interpolated, checked error {found.checked_error:.1e}" if found.checked_error else ""
+                yield Surface(
+                    self._named("plane", name),
+                    x.numpy(),
+                    y.numpy(),
+                    found.z.numpy(),
+                    n=n,
+                    mode=f"{_what(name)}, {words}{error}",
+                    seconds=seconds,
+                    draw={
+                        "title": f"Plane through the runs: {_what(name)}",
+                        "x": f"towards {runs[0].run}",
+                        "y": label,
+                        "marks": [{"text": text, "x": a, "y": b} for text, a, b in marks],
+                        "checked_error": found.checked_error,
+                        "evaluations": found.evaluations,
+                    },
+                )
+
+    def _axis(self, places: list[float]) -> Tensor:
+        """Return evenly spaced numbers around the places of the runs that contain 0."""
+        return axis_over(min(places) - BEYOND, max(*places, 0.3) + BEYOND, self.params.points)
+
+    def _named(self, kind: str, name: str) -> str:
+        return "/".join(["between", self.params.other, kind, *([name] if name else [])])
+
+
+def _what(name: str) -> str:
+    return f"{name} loss" if name else "training loss"
+
+
+def _mode(runs: list[Neighbour]) -> str:
+    """Return whose rows and which checkpoints were used, in words."""
+    told = [f"{run.run} at step {run.step:,}{f' ({run.words})' if run.words else ''}" for run in runs]
+    return f"rows of this run, {' and '.join(told)}, no method active"

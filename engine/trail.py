@@ -1,0 +1,85 @@
+"""The past of theta, kept as a few small files in `HOME/path`, so that a measurement can look back along the way.
+
+One file for each kept step, written once. Steps are multiples of a power of two that follows from the planned length,
+so a run that is resumed, or measured later from the command line, finds the path that it would have had anyway.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine import checkpoint
+from engine.knobs import InputError
+
+MOST = 48
+"""Points kept of a run of its planned length."""
+FEWEST = 8
+"""Points kept however large theta is."""
+MOST_BYTES = 32 * 2**20
+"""Bytes that the points of a run may take on disk, unless these are FEWEST."""
+
+
+class Trail:
+    """Keeps theta in the home of a run, at every `stride` steps."""
+
+    def __init__(self, home: Path, theta: Tensor, steps: int) -> None:
+        """Plan for a run of `steps` steps with parameters like `theta` (P,)."""
+        self.folder = Path(home) / "path"
+        most = min(max(MOST_BYTES // (theta.numel() * theta.element_size()), FEWEST), MOST)
+        self.stride = 1
+        while steps > self.stride * most:
+            self.stride *= 2
+
+    def keep(self, step: int, theta: Tensor) -> None:
+        """Keep theta (P,) if the step is one to keep and is not kept yet; drop what a shorter plan kept in between.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        if step % self.stride:
+            return
+        path = self.folder / f"{step:08d}.npy"
+        if path.exists():
+            return
+        self.folder.mkdir(exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        try:
+            with partial.open("wb") as file:
+                np.save(file, theta.detach().cpu().numpy(), allow_pickle=False)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        for old in self.folder.glob("[0-9]*.npy"):
+            if int(old.stem) % self.stride:
+                old.unlink(missing_ok=True)
+
+
+def kept(home: Path, before: int, like: Tensor) -> list[tuple[int, Tensor]]:
+    """Return (step, theta) of the kept steps before step `before`, oldest first, thetas (P,) like `like`.
+
+    A run that kept no path, made by an older version, has at least its checkpoints.
+
+    Raises:
+        InputError: a file is damaged.
+    """
+    folder = Path(home) / "path"
+    steps = sorted(int(path.stem) for path in folder.glob("[0-9]*.npy"))
+    if not steps:
+        found = [(s, checkpoint.load(home, s, like.device)) for s in checkpoint.steps(home) if s < before]
+        return [(s, content["theta"]) for s, content in found if content is not None]
+    return [(step, _read(folder / f"{step:08d}.npy", like)) for step in steps if step < before]
+
+
+def _read(path: Path, like: Tensor) -> Tensor:
+    try:
+        theta = torch.from_numpy(np.load(path, allow_pickle=False)).to(like)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"The point {path} of the path is damaged ({error}); delete it to go without.") from None
+    if theta.shape != like.shape:
+        raise InputError(f"The point {path} has {len(theta)} parameters, the run {len(like)}; delete it to go without.")
+    return theta
