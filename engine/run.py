@@ -41,6 +41,7 @@ class Run:
         self.writer = RunWriter(self.home)
         self.mailbox = Mailbox(self.home)
         self.steps = training.config.steps
+        self.trail = Trail(self.home, training.state.theta, self.steps)
         self.measuring = Measuring(training, self.writer)
         self.paused = self.stopping = self.diverged = False
         self.stop_at: int | None = None
@@ -98,7 +99,6 @@ class Run:
 
     def _loop(self, progress: Callable[[int], None]) -> None:
         training = self.training
-        self.trail = Trail(self.home, training.state.theta, self.steps)
         self._beat("running")
         self.writer.flush()
         while not self.stopping:
