@@ -123,7 +123,7 @@ class Bogc(Method):
         centre: str = knob("weights", help="Mean of the heads: now's, or a Newton step.", choices=("weights", "newton"))
         form: str = knob("auto", help="Form of the posterior's precision.", choices=("auto", *KINDS))
         full_up_to: int = knob(1500, 2, 20_000, "Weights of a head up to which `auto` keeps the full matrix.", log=True)
-        rows: int = knob(1024, 16, 65_536, "Training rows that a posterior sees; scaled to all.", log=True)
+        rows: int = knob(512, 16, 65_536, "Training rows that a posterior sees; scaled to all.", log=True)
         refresh: float = knob(1.0, 0.01, 1000.0, "Epochs between two posteriors.", log=True)
         warmup: float = knob(1.0, 0.0, 1000.0, "Epochs of plain training after switching on.")
         per_batch: bool = knob(False, help="Add the batch's curvature each step, as the ancestor does; dear.")
