@@ -327,19 +327,32 @@ def _spectra(step: int) -> list:
 def _robustness(step: int) -> list:
     about = {"n": 180, "mode": "val rows, accuracy; missing features: neutral"}
     base, x = float(1 - np.exp(-step / 90)), np.linspace(0, 1, 11)
-    subsets = np.array(["none", "image", "text", "image + text"])
+    subsets = np.array(["image", "text", "image+text"])
+    draw = {"y": "accuracy", "levels": {"chance": 0.12}}
     found = [
-        Bars("robustness/subsets", subsets, base * np.array([0.1, 0.8, 0.6, 0.95]), **about),
-        Curve("robustness/missing", x, base * (0.95 - 0.6 * x), 0.02 + 0 * x, **about, draw={"x": "share missing"}),
-        Scalar("robustness/clean", 0.95 * base, **about),
-        Scalar("robustness/worst", 0.6 * base, **about),
+        Bars("robustness/subsets", subsets, base * np.array([0.8, 0.6, 0.95]), 0.03 + 0 * x[:3], draw=draw, **about),
+        Curve(
+            "robustness/missing",
+            x / 2,
+            base * (0.95 - 0.6 * x),
+            0.02 + 0 * x,
+            **about,
+            draw=draw | {"x": "realised missing rate"},
+        ),
+        Scalar("robustness/clean", 0.95 * base, 0.02, draw=draw | {"label": "clean"}, **about),
+        Scalar("robustness/worst", 0.6 * base, 0.03, draw=draw | {"label": "worst one left out"}, **about),
         Scalar("robustness/chance", 0.12, **about),
     ]
-    for part, loss in (("image", 0.5), ("text", 0.2)):
+    for part, loss in (("missing", 0.6), ("image", 0.5), ("text", 0.2)):
         found += [
-            Curve(f"robustness/severity/{part}", 3 * x, base * (0.95 - loss * x), **about, draw={"x": "noise"}),
-            Scalar(f"robustness/area/{part}", base * (0.95 - loss / 2), **about),
-            Scalar(f"robustness/without/{part}", base * (0.95 - loss), **about),
+            Scalar(f"robustness/area/{part}", base * (0.95 - loss / 2), draw=draw, **about),
+            Scalar(f"robustness/retention/{part}", 1 - loss / 2, **about),
+        ]
+    for part, loss in (("image", 0.5), ("text", 0.2)):
+        curve = draw | {"x": "severity", "label": ""}
+        found += [
+            Curve(f"robustness/severity/{part}", x, base * (0.95 - loss * x), 0.02 + 0 * x, **about, draw=curve),
+            Scalar(f"robustness/without/{part}", base * (0.95 - loss), 0.03, draw=draw, **about),
         ]
     return found
 

@@ -117,6 +117,11 @@ def test_the_implicit_reading_is_the_hyper_gradient_of_ridge_regression():
     errors = [abs(value - exact) for value in found]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 1e-12
+    margin, norm = torch.linalg.eigvalsh(hessian)[0].item(), mixed.norm().item()
+    for k in range(0, 60, 5):
+        series = neumann(lambda v: hessian @ v, g, alpha, k)
+        bound = norm * residual_bound("ift", series.residual.norm().item(), margin)
+        assert abs(-(series.solution @ mixed).item() - exact) <= bound * (1 + 1e-9) + 1e-14
     literal = neumann(lambda v: hessian @ v, g, 0.9 * alpha, 2000, "literal").solution
     assert abs(-0.9 * alpha * (literal @ mixed).item() - exact) > 0.1 * abs(exact)
 
@@ -139,11 +144,15 @@ def test_it_equals_that_many_unrolled_steps_from_the_optimum(count):
 
 
 def test_only_the_implicit_reading_finds_the_direction():
-    """600 SPD problems with α‖H‖ = 0.9; the mean cosine to H⁻¹g, five standard errors apart."""
-    cosines = {"literal": [], "one step": [], "ift": []}
+    """600 SPD problems with α‖H‖ = 0.9; the mean cosine to H⁻¹g, five standard errors apart.
+
+    And how often a hyper-gradient of three meta-parameters, -Cv, is no descent direction.
+    """
+    cosines, wrong = {"literal": [], "one step": [], "ift": []}, dict.fromkeys(("literal", "one step", "ift"), 0)
     for seed in range(600):
         matrix = spd(6, seed, 0.003)
-        g = torch.randn(6, generator=draw(9000 + seed), dtype=DOUBLE)
+        g, *mixed = torch.randn(4, 6, generator=draw(9000 + seed), dtype=DOUBLE)
+        mixed = torch.stack(mixed)
         exact = torch.linalg.solve(matrix, g)
         found = {
             "literal": torch.linalg.solve(torch.eye(6, dtype=DOUBLE) - 0.9 * matrix, g),
@@ -152,11 +161,22 @@ def test_only_the_implicit_reading_finds_the_direction():
         }
         for name, v in found.items():
             cosines[name].append(functional.cosine_similarity(v, exact, dim=0))
+            wrong[name] += bool((mixed @ v) @ (mixed @ exact) < 0)
     means = {name: torch.stack(values).mean().item() for name, values in cosines.items()}
     error = max(torch.stack(values).std().item() for values in cosines.values()) / math.sqrt(600)
     assert means["literal"] + 5 * error < means["one step"]
     assert means["one step"] + 5 * error < means["ift"]
     assert means["ift"] > 0.95
+    assert wrong["literal"] > wrong["one step"] + 20 > wrong["ift"] + 40, wrong
+
+
+def test_the_literal_reading_with_a_small_step_is_one_plain_gradient_step():
+    """α → 0: -α⟨v, c⟩ → -α⟨g, c⟩, and K = 0 is just that in both readings."""
+    matrix, g = spd(6, 2), torch.randn(6, generator=draw(3), dtype=DOUBLE)
+    found = neumann(lambda v: matrix @ v, g, 1e-7, 50, "literal").solution
+    torch.testing.assert_close(found, g, atol=1e-6, rtol=1e-6)
+    assert torch.equal(neumann(lambda v: matrix @ v, g, 0.3, 0, "literal").solution, g)
+    assert torch.equal(neumann(lambda v: matrix @ v, g, 0.3, 0, "ift").solution, 0.3 * g)
 
 
 def test_an_indefinite_matrix_makes_the_implicit_series_grow_and_damping_mends_it():
@@ -164,7 +184,9 @@ def test_an_indefinite_matrix_makes_the_implicit_series_grow_and_damping_mends_i
     series = neumann(lambda v: h * v, g, 0.9, 500)
     assert series.diverged
     assert len(series.norms) < 30
-    assert not neumann(lambda v: h * v, g, 0.9, 500, "literal").diverged
+    literal = neumann(lambda v: h * v, g, 0.9, 500, "literal")
+    assert not literal.diverged
+    torch.testing.assert_close(literal.solution, g / (1 - 0.9 * h))
     damped = neumann(lambda v: (h + 0.3) * v, g, 0.7, 2000)
     torch.testing.assert_close(damped.solution, torch.tensor([1 / 1.3, 1.25, 10.0], dtype=DOUBLE))
     found = hypergradient(operator(h.diag()), g, torch.eye(3, dtype=DOUBLE), positive=False, terms=3000, steps=3)
@@ -187,6 +209,9 @@ def test_whatever_is_certified_is_a_descent_direction():
         error = mixed.norm(dim=1) * residual_bound("ift", series.residual.norm().item(), values[0].item())
         assert ((found - exact).abs() <= error * (1 + 1e-9)).all()
         sure = certain(found, error)
+        prior = prior_bound("ift", 1 - 0.9 * values[0].item(), 0.9, terms, g.norm().item())
+        early = certain(found, mixed.norm(dim=1) * prior)
+        assert (sure | ~early).all(), "what is certain beforehand is certain afterwards"
         accepted, refused = accepted + int(sure.sum()), refused + int((~sure).sum())
         assert (found[sure] * exact[sure] > 0).all()
     assert accepted > 50

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from engine.maths import collapse, immunity
-from engine.maths.omission import Omission
+from engine.maths.omission import FILLS, OMISSIONS, Omission
 from engine.method import Method
 from engine.methods.modalimmune import ModalImmune
 from engine.problem import Multimodal
@@ -110,6 +110,23 @@ class Dropper(Method):
     def features(self, features, view):
         name = NAMES[self.params.arms[view.step]]
         return features | {name: torch.zeros_like(features[name])}
+
+
+@pytest.mark.parametrize("heads", [False, True])
+@pytest.mark.parametrize(
+    "values",
+    [{"gate": gate} for gate in collapse.GATES]
+    + [{"omission": omission, "fill": fill} for omission in OMISSIONS for fill in FILLS]
+    + [{"controller": "hedge"}, {"adaptive": False, "floor": 0.0}, {"matrix": "hessian", "reading": "literal"}],
+    ids=str,
+)
+def test_the_neutral_dose_is_off_bit_by_bit_whatever_else_is_chosen(values, heads):
+    """With attacks drawn from the first step on: a neutral dose that never acted would prove nothing."""
+    params = ModalImmune.Params(**NOW, gate_every=2, meta_every=2, **ModalImmune.neutral, **values)
+    off, _, _ = tiny.train(tiny.problem(heads=heads), [], 8)
+    neutral, _, stack = tiny.train(tiny.problem(heads=heads), [ModalImmune(params)], 8)
+    assert all(arm >= 0 for arm in arms(stack))
+    assert torch.equal(neutral.theta, off.theta)
 
 
 @pytest.mark.parametrize(("omission", "exact"), [("batch", True), ("rows", True), ("mixture", False)])

@@ -1,6 +1,7 @@
 """The hyper-gradients of ModalImmune are those of its loss, move only what they are certain of, and resume exactly."""
 
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
@@ -49,6 +50,37 @@ def test_the_closed_form_is_the_generic_mixed_derivative(matrix, reading):
     (generic,) = torch.autograd.grad(grad @ found.series.solution, logs)
     factor = 1.0 if reading == "ift" else found.alpha
     torch.testing.assert_close(found.values, -factor * generic, atol=1e-13, rtol=1e-9)
+
+
+def test_what_is_not_attacked_has_no_part_in_the_mixed_derivative():
+    view, method, problem = one_step(knobs(**TUNED))
+    method.params, seen = knobs(**TUNED), []
+    name = NAMES[method.state["arm"]]
+    terms = partial(method._collapse, name=name, view=view, twice=False)
+    method._omission(view).hypergradient(
+        view.theta,
+        name,
+        view.batch,
+        method._outer(16, view),
+        terms,
+        lambda mixed: seen.append(mixed) or mixed,
+        generator=torch.Generator(),
+        p=method.params,
+    )
+    inside = problem.layout.mask(name).bool()
+    assert seen[0][:, inside].any(1).all()
+    assert not seen[0][:, ~inside].any()
+
+
+def test_the_outer_loss_is_the_mean_over_all_present_and_each_left_out():
+    problem = tiny.problem(heads=True)
+    theta, batch = problem.init(), problem.batch(3)
+    features, cases = problem.encode(theta, batch), []
+    for gone in ("", *NAMES):
+        left = {name: torch.zeros_like(z) if name == gone else z for name, z in features.items()}
+        logits = problem.objectives(theta, left, batch)[1]["fused"]
+        cases.append(torch.nn.functional.cross_entropy(logits, batch.y).item())
+    assert Omission(problem, 0.5, neutral=False).held_out(theta, batch).item() == pytest.approx(sum(cases) / 3)
 
 
 def test_the_hessian_series_solves_the_system_of_the_trained_loss():
