@@ -39,7 +39,7 @@ _SETTINGS: dict[str, Any] = {
     "generalization.part": "test",
     "robustness.part": "test",
 }
-_DOSE = {"virtual_batch": 16, "rho": 1.0, "anneal": "cut", "rest": 0.1, "clip": 0.1}
+_DOSE = {"virtual_batch": 32, "rho": 1.0, "anneal": "cut", "rest": 0.1, "clip": 0.1}
 
 
 def _arm(methods: tuple[str, ...] = (), **others: Any) -> dict[str, Any]:
