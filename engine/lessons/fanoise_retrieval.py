@@ -65,4 +65,8 @@ class FaNoiseRetrieval(Lesson):
     seeds = 5
     scalar = "recall@10/val"
     expect = "higher"
+    further = {
+        "recall at 1, held out": lambda scalars: scalars["recall@1/val"],
+        "recall at 5, held out": lambda scalars: scalars["recall@5/val"],
+    }
     show = ("methods", "live")

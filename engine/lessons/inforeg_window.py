@@ -11,6 +11,7 @@ effect: a linear probe on audio's features rises from about 0.69 to 0.74.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from engine.lesson import Lesson
@@ -39,6 +40,11 @@ def _arm(methods: tuple[str, ...] = (), **others: Any) -> dict[str, Any]:
     }
 
 
+def _alone(scalars: Mapping[str, float]) -> list[float]:
+    """Return the accuracy of each modality alone, the weakest first."""
+    return sorted(float(value) for name, value in scalars.items() if name.startswith("accuracy/val/"))
+
+
 class InfoRegWindow(Lesson):
     """Regulation in the prime learning window wakes the weak modality; later it mostly comes too late."""
 
@@ -61,4 +67,14 @@ class InfoRegWindow(Lesson):
     seeds = 5
     scalar = "accuracy/val/audio"
     expect = "higher"
+    further = {
+        "fused accuracy": lambda scalars: scalars["accuracy/val"],
+        "accuracy of the strongest modality alone": lambda scalars: _alone(scalars)[-1],
+    }
     show = ("methods", "balance", "live")
+
+    @classmethod
+    def statistic(cls, scalars: Mapping[str, float]) -> float:
+        """Return the accuracy of the weakest modality alone, whichever that is; audio's in the planted problem."""
+        found = _alone(scalars)
+        return found[0] if found else super().statistic(scalars)

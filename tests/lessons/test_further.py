@@ -1,0 +1,44 @@
+"""What a lesson compares beside its claim is written by the runs of its arms, whatever the data."""
+
+import math
+
+import pytest
+
+from engine.catalog import catalog
+from engine.config import RunConfig, validated
+from engine.lesson import Lesson
+from engine.lessons.inforeg_window import InfoRegWindow
+from engine.lessons.label_noise import LabelNoise
+from engine.registry import discover
+from engine.summary import summary
+from tests.homes import trained
+
+LESSONS = {name: lesson for name, lesson in discover("engine.lessons", Lesson).items() if lesson.further}
+
+
+@pytest.mark.parametrize("name", sorted(LESSONS))
+def test_every_further_number_is_found_in_a_run(name, tmp_path):
+    lesson = LESSONS[name]
+    arm = next(iter(lesson.arms.values()))
+    few = {"settings": arm["settings"] | {"probe_rows": 32}, "steps": 4, "probes": dict.fromkeys(arm["probes"], 4)}
+    home = tmp_path / "run"
+    trained(home, validated(RunConfig.from_json(arm | few), catalog()))
+    scalars = {key: float(value) for key, value in summary(home)["scalars"].items()}
+    found = {words: number(scalars) for words, number in lesson.further.items()}
+    assert all(math.isfinite(value) for value in found.values()), found
+    assert math.isfinite(lesson.statistic(scalars))
+
+
+def test_the_weakest_modality_counts_whatever_its_name():
+    scalars = {"accuracy/val": 0.9, "accuracy/val/image": 0.6, "accuracy/val/sound": 0.4, "accuracy/train": 0.1}
+    assert InfoRegWindow.statistic(scalars) == 0.4
+    assert {words: number(scalars) for words, number in InfoRegWindow.further.items()} == {
+        "fused accuracy": 0.9,
+        "accuracy of the strongest modality alone": 0.6,
+    }
+
+
+def test_corruption_is_averaged_over_modalities_and_leaves_missing_ones_out():
+    scalars = {"robustness/area/missing": 0.0, "robustness/area/image": 0.5, "robustness/area/text": 0.7}
+    by_words = {words.partition(",")[0]: number for words, number in LabelNoise.further.items() if "inputs" in words}
+    assert by_words["accuracy on corrupted inputs"](scalars) == pytest.approx(0.6)
