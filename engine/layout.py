@@ -69,15 +69,17 @@ class Layout:
         pieces = theta.split(self.sizes)
         return {name: p.view(shape) for (name, shape), p in zip(self.shapes.items(), pieces, strict=True)}
 
-    def held(self, theta: Tensor, part: str, block: Tensor) -> dict[str, Tensor]:
-        """Return the named tensors with those of `part` taken from `block` (n,) and all others fixed at theta (P,).
+    def joined(self, blocks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the named tensors of all parts from part to its slice (n,) of theta.
 
-        A loss of them has a graph of that part alone, which is smaller than that of the whole.
+        A loss of them has a graph of those parts alone whose slices require a gradient.
         """
-        names = [name for name in self.shapes if self.parts[name] == part]
-        sizes = [torch.Size(self.shapes[name]).numel() for name in names]
-        pieces = {name: p.view(self.shapes[name]) for name, p in zip(names, block.split(sizes), strict=True)}
-        return self.unpack(theta.detach()) | pieces
+        named = {}
+        for part, block in blocks.items():
+            names = [name for name in self.shapes if self.parts[name] == part]
+            sizes = [torch.Size(self.shapes[name]).numel() for name in names]
+            named |= {name: p.view(self.shapes[name]) for name, p in zip(names, block.split(sizes), strict=True)}
+        return {name: named[name] for name in self.shapes}
 
     def split(self, vector: Tensor) -> dict[str, Tensor]:
         """Return part to its slice of vector (…, P), as views."""

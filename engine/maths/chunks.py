@@ -8,6 +8,7 @@ from typing import Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
+from engine.knobs import InputError
 from engine.maths.products import Products
 
 BREATH = {"cpu": 6e7}
@@ -44,7 +45,12 @@ def cut(
 
     `micro` is the most rows of a chunk; 0 leaves the batch whole unless a product with the Hessian of `loss` would then
     take longer than a breath. A loss that is no mean over rows (contrastive ones are not) leaves it whole, too.
+
+    Raises:
+        InputError: a batch without rows; see also `Products`.
     """
+    if not len(batch):
+        raise InputError("there are no rows to measure curvature on; give the probe batch at least one.")
     pieces = batch.chunks(micro or _breathed(loss, theta, batch))
     if len(pieces) == 1:
         return [(batch, 1.0)], ""

@@ -39,18 +39,19 @@ class Complement:
     share every product, and the terms z_a'C z_b, which would only add noise to the trace of the whole, never arise.
 
     Var(z_a'C z_a) = 2 (|C_aa|_F^2 - sum C_ii^2); both terms come from the same products, and the larger of this and the
-    sample variance is used, since a few probes may agree by chance.
+    sample variance is used, since a few probes may agree by chance. H is applied to z_a, not to P z_a, which lives on
+    all parts: products with what lives on one part may cost less (`PartedHessian`).
     """
 
     def __init__(self, krylov: Krylov, parts: Mapping[str, slice] | None = None):
-        """Prepare for a basis as it is now; `parts` are slices of theta (n,) that together cover it."""
+        """Prepare for a basis, never restarted, as it is now; `parts` are slices that together cover theta (n,)."""
         run = krylov.result()
         self.space, self.basis, self.following = krylov.space, run.basis, krylov.following
         self.parts = parts or {"": slice(0, self.space.n)}
-        self.inner = run.matrix
+        self.inner, self.leak = run.matrix, run.beta[-1].item()
         if self.following is not None:
             self.inner = torch.nn.functional.pad(self.inner, (0, 1, 0, 1))
-            self.inner[-1, -2] = self.inner[-2, -1] = run.beta[-1]
+            self.inner[-1, -2] = self.inner[-2, -1] = self.leak
         self.inside = run.alpha.sum().item()
         self.floor = run.rounding + torch.finfo(run.basis.dtype).eps * run.alpha.abs().sum().item()
         self.grams = {name: self._gram(where) for name, where in self.parts.items()} if parts else {}
@@ -73,8 +74,12 @@ class Complement:
         jobs = self._jobs(count)
         while group := list(islice(jobs, self.space.product.width)):
             z = torch.stack([row for _, row in group])
-            images = yield from self.space.product.unhurried(z - z @ self.basis.T @ self.basis)
-            for (part, row), image in zip(group, images - images @ self.basis.T @ self.basis, strict=True):
+            images = yield from self.space.product.unhurried(z)
+            images = images - images @ self.basis.T @ self.basis
+            if self.following is not None:
+                # PHQQ'z is known: H takes the basis out of itself by beta alone, from its last vector to the next.
+                images -= (self.leak * (z @ self.basis[-1]))[:, None] * self.following
+            for (part, row), image in zip(group, images, strict=True):
                 self._noted(part, row, image)
 
     def _jobs(self, count: int) -> Iterator[tuple[int, Tensor]]:

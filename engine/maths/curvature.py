@@ -4,10 +4,10 @@ Everything rests on one Krylov basis: its Ritz pairs are the eigenpairs (with ri
 is where the trace still has to be sampled, and its nodes are the density. Every number comes with an error, and nothing
 here adds a constant to a norm: multiply the loss by c and every result is multiplied by c.
 
-`loss` is a function of theta (P,), whose Hessian is meant; or `GaussNewton(outputs, loss)`; or
-`empirical_fisher(losses)`; or a list of (one of these, weight), whose sum is meant: a batch in chunks, so that memory
-stays bounded. For a module of your own, `engine.maths.module.analysed` gives loss and theta, and makes it fit for
-second derivatives.
+`loss` is a function of theta (P,), whose Hessian is meant; or `PartedHessian(loss, parts)`, the same in less time where
+parts are asked for; or `GaussNewton(outputs, loss)`; or `empirical_fisher(losses)`; or a list of (one of these,
+weight), whose sum is meant: a batch in chunks, so that memory stays bounded. For a module of your own,
+`engine.maths.module.analysed` gives loss and theta, and makes it fit for second derivatives.
 
 All functions share these keyword arguments: `mask` (P,) restricts the matrix to the block of the marked parameters, for
 example `layout.mask("audio")`; `generator` supplies the random vectors (default: a fresh one with a fixed seed, so that
@@ -28,7 +28,7 @@ from engine.knobs import InputError
 from engine.maths.complement import Complement, Coupling
 from engine.maths.density import Density, smoothed
 from engine.maths.krylov import Krylov, Lanczos, Space
-from engine.maths.products import GaussNewton, Hessian, Matrix, Products, empirical_fisher
+from engine.maths.products import GaussNewton, Hessian, Matrix, PartedHessian, Products, empirical_fisher
 from engine.maths.quadrature import atoms_of, negative_mass, nodes_of, settled, shorter
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "GaussNewton",
     "Hessian",
     "Lanczos",
+    "PartedHessian",
     "Products",
     "Spectrum",
     "empirical_fisher",

@@ -59,19 +59,22 @@ def shorter(run: Lanczos, n: int, atoms: Tensor | None = None) -> list[tuple[Qua
 def settled(run: Lanczos, k: int, n: int, sigma: float) -> bool:
     """Return whether more steps would change little.
 
-    That is: the top k are known to 1e-4 of themselves and a negative smallest one to 1e-2, or all that to rounding; and
-    a quarter fewer steps change the density by less than its random start does (root mean square), and the negative
-    mass by less than 0.02.
+    That is: the residual bounds of the top k are below 1e-3 of themselves (their errors, which are quadratic in them,
+    are far smaller) and that of a negative smallest one below 0.1, or all that is down to rounding; a quarter fewer
+    steps change the density by less than its random start does (root mean square) or than a fiftieth of its mass; and
+    they change the negative mass by less than 0.05.
     """
     values, _, residuals = run.ritz()
     floor = 2 * run.rounding
-    if (residuals[:k] > (1e-4 * values[:k].abs()).clamp(min=floor)).any():
+    if (residuals[:k] > (1e-3 * values[:k].abs()).clamp(min=floor)).any():
         return False
-    if values[-1] < 0 and residuals[-1] > max(1e-2 * values[-1].abs().item(), floor):
+    if values[-1] < 0 and residuals[-1] > max(0.1 * values[-1].abs().item(), floor):
         return False
     quadrature, atoms = [nodes_of(run)], atoms_of(run, n)[0]
-    if negative_mass(run, atoms, n)[1] > math.hypot(density.negative_mass(*quadrature[0], atoms, n)[1], 0.02):
+    if negative_mass(run, atoms, n)[1] > math.hypot(density.negative_mass(*quadrature[0], atoms, n)[1], 0.05):
         return False
-    by_start = smoothed(quadrature, atoms, n, sigma).error
+    by_start = smoothed(quadrature, atoms, n, sigma)
     both = smoothed(quadrature, atoms, n, sigma, shorter=shorter(run, n)).error
-    return bool(both.square().sum() < 2 * by_start.square().sum())
+    change = (both.square() - by_start.error.square()).clamp(min=0)
+    spacing = by_start.grid[1] - by_start.grid[0]
+    return bool(change.sum() < by_start.error.square().sum() or change.sqrt().sum() * spacing < 0.02)

@@ -11,17 +11,20 @@ trace is not: read n with them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from engine.maths.chunks import cut
-from engine.maths.curvature import Spectrum, unhurried_spectrum
+from engine.maths.curvature import PartedHessian, Spectrum, unhurried_spectrum
+from engine.maths.krylov import Loss
 from engine.maths.portrait import About, coupled, labels, portrait
 from engine.maths.slices import Timed
 from engine.probe import Matrix, Probe, Record, Scalar, Snapshot, knob
+from engine.problem import Batch, Problem
 
 MATRIX = "Hessian of the training loss, no method active"
 
@@ -46,7 +49,7 @@ class Hessian(Probe):
         )
         parts: bool = knob(True, help="Also the block of each modality and of the shared part, and their coupling.")
         part_k: int = knob(3, 1, 50, "Eigenvalues to follow in each of these blocks.")
-        part_steps: int = knob(20, 5, 300, "Lanczos steps at most for each of these blocks.")
+        part_steps: int = knob(15, 5, 300, "Lanczos steps at most for each of these blocks.")
         micro: int = knob(
             0, 0, 1_000_000, "Rows in one piece of a product; 0 for all, or fewer where that would stop training long."
         )
@@ -60,7 +63,7 @@ class Hessian(Probe):
         yield None
         measured = Timed(
             unhurried_spectrum(
-                [(lambda theta, piece=piece: problem.loss(theta, piece), share) for piece, share in pieces],
+                [(PartedHessian(_of_parts(problem, piece), layout.slices), share) for piece, share in pieces],
                 snap.theta,
                 k=min(p.k, p.steps, layout.size),
                 steps=p.steps,
@@ -82,14 +85,10 @@ class Hessian(Probe):
         if found.coupling:
             yield coupled(found.coupling, "hessian", about)
         for part, where in parts.items():
-            block = snap.theta[where]
-
-            def held(theta, piece, part=part):
-                return problem.loss(layout.held(snap.theta, part, theta), piece)
-
+            block, rest = snap.theta[where], layout.split(snap.theta)
             measured = Timed(
                 unhurried_spectrum(
-                    [(lambda theta, piece=piece, held=held: held(theta, piece), share) for piece, share in pieces],
+                    [(_of_block(problem, piece, part, rest), share) for piece, share in pieces],
                     block,
                     k=min(p.part_k, p.part_steps, len(block)),
                     steps=p.part_steps,
@@ -104,6 +103,16 @@ class Hessian(Probe):
             inner = measured.found
             said = replace(about, matrix="; ".join(filter(None, (MATRIX, how, inner.note))), seconds=measured.seconds)
             yield from portrait(inner, f"hessian/{part}", len(block), block.square().sum().item(), said)
+
+
+def _of_parts(problem: Problem, piece: Batch) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    return lambda blocks: problem.loss(problem.layout.joined(blocks), piece)
+
+
+def _of_block(problem: Problem, piece: Batch, part: str, rest: Mapping[str, Tensor]) -> Loss:
+    """Return the loss of one part's block, all others fixed: its graph is that of the one part."""
+    of_parts = _of_parts(problem, piece)
+    return lambda block: of_parts({**rest, part: block})
 
 
 def _concentration(found: Spectrum, about: About) -> Scalar:

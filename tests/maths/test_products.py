@@ -10,7 +10,16 @@ from torch import nn
 from torch.func import functional_call, hessian, jacrev
 
 from engine.knobs import InputError
-from engine.maths.curvature import GaussNewton, Products, empirical_fisher, hvp, spectrum, top_eigenpairs, trace
+from engine.maths.curvature import (
+    GaussNewton,
+    PartedHessian,
+    Products,
+    empirical_fisher,
+    hvp,
+    spectrum,
+    top_eigenpairs,
+    trace,
+)
 from engine.maths.products import Hessian
 from tests.maths.nets import exact, problem
 
@@ -127,6 +136,60 @@ def test_a_batch_that_disagrees_is_not_trusted():
     product, v = Products(Term(), theta), vectors(3, len(theta))
     torch.testing.assert_close(product(v), v @ exact()[0])
     assert product.width == 1
+
+
+def parted(where=slice(None)):
+    """The loss of some rows as a function of the parts."""
+    net, layout, _, _, (x, y) = problem()
+    x, y = rows_of(x, where), y[where]
+    return PartedHessian(
+        lambda blocks: nn.functional.cross_entropy(functional_call(net, layout.joined(blocks), (x,)), y), layout.slices
+    )
+
+
+def test_a_loss_of_parts_has_the_hessian_of_the_loss_of_all():
+    _, layout, theta, loss, _ = problem()
+    v = vectors(3, len(theta))
+    torch.testing.assert_close(hvp(parted(), theta, v), v @ exact()[0])
+    assert torch.equal(hvp(parted(), theta, v[0]), hvp(loss, theta, v[0]))
+    for where in layout.slices.values():
+        only = torch.zeros_like(v)
+        only[:, where] = v[:, where]
+        for one in (only, only[0]):
+            torch.testing.assert_close(hvp(parted(), theta, one), one @ exact()[0])
+    assert not hvp(parted(), theta, torch.zeros_like(theta)).any()
+    terms = [(parted(slice(0, 70)), 70 / 120), (parted(slice(70, 120)), 50 / 120)]
+    one, other = (spectrum(matrix, theta, 3, parts=layout.slices) for matrix in (terms, loss))
+    torch.testing.assert_close(one.values, other.values)
+    torch.testing.assert_close(one.coupling.values, other.coupling.values)
+    mask = layout.mask("b")
+    torch.testing.assert_close(
+        top_eigenpairs(parted(), theta, 1, mask=mask)[0], top_eigenpairs(loss, theta, 1, mask=mask)[0]
+    )
+
+
+def test_a_vector_on_one_part_goes_through_the_graph_of_that_part_alone():
+    seen = []
+
+    class Noted(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, name):
+            ctx.name = name
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            seen.append(ctx.name)
+            return grad, None
+
+    matrix = PartedHessian(
+        lambda blocks: sum((Noted.apply(w, name) ** 4).sum() for name, w in blocks.items()),
+        {"left": slice(0, 3), "right": slice(3, 5)},
+    )
+    product = Products(matrix, torch.ones(5))
+    seen.clear()
+    found = product(torch.tensor([0.0, 0.0, 0.0, 1.0, 2.0]))
+    assert torch.equal(found, torch.tensor([0.0, 0.0, 0.0, 12.0, 24.0])) and set(seen) == {"right"}
 
 
 def test_large_problems_go_one_by_one():

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from engine.knobs import InputError
+from engine.probes.ggn import Ggn
 from engine.probes.hessian import Hessian
 from tests.probes.snapshots import dense, inside, measured, snapshot
 from tests.tiny import problem
@@ -47,6 +49,56 @@ def test_shares_of_each_eigenvector_add_up():
     np.testing.assert_allclose(matrix.values.sum(1), 1)
 
 
+def test_coupling_is_that_of_the_dense_blocks():
+    snap = snapshot()
+    matrix, slices = dense(snap), snap.problem.layout.slices
+    norms = torch.tensor([[torch.linalg.norm(matrix[a, b]) for b in slices.values()] for a in slices.values()])
+    truth = (norms / (norms.diagonal()[:, None] * norms.diagonal()).sqrt()).numpy()
+    found = measured(Hessian(Hessian.Params(probes=40)), snap)["hessian/coupling"]
+    assert found.rows.tolist() == found.cols.tolist() == ["image", "text", "shared"]
+    assert (np.abs(found.values - truth) <= 4 * found.error + 1e-6).all() and found.error.max() < 0.1
+    assert 0.01 < truth[0, 1] < 0.99
+
+
+def test_negative_mass_is_that_of_the_dense_hessian():
+    snap = snapshot()
+    values = torch.linalg.eigvalsh(dense(snap))
+    truth = (values.clamp(max=0).abs().sum() / values.abs().sum()).item()
+    found = measured(Hessian(Hessian.Params(steps=300)), snap)["hessian/negative_mass"]
+    assert abs(found.value - truth) <= 4 * found.error < 0.5 and 0 < found.value < 1
+
+
+def test_three_normalisations_of_the_trace_agree():
+    snap = snapshot()
+    records, size = measured(Hessian(), snap), len(snap.theta)
+    trace, mean, scaled = (records[f"hessian/{name}"] for name in ("trace", "trace_mean", "trace_scaled"))
+    assert mean.value == pytest.approx(trace.value / size)
+    assert scaled.value == pytest.approx(trace.value * snap.theta.square().sum().item() / size)
+    blocks = sum(records[f"hessian/{part}/trace"].value for part in snap.problem.layout.slices)
+    assert blocks == pytest.approx(trace.value, rel=1e-6), "the whole and its blocks are sampled by the same vectors"
+
+
+@pytest.mark.parametrize("micro", [7, 32])
+def test_pieces_of_the_batch_change_no_number(micro):
+    snap = snapshot()
+    one, other = (measured(Hessian(Hessian.Params(micro=m)), snap) for m in (0, micro))
+    for name in ("hessian/lambda_max", "hessian/trace", "hessian/negative_mass", "hessian/text/lambda_max"):
+        assert other[name].value == pytest.approx(one[name].value, rel=1e-6), name
+    said = "in 5 pieces of at most 7 rows" if micro == 7 else "; error"
+    assert said in other["hessian/trace"].mode
+
+
+@pytest.mark.parametrize("kind", [Hessian, Ggn])
+def test_bad_input_is_refused_in_one_sentence(kind):
+    empty, broken = snapshot(), snapshot()
+    empty.problem._probe = empty.problem.probe_batch().rows(slice(0))
+    broken.theta[0] = float("nan")
+    for snap, says in ((empty, "no rows"), (broken, "the loss is nan")):
+        with pytest.raises(InputError, match=says) as refusal:
+            list(kind().measure(snap))
+        assert str(refusal.value).endswith(".") and "\n" not in str(refusal.value)
+
+
 def test_concentration_is_the_sum_of_fourth_powers_of_the_top_eigenvector():
     snap = snapshot()
     top = torch.linalg.eigh(dense(snap)).eigenvectors[:, -1]
@@ -61,7 +113,7 @@ def test_records_say_rows_matrix_and_seconds():
 
 def test_training_may_go_on_between_products():
     breaths = [r for r in Hessian().measure(snapshot()) if r is None]
-    assert len(breaths) >= 40 + 3 * 20
+    assert len(breaths) >= 15 + 6 + 3 * 15
 
 
 def test_parts_can_be_left_out():
