@@ -107,7 +107,10 @@ class Between(Probe):
         else:
             _, across = direction_pair(snap.theta, snap.problem.layout, snap.rng.generator("between"))
             across = across - (across @ d) / scale**2 * d
-            across = across * (scale / torch.linalg.vector_norm(across))
+            length = torch.linalg.vector_norm(across)
+            if not length > 0:
+                raise InputError("every weight row of this run is zero, so there is no random direction; name a third.")
+            across = across * (scale / length)
             words, label = f"{_mode(runs)}; upwards a random direction", "random direction"
         x = self._axis([x for _, x, _ in marks])
         y = self._axis([y for _, _, y in marks])
