@@ -86,7 +86,10 @@ class Between(Probe):
                     },
                 )
                 yield Scalar(
-                    self._named("barrier", name), height, **about, draw={"y": "barrier", "label": "" if name else "joint"}
+                    self._named("barrier", name),
+                    height,
+                    **about,
+                    draw={"y": "barrier", "label": "" if name else "joint"},
                 )
 
     def _plane(
