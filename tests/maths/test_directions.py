@@ -1,4 +1,4 @@
-"""Directions that are not drawn: most curved, downhill, along the path; each against its slow and obvious definition."""
+"""Directions that are not drawn at random: each against its slow and obvious definition."""
 
 from __future__ import annotations
 

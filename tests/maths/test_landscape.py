@@ -119,7 +119,7 @@ def test_several_losses_share_each_forward_pass_and_the_tolerance():
     *_, slow = refine(losses, theta, d1, d2, x, x, tol=0)
     for plane, true in zip(planes[:2], slow[:2], strict=True):
         assert (plane.z - true.z).abs().max() <= 2e-3 * (slow[0].z.max() - slow[0].z.min())
-        assert 0 < plane.checked_error
+        assert plane.checked_error > 0
     assert planes[0].checked_error <= 1e-3
 
 
