@@ -9,7 +9,7 @@ from engine.foreground import resume
 from engine.knobs import InputError
 from engine.run import recreated
 from engine.store import RunReader
-from engine.trail import FEWEST, MOST, Trail, kept
+from engine.trail import FEWEST, MOST, Trail, kept, stride
 from tests.homes import small, trained
 
 
@@ -17,21 +17,19 @@ def files(home) -> list[int]:
     return sorted(int(path.stem) for path in (home / "path").iterdir())
 
 
-@pytest.mark.parametrize(("steps", "stride"), [(10, 1), (MOST, 1), (MOST + 1, 2), (1000, 32), (10**6, 32768)])
-def test_at_most_so_many_points_are_kept_at_multiples_of_a_power_of_two(tmp_path, steps, stride):
-    trail = Trail(tmp_path, torch.ones(3), steps)
-    assert trail.stride == stride and -(-steps // stride) <= MOST
+@pytest.mark.parametrize(("steps", "every"), [(10, 1), (MOST, 1), (MOST + 1, 2), (1000, 32), (10**6, 32768)])
+def test_at_most_so_many_points_are_kept_at_multiples_of_a_power_of_two(steps, every):
+    assert stride(steps, torch.ones(3)) == every and -(-steps // every) <= MOST
 
 
-def test_large_parameters_are_kept_less_often(tmp_path):
-    assert Trail(tmp_path, torch.empty(10**8, device="meta"), 1000).stride == 128
-    assert FEWEST >= 1000 / 128
+def test_large_parameters_are_kept_less_often():
+    every = stride(1000, torch.empty(10**8, device="meta"))
+    assert 1000 / every <= FEWEST < 1000 / (every // 2)
 
 
 def test_what_is_kept_is_what_theta_was_and_never_the_present(tmp_path):
-    trail = Trail(tmp_path, torch.ones(3), 2 * MOST)
     for step in range(11):
-        trail.keep(step, torch.full((3,), step / 3))
+        Trail(tmp_path).keep(step, torch.full((3,), step / 3), 2 * MOST)
     assert files(tmp_path) == [0, 2, 4, 6, 8, 10]
     found = kept(tmp_path, 8, torch.zeros(3, dtype=torch.float64))
     assert [step for step, _ in found] == [0, 2, 4, 6]
@@ -40,13 +38,13 @@ def test_what_is_kept_is_what_theta_was_and_never_the_present(tmp_path):
 
 def test_a_longer_plan_drops_what_lies_between(tmp_path):
     for step in range(8):
-        Trail(tmp_path, torch.ones(3), MOST).keep(step, torch.ones(3))
-    Trail(tmp_path, torch.ones(3), 4 * MOST).keep(8, torch.ones(3))
+        Trail(tmp_path).keep(step, torch.ones(3), MOST)
+    Trail(tmp_path).keep(8, torch.ones(3), 4 * MOST)
     assert files(tmp_path) == [0, 4, 8]
 
 
 def test_a_damaged_point_is_named(tmp_path):
-    Trail(tmp_path, torch.ones(3), 4).keep(0, torch.ones(3))
+    Trail(tmp_path).keep(0, torch.ones(3), 4)
     with pytest.raises(InputError, match="has 3 parameters, the run 5"):
         kept(tmp_path, 1, torch.ones(5))
     (tmp_path / "path" / "00000000.npy").write_bytes(b"half")
@@ -83,6 +81,13 @@ def test_the_path_and_its_plane_after_a_stop_are_those_of_never_stopping(tmp_pat
 
 def one_theta(run):
     return torch.zeros_like(run.training.state.theta)
+
+
+def test_a_run_that_goes_on_for_longer_keeps_no_more_points(tmp_path):
+    run = trained(tmp_path / "a", small(steps=40))
+    assert files(run.home) == list(range(40))
+    resume(run.home, 80)
+    assert files(run.home) == list(range(0, 80, 2))
 
 
 def test_a_measurement_from_the_command_line_finds_the_path_up_to_its_step(tmp_path):
