@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from app import catalog, curvature, figures, spectra, windows
+from app import catalog, curvature, figures, landscapes, spectra, windows
 from app.drawing import Chart, ChartError, Drawing, arguments
 from app.edges import noisy_edges, told, within
 from app.figures.bars import beside
@@ -208,6 +208,8 @@ CHARTS: dict[str, Chart] = {
     "densities": Chart(curvature.densities, measured),
     "opinions": Chart(curvature.opinions, measured),
     "steps": Chart(_steps, measured),
+    "barrier": Chart(landscapes.line, measured),
+    "between": Chart(landscapes.plane, measured),
     "spectrum": Chart(spectra.spectrum, spectra.stamp),
     "pipeline": Chart(_pipeline, lambda reader, args: (sorted(reader.meta("methods", {}) or {}), catalog.titles())),
 }

@@ -148,8 +148,13 @@ def _tuned(run: str, method: str, knob: str, key: str) -> None:
 
 
 @st.fragment
-def measuring(run: str, probe: Mapping[str, Any], button: str = "Measure now") -> None:
-    """Draw how a probe is scheduled: how often it measures, its settings, and a `button` that measures now."""
+def measuring(
+    run: str, probe: Mapping[str, Any], button: str = "Measure now", given: Mapping[str, Any] | None = None
+) -> None:
+    """Draw how a probe is scheduled: how often it measures, its settings, and a `button` that measures now.
+
+    `given` are settings that the page has chosen for that button.
+    """
     home = home_of(folder(), run)
     if home is None:
         return
@@ -180,7 +185,10 @@ def measuring(run: str, probe: Mapping[str, Any], button: str = "Measure now") -
             st.caption("For the next measurement on request; the scheduled ones keep the run's own settings.")
             own = {f"{name}.{k['name']}": k["default"] for k in probe["knobs"]}
             own |= RunHandle(home).reader().meta("settings", {}) or {}
-            asked = knobs(name, probe["knobs"], own, f"ask/{run}", columns=2)
+            open_ones = [knob for knob in probe["knobs"] if knob["name"] not in (given or {})]
+            asked = knobs(name, open_ones, own, f"ask/{run}", columns=2) | {
+                f"{name}.{k}": v for k, v in (given or {}).items()
+            }
             chosen = {k.partition(".")[2]: v for k, v in asked.items() if v is not None and v != own[k]}
         st.button(
             button,

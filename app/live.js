@@ -39,6 +39,7 @@ const NUDGED = 4000;
 
 const subs = new Map();
 const groups = new Map();
+const cameras = new Map();
 let timer = 0, busy = false, again = false, hurryUntil = 0, lost = 0, plotly = null;
 
 export function mount({ key, data, parentElement, setTriggerValue }) {
@@ -193,7 +194,7 @@ const DRAW = {
     sub.caption.textContent = drawn.caption;
     if (!drawn.figure) {
       if (sub.drawn) window.Plotly.purge(sub.plot);
-      sub.drawn = false;
+      sub.drawn = sub.turned = false;
       sub.plot.classList.add("ms-empty");
       sub.plot.style.height = `${Math.min(sub.data.height, 150)}px`;
       sub.plot.textContent = drawn.empty;
@@ -206,7 +207,10 @@ const DRAW = {
     layout.autosize = true;
     sub.drawn = true;
     sub.plot.setAttribute("aria-label", `${sub.data.title || sub.data.name}: ${drawn.caption}`);
+    const camera = sub.data.link && cameras.get(sub.data.link);
+    if (camera && layout.scene) layout.scene.camera = camera;
     window.Plotly.react(sub.plot, drawn.figure.data, layout, CONFIG);
+    if (sub.data.link && layout.scene) link(sub, layout.meta);
   },
   scrub(sub, drawn) {
     const following = groups.get(sub.data.group) == null;
@@ -217,6 +221,38 @@ const DRAW = {
     scrubWords(sub);
   },
 };
+
+// Surfaces of one link: what is done to the view of one is done to all, and their heights have one scale.
+function link(sub, meta) {
+  sub.meta = meta;
+  const all = linked(sub), spans = all.map((other) => other.meta.span);
+  if (all.length > 1 && all.every((other) => other.meta.log === meta.log)) {
+    const low = Math.min(...spans.map((s) => s[0])), high = Math.max(...spans.map((s) => s[1])), room = 0.03 * (high - low);
+    for (const other of all) {
+      if (other.plot.data[0].cmin === low && other.plot.data[0].cmax === high) continue;
+      window.Plotly.update(other.plot, { cmin: low, cmax: high }, { "scene.zaxis.range": [low - room, high + room] }, [0]);
+    }
+  }
+  if (sub.turned) return;
+  sub.turned = true;
+  for (const event of ["plotly_relayouting", "plotly_relayout"]) sub.plot.on(event, (change) => turn(sub, change["scene.camera"]));
+}
+
+function linked(sub) {
+  return [...subs.values()].filter((other) => other.drawn && other.meta && other.data.link === sub.data.link);
+}
+
+function turn(sub, camera) {
+  if (!camera || JSON.stringify(camera) === JSON.stringify(cameras.get(sub.data.link))) return;
+  const waits = sub.turning;
+  cameras.set(sub.data.link, JSON.parse(JSON.stringify(camera)));
+  sub.turning = true;
+  if (!waits) requestAnimationFrame(() => {
+    sub.turning = false;
+    const now = cameras.get(sub.data.link);
+    for (const other of linked(sub)) if (other !== sub) window.Plotly.relayout(other.plot, { "scene.camera": now });
+  });
+}
 
 function scrubTo(sub, place) {
   const last = place >= sub.steps.length - 1;

@@ -62,16 +62,20 @@ def chart(
     height: int = HEIGHT,
     names: Sequence[str] = (),
     group: str = "",
+    link: str = "",
     **args: Any,
 ) -> None:
-    """Draw chart `name` of `run` and keep it current; charts of one `group` are scrubbed through time together."""
+    """Draw chart `name` of `run` and keep it current.
+
+    Charts of one `group` are scrubbed through time together; surfaces of one `link` are turned together, on one scale.
+    """
     asked = {"names": list(names)} | {k: v for k, v in args.items() if v is not None and v is not False and v != ""}
     held = checked(name, asked)
     if not served():
         _plain(run, name, held, key=key, title=title, height=height)
         return
-    data = {"kind": "chart", "run": run, "name": name, "args": asked, "title": title, "height": height, "group": group}
-    _mount(key=key, data=data | _scripts())
+    data = {"kind": "chart", "run": run, "name": name, "args": asked, "title": title, "height": height}
+    _mount(key=key, data=data | {"group": group, "link": link} | _scripts())
 
 
 def scrubber(run: str, names: Sequence[str], *, key: str, group: str) -> None:

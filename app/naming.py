@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from app.theme import METHOD_HUES, Look
@@ -89,3 +90,15 @@ def part_of(name: str, whole: str) -> str:
     ('audio', 'whole')
     """
     return "/".join(name.split("/")[1:-1]) or whole
+
+
+def spoken(run: str) -> str:
+    """Return a run's id as a person would say it: what, day and time."""
+    stem, _, tail = run.rpartition("-")
+    what, _, stamp = stem.rpartition("-")
+    what, _, day = what.rpartition("-")
+    try:
+        when = datetime.strptime(day + stamp, "%y%m%d%H%M%S")
+    except ValueError:
+        return run
+    return f"{what} · {when:%d %b %H:%M:%S}"

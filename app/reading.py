@@ -116,6 +116,5 @@ def marked(reader) -> int:
 
 
 def measured(reader, args) -> Any:
-    """Return what changes when one of the records that match is measured anew."""
-    names = matching(reader.names()["records"], args["names"])
-    return [(name, len(h), h[-1] if h else None) for name in names for h in [list(reader.history(name))]]
+    """Return what changes when one of the records that match is measured anew, or more finely."""
+    return [(name, *reader.stamp(name)) for name in matching(reader.names()["records"], args["names"])]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
 from app import catalog, controls, live
+from app.naming import spoken as words
 from app.status import ALIVE, DEAD, Standing, folder, home_of, listed, standing
 from app.supervisor import Supervisor, note_of
 from engine.control import Pause, Resume, Stop
@@ -19,6 +19,8 @@ from engine.store import RunReader
 PAGES = Path(__file__).resolve().parents[1] / "pages"
 NEWEST = 200
 """Runs offered in the picker."""
+COMPARED = 60
+"""Newest runs among which another of the same network is looked for."""
 
 
 @st.cache_resource
@@ -77,18 +79,6 @@ def sidebar() -> None:
             st.query_params["run"] = run
         st.selectbox("Run", known, key="picker", format_func=words, on_change=_picked)
         st.fragment(_steering, run_every=None if live.served() else 1.0)(run)
-
-
-def words(run: str) -> str:
-    """Return a run's id as a person would say it: what, day and time."""
-    stem, _, tail = run.rpartition("-")
-    what, _, stamp = stem.rpartition("-")
-    what, _, day = what.rpartition("-")
-    try:
-        when = datetime.strptime(day + stamp, "%y%m%d%H%M%S")
-    except ValueError:
-        return run
-    return f"{what} · {when:%d %b %H:%M:%S}"
 
 
 def _picked() -> None:
@@ -273,16 +263,19 @@ def others(run: str) -> list[str]:
     return sorted(name for name in reader(run).names()["scalars"] if not name.startswith(drawn))
 
 
-def surface_choice(run: str) -> str:
-    """Draw the choice between the surfaces that a run has measured, if there are several; return the record's name."""
-    known = sorted(
-        n for n, kind in reader(run).names()["records"].items() if kind == "surface" and n.startswith("landscape/")
-    )
-    if len(known) < 2:
-        return known[0] if known else "landscape/2d"
-    return st.selectbox(
-        "Surface", known, key="landscape-which", persist_state="session", label_visibility="collapsed", width=260
-    )
+def neighbours(run: str, start: str = "") -> list[str]:
+    """Return the newest runs that have the network of `run` and, if asked for, a record whose name has this start."""
+    layout = reader(run).meta("layout")
+    found = []
+    for other, home in listed(folder())[:COMPARED]:
+        if other == run:
+            continue
+        known = RunReader(home)
+        if not layout or known.meta("layout") != layout:
+            continue
+        if not start or any(name.startswith(start) for name in known.names()["records"]):
+            found.append(other)
+    return found
 
 
 def protocol(run: str) -> str:

@@ -92,7 +92,7 @@ class Standing:
         return {
             "control": tag([control, self.refused, sorted(self.probes.items()), self.steps]),
             "events": tag([self.events, self.state]),
-            "records": tag([self.records, sorted(self.probes.items()), self.pending, self.state]),
+            "records": tag([self.records, sorted(self.probes.items()), self.pending, self.state, self.activity]),
         }
 
     def to_json(self) -> dict[str, Any]:

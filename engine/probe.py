@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,11 +17,7 @@ from engine.records import Bars, Curve, Matrix, Record, Scalar, Surface
 from engine.rng import Rng
 from engine.step import View
 
-__all__ = ["Bars", "Budget", "Curve", "Matrix", "Neighbour", "Probe", "Record", "Scalar", "Snapshot", "Surface", "knob"]
-
-__all__ += ["timed"]
-
-T = TypeVar("T")
+__all__ = ["Bars", "Budget", "Curve", "Matrix", "Probe", "Record", "Scalar", "Snapshot", "Surface", "knob"]
 
 
 @dataclass(frozen=True)
@@ -99,6 +94,11 @@ class Snapshot:
         yield self.notes["chunk"]
 
 
+def whose(name: str) -> str:
+    """Return in words which of the `Snapshot.losses` has that name."""
+    return f"{name} loss" if name else "training loss"
+
+
 class Probe:
     """A measurement. Override `measure`; it must leave no trace in what it is given."""
 
@@ -125,18 +125,6 @@ class Probe:
     def measure(self, snap: Snapshot) -> Iterator[Record | None]:
         """Yield records; a yielded None is a breathing point, at which training may go on."""
         raise TypeError(f"The probe {self.name!r} does not say how to measure.")
-
-
-def timed(work: Iterator[T]) -> Iterator[tuple[T, float]]:
-    """Yield what `work` yields with the seconds it has taken so far, without those in which training went on."""
-    seconds, over = 0.0, object()
-    while True:
-        started = time.perf_counter()
-        found = next(work, over)
-        seconds += time.perf_counter() - started
-        if found is over:
-            return
-        yield found, seconds
 
 
 class Budget:

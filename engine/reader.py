@@ -95,6 +95,11 @@ class RunReader:
         """Return the steps at which a record of that name was made, in order."""
         return [step for (step,) in self._all("SELECT step FROM array WHERE name = ? ORDER BY step", name)]
 
+    def stamp(self, name: str) -> tuple[int, int | None, int | None]:
+        """Return what changes with every record of that name: their count, the newest step, the newest write."""
+        rows = self._all("SELECT count(*), max(step), max(id) FROM array WHERE name = ?", name)
+        return rows[0] if rows else (0, None, None)
+
     def at(self, name: str, step: int) -> Record | None:
         """Return the newest record of that name at or before `step`."""
         rows = self._all(

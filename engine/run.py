@@ -41,7 +41,7 @@ class Run:
         self.writer = RunWriter(self.home)
         self.mailbox = Mailbox(self.home)
         self.steps = training.config.steps
-        self.trail = Trail(self.home, training.state.theta, self.steps)
+        self.trail = Trail(self.home)
         self.measuring = Measuring(training, self.writer)
         self.paused = self.stopping = self.diverged = False
         self.stop_at: int | None = None
@@ -245,7 +245,7 @@ class Run:
     def _keep(self) -> None:
         """Keep where the run stands on its path, for measurements that look back."""
         try:
-            self.trail.keep(self.training.state.step, self.training.state.theta)
+            self.trail.keep(self.training.state.step, self.training.state.theta, self.steps)
         except OSError as error:
             self._unsaved("point of the path", error)
 

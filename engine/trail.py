@@ -24,24 +24,31 @@ MOST_BYTES = 32 * 2**20
 """Bytes that the points of a run may take on disk, unless these are FEWEST."""
 
 
+def stride(steps: int, theta: Tensor) -> int:
+    """Return how many steps lie between the kept points of a run of `steps` steps with parameters like theta (P,)."""
+    most = min(max(MOST_BYTES // (theta.numel() * theta.element_size()), FEWEST), MOST)
+    found = 1
+    while steps > found * most:
+        found *= 2
+    return found
+
+
 class Trail:
-    """Keeps theta in the home of a run, at every `stride` steps."""
+    """Keeps theta in the home of a run, every so many steps."""
 
-    def __init__(self, home: Path, theta: Tensor, steps: int) -> None:
-        """Plan for a run of `steps` steps with parameters like `theta` (P,)."""
+    def __init__(self, home: Path) -> None:
         self.folder = Path(home) / "path"
-        most = min(max(MOST_BYTES // (theta.numel() * theta.element_size()), FEWEST), MOST)
-        self.stride = 1
-        while steps > self.stride * most:
-            self.stride *= 2
 
-    def keep(self, step: int, theta: Tensor) -> None:
+    def keep(self, step: int, theta: Tensor, steps: int) -> None:
         """Keep theta (P,) if the step is one to keep and is not kept yet; drop what a shorter plan kept in between.
+
+        `steps` is the planned length of the run, which may have grown.
 
         Raises:
             OSError: the folder cannot be written.
         """
-        if step % self.stride:
+        every = stride(steps, theta)
+        if step % every:
             return
         path = self.folder / f"{step:08d}.npy"
         if path.exists():
@@ -55,7 +62,7 @@ class Trail:
         finally:
             partial.unlink(missing_ok=True)
         for old in self.folder.glob("[0-9]*.npy"):
-            if int(old.stem) % self.stride:
+            if int(old.stem) % every:
                 old.unlink(missing_ok=True)
 
 

@@ -14,6 +14,8 @@ from engine.store import RunWriter, create
 STEPS = 400
 PARTS = ("image", "text", "shared")
 TOGGLED_AT = 160
+NEIGHBOUR = "another-run"
+"""A run that was measured against, if it lies beside."""
 BALANCE = (
     *(f"unimodal/{key}" for key in ("own", "inputs", "linear")),
     *("ogm_ratio", "prototype_ratio", "lead", "drift", "relative_update", "learning_speed", "overfitting"),
@@ -222,17 +224,50 @@ def _landscape(step: int) -> list:
     axes = {"x": "step along d1", "y": "step along d2"}
     sharp = 1 + step / 200
     z = 0.1 + sharp * (x[None] ** 2 + 0.4 * x[:, None] ** 2) + 0.15 * np.sin(6 * x[None]) ** 2 * x[:, None] ** 2
-    lines = [
-        Curve(
-            f"landscape/1d/{name}" if name else "landscape/1d",
-            x,
-            scale * (0.1 + sharp * x**2),
-            **about,
-            draw={"x": "step along d1", "y": "loss"},
-        )
-        for name, scale in (("", 1.0), ("image", 1.3), ("text", 1.9))
+    found = []
+    for name, scale in (("", 1.0), ("image", 1.3), ("text", 1.9)):
+        tail, label = (f"/{name}", "") if name else ("", "joint")
+        draw = axes | {"center": 0.1 * scale, "checked_error": 0}
+        found.append(Surface(f"landscape/2d{tail}", x, x, scale * z, **about, draw=draw))
+        draw = {"x": "step along d1", "y": "loss", "label": label, "checked_error": 0}
+        found.append(Curve(f"landscape/1d{tail}", x, scale * (0.1 + sharp * x**2), **about, draw=draw))
+    return found + (_path(step, x, z, about) if step else [])
+
+
+def _path(step: int, x, z, about: dict) -> list:
+    """The path in its plane, what it leaves out, and lines to another run."""
+    steps = np.arange(0, step + 1, 25)
+    t = 1 - steps / step
+    loss, off = 0.1 + 2 * t**2, 0.4 * np.sin(np.pi * t)
+    drawn = {"step": steps.tolist(), "x": (0.8 * t).tolist(), "y": (0.5 * t * (1 - t)).tolist()}
+    drawn |= {"loss": loss.tolist(), "off": off.tolist()}
+    found = [
+        Surface("landscape/trajectory/2d", x, x, z, **about, draw={"x": "PC1", "y": "PC2", "path": drawn}),
+        Curve("trajectory/off_plane", steps[:-1], off[:-1], n=512, draw={"x": "step", "y": "share"}),
+        Bars("trajectory/shares", np.array(["PC1", "PC2"]), np.array([0.8, 0.1]), n=512),
     ]
-    return [*lines, Surface("landscape/2d", x, x, z, **about, draw=axes | {"center": 0.1, "checked_error": 0.0})]
+    for name, scale in (("", 1.0), ("/image", 0.7), ("/text", 0.5)):
+        found += [
+            Curve(f"trajectory/loss{name}", steps, scale * loss, **about, draw={"x": "step", "y": "loss"}),
+            Curve(f"trajectory/distance{name}", steps, scale * (1 - t), n=512, draw={"x": "step"}),
+            Curve(f"trajectory/update{name}", steps[1:], scale * 0.01 * t[:-1] + 0.001, n=512, draw={"x": "step"}),
+        ]
+    way, marks = np.linspace(0, 1, 25), [("this run", 0.0, 0.0), (NEIGHBOUR, 0.9, 0.0)]
+    line = 0.1 + 0.2 * way + 4 * way * (1 - way)
+    axes = {"x": f"towards {NEIGHBOUR}", "y": "random direction", "checked_error": 4e-4}
+    return [
+        *found,
+        Curve(f"between/{NEIGHBOUR}/line", way, line, **about, draw={"x": "", "y": "loss", "label": "joint"}),
+        Scalar(f"between/{NEIGHBOUR}/barrier", 1.0, **about, draw={"y": "barrier", "label": "joint"}),
+        Surface(
+            f"between/{NEIGHBOUR}/plane",
+            x,
+            x,
+            z,
+            **about,
+            draw=axes | {"marks": [{"text": text, "x": a, "y": b} for text, a, b in marks]},
+        ),
+    ]
 
 
 def _balance(step: int, rng) -> list:

@@ -4,10 +4,12 @@ import time
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from engine.control import Measure
+from engine.control import Cancel, Measure
 from engine.measuring import SLICE, Measuring
 from engine.probe import Scalar
+from engine.run import Run
 from engine.store import RunReader
 from engine.training import Training
 from tests.homes import small, trained
@@ -162,3 +164,37 @@ def test_training_never_waits_a_second_for_a_measurement(tmp_path, monkeypatch):
     gaps = [b - a for a, b in zip(started, started[1:], strict=False)]
     assert sum(gap > SLICE for gap in gaps) > 30, "nothing was measured while training went on"
     assert max(gaps) < 1.0
+
+
+def test_a_cancelled_measurement_leaves_its_first_pictures_and_training_as_it_was(tmp_path):
+    plain = trained(tmp_path / "a", small())
+    asked = {20: [Measure("landscape", {"points": 101, "tol": 0.0, "plane": "gradient"})]}
+    asked |= {10: [Measure("landscape", {"points": 101, "tol": 1e-9})], 25: [Cancel("landscape")]}
+    run = trained(tmp_path / "b", small(), asked)
+    reader = RunReader(run.home)
+    assert [e.kind for e in reader.events() if e.kind.startswith("probe")] == [], "neither came to its end"
+    assert not run.measuring.busy and reader.meta("activity") == ""
+    first = reader.at("landscape/2d", 20)
+    assert reader.history("landscape/2d") == [10] and first.draw["evaluations"] < 101**2
+    assert "interpolated, checked error" in first.mode and reader.history("landscape/gradient/2d") == []
+    assert torch.equal(run.training.state.theta, plain.training.state.theta)
+
+
+def test_a_finer_picture_takes_the_place_of_the_coarser_at_the_same_step(tmp_path):
+    run, reader = trained(tmp_path / "a", small()), RunReader(tmp_path / "a")
+    seen, record = [], run.writer.record
+
+    def recorded(step, made):
+        record(step, made)
+        run.writer.flush()
+        if made.name == "landscape/2d":
+            seen.append((made.draw["evaluations"], reader.stamp("landscape/2d")))
+
+    run = Run(run.training, run.home)
+    run.writer.record, record = recorded, run.writer.record
+    run.measure("landscape", {"tol": 1e-5})
+    while run.measuring.busy:
+        run.measuring.turn(0.0, idle=True)
+    assert len(seen) > 1 and sorted(seen) == seen and len({stamp for _, stamp in seen}) == len(seen)
+    assert reader.history("landscape/2d") == [60]
+    assert reader.at("landscape/2d", 60).draw["evaluations"] == seen[-1][0]

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import plotly.graph_objects as go
 
+from app.figures.around import over_plane, over_surface
 from app.figures.base import blank, numbers, short
 from app.theme import Look
 
 
 def contour(record, look: Look, *, log: bool = False) -> go.Figure:
-    """Return a `surface` record as filled contours, the centre marked; `log` colours by the logarithm of the height."""
-    z, bar = _height(record, look, log)
+    """Return a `surface` record as filled contours; `log` colours by the logarithm of the height.
+
+    Over it lies what the record names: the path of the run, its points filled with their true losses, or other runs;
+    else the centre alone.
+    """
+    height, bar = _height(record, look, log)
+    z, (low, high) = height(record.z), _span(record, height)
     figure = blank(look, revision=f"contour/{record.name}", x=record.draw.get("x", ""), y=record.draw.get("y", ""))
     figure.add_trace(
         go.Contour(
             x=numbers(record.x),
             y=numbers(record.y),
             z=z,
+            zmin=low,
+            zmax=high,
             colorscale=look.scale,
             ncontours=22,
             customdata=numbers(record.z),
@@ -26,23 +36,20 @@ def contour(record, look: Look, *, log: bool = False) -> go.Figure:
             colorbar=bar,
         )
     )
-    figure.add_trace(
-        go.Scatter(
-            x=np.zeros(1, np.float32),
-            y=np.zeros(1, np.float32),
-            mode="markers",
-            hoverinfo="skip",
-            marker={"symbol": "x-thin", "size": 11, "line": {"width": 2, "color": "#FFFFFF"}},
-        )
-    )
+    scale = {"colorscale": look.scale, "cmin": low, "cmax": high}
+    figure.add_traces(over_plane(record, height, scale))
     figure.update_xaxes(showgrid=False, constrain="domain")
     figure.update_yaxes(showgrid=False, scaleanchor="x", constrain="domain")
     return figure
 
 
 def surface(record, look: Look, *, log: bool = False) -> go.Figure:
-    """Return a `surface` record in three dimensions; the camera is the viewer's and survives updates."""
-    z, bar = _height(record, look, log)
+    """Return a `surface` record in three dimensions; the camera is the viewer's and survives updates.
+
+    The lowest and highest value drawn stand in `layout.meta`, so that a page can draw several on one scale.
+    """
+    height, bar = _height(record, look, log)
+    z, span = height(record.z), _span(record, height)
     figure = blank(look, revision=f"surface/{record.name}")
     figure.add_trace(
         go.Surface(
@@ -57,8 +64,10 @@ def surface(record, look: Look, *, log: bool = False) -> go.Figure:
             lighting={"ambient": 0.75, "diffuse": 0.5, "specular": 0.05},
         )
     )
+    figure.add_traces(over_surface(record, height, look))
     ticks = {key: bar[key] for key in ("tickvals", "ticktext") if key in bar}
     figure.update_layout(
+        meta={"span": span, "log": "tickvals" in bar},
         margin={"l": 0, "r": 0, "t": 0, "b": 0},
         scene={
             "aspectmode": "manual",
@@ -103,8 +112,8 @@ def matrix(record, look: Look) -> go.Figure:
     return figure
 
 
-def _height(record, look: Look, log: bool) -> tuple[np.ndarray, dict]:
-    """Return heights (len(y), len(x)) and the colour bar; in logarithms when asked for and everything is positive."""
+def _height(record, look: Look, log: bool) -> tuple[Callable, dict]:
+    """Return what maps losses to heights, and the colour bar; logarithms when asked for and everything is positive."""
     z = np.asarray(record.z, dtype=np.float64)
     bar = {
         "orientation": "h",
@@ -121,10 +130,18 @@ def _height(record, look: Look, log: bool) -> tuple[np.ndarray, dict]:
     }
     held = z[np.isfinite(z)]
     if not log or not held.size or held.min() <= 0:
-        return numbers(z), bar
+        return numbers, bar
     low, high = np.log10(held.min()), np.log10(held.max())
     ticks = np.linspace(low, high, 6)
-    return numbers(np.log10(z)), bar | {"tickvals": ticks.astype(np.float32), "ticktext": [short(10**t) for t in ticks]}
+    logarithm = lambda values: numbers(np.log10(np.maximum(np.asarray(values, np.float64), 1e-300)))  # noqa: E731
+    return logarithm, bar | {"tickvals": ticks.astype(np.float32), "ticktext": [short(10**t) for t in ticks]}
+
+
+def _span(record, height: Callable) -> list[float]:
+    """Return the lowest and the highest that is drawn, the true losses of a path among it."""
+    values = np.concatenate([height(record.z).ravel(), height(record.draw.get("path", {}).get("loss", []))])
+    held = values[np.isfinite(values)]
+    return [float(held.min()), float(held.max())] if held.size else [0.0, 1.0]
 
 
 def _short(text: str) -> str:

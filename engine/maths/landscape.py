@@ -19,7 +19,7 @@ from engine.maths.directions import direction_pair, filter_normalised
 from engine.maths.krylov import Loss
 from engine.maths.points import Field, Losses, single
 
-__all__ = ["Slice", "axis", "axis_over", "barrier", "direction_pair", "filter_normalised", "line", "refine"]
+__all__ = ["Slice", "axis", "axis_over", "barrier", "direction_pair", "filter_normalised", "gaps", "line", "refine"]
 __all__ += ["slice_1d", "slice_2d"]
 
 CHECKS = 24
@@ -92,7 +92,7 @@ def barrier(t: Sequence[float] | Tensor, losses: Tensor) -> Tensor:
     max_t [L(w_t) - (1 - t) L(w_0) - t L(w_1)] (Frankle et al. 2020): 0 where the way never leaves the chord upwards.
 
     Raises:
-        InputError: t does not run from 0 to 1.
+        InputError: t does not run from 0 to 1, or a loss at its ends is not finite.
 
     >>> barrier([0.0, 0.5, 1.0], torch.tensor([1.0, 3.0, 2.0])).item()
     1.5
@@ -100,7 +100,20 @@ def barrier(t: Sequence[float] | Tensor, losses: Tensor) -> Tensor:
     t = torch.from_numpy(_axis(t, "t"))
     if t[0] != 0 or t[-1] != 1 or losses.shape[-1:] != t.shape:
         raise InputError(f"a barrier needs a loss at each t from 0 to 1, not {losses.shape[-1]} on {t.tolist()!s:.60}.")
+    ends = losses[..., [0, -1]]
+    if not ends.isfinite().all():
+        raise InputError(f"the losses at the ends are {ends.tolist()!s:.80}; a barrier needs finite ones.")
     return (losses - (1 - t) * losses[..., :1] - t * losses[..., -1:]).max(-1).values
+
+
+def gaps(values: Tensor) -> str:
+    """Return how many losses are not finite as the end of a sentence, or nothing.
+
+    >>> gaps(torch.tensor([1.0, torch.inf]))
+    '; 1 of 2 points are not finite and drawn as gaps'
+    """
+    count = int((~values.isfinite()).sum())
+    return f"; {count:,} of {values.numel():,} points are not finite and drawn as gaps" if count else ""
 
 
 def slice_1d(loss: Loss, theta: Tensor, d: Tensor, t: Sequence[float] | Tensor) -> Tensor:
@@ -116,13 +129,19 @@ def slice_1d(loss: Loss, theta: Tensor, d: Tensor, t: Sequence[float] | Tensor) 
 def line(
     losses: Losses, theta: Tensor, d: Tensor, t: Sequence[float] | Tensor, *, chunk: int = 1
 ) -> Iterator[Tensor | None]:
-    """Yield None after every `chunk` points, a breathing point, and at last the losses (L, len(t))."""
+    """Yield None after every `chunk` points, a breathing point, and at last the losses (L, len(t)).
+
+    Raises:
+        InputError: shapes that do not fit, t that does not increase, or a centre that is not finite.
+    """
     _fits(theta, d)
-    pieces = []
-    for piece in Field(losses, theta.detach(), d.detach()[None], chunk)(_axis(t, "t")[:, None]):
+    pieces, t = [], _axis(t, "t")
+    for piece in Field(losses, theta.detach(), d.detach()[None], chunk)(t[:, None]):
         pieces.append(piece)
         yield None
-    yield torch.from_numpy(np.concatenate(pieces).T.copy())
+    found = np.concatenate(pieces).T
+    _holds(found[:, t == 0])
+    yield torch.from_numpy(found.copy())
 
 
 def slice_2d(
@@ -167,7 +186,7 @@ def refine(
     surface that defies the spline, or is not finite somewhere, ends with the exact grid.
 
     Raises:
-        InputError: shapes that do not fit, axes that do not increase, or a negative `tol`.
+        InputError: shapes that do not fit, axes that do not increase, a negative `tol`, or a centre that is not finite.
     """
     _fits(theta, d1, d2)
     if not tol >= 0:
@@ -176,6 +195,8 @@ def refine(
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     plane = _Plane(Field(losses, theta.detach(), torch.stack([d1, d2]).detach(), chunk), x, y)
     rows, cols = _Knots(y), _Knots(x)
+    yield from plane.evaluated(np.argwhere((y[:, None] == 0) & (x == 0)))
+    _holds(plane.z[:, ~plane.unknown])
     while tol > 0 and plane.spares(rows, cols):
         yield from plane.evaluated(np.array([(row, col) for row in rows.at for col in cols.at]))
         if not plane.finite:
@@ -335,3 +356,20 @@ def _fits(theta: Tensor, *directions: Tensor) -> None:
     for d in directions:
         if d.shape != theta.shape or theta.dim() != 1:
             raise InputError(f"a direction of shape {tuple(d.shape)} does not fit theta {tuple(theta.shape)}.")
+    for what, values in (("theta", theta), *(("a direction", d) for d in directions)):
+        count = int((~values.isfinite()).sum())
+        if count:
+            raise InputError(
+                f"{what} has {count:,} numbers that are not finite; cut the loss where training is finite."
+            )
+
+
+def _holds(losses: np.ndarray) -> None:
+    """Check the losses at the centre.
+
+    Raises:
+        InputError: one is not finite.
+    """
+    bad = losses[~np.isfinite(losses)]
+    if bad.size:
+        raise InputError(f"the loss at the centre of the slice is {bad[0]}; cut it where training is finite.")

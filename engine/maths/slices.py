@@ -32,6 +32,18 @@ class Timed(Generic[T]):
         self.found = found
 
 
+def timed(work: Iterator[T]) -> Iterator[tuple[T, float]]:
+    """Yield what `work` yields with the seconds it has taken so far, without those in which training went on."""
+    seconds, over = 0.0, object()
+    while True:
+        started = time.perf_counter()
+        found = next(work, over)
+        seconds += time.perf_counter() - started
+        if found is over:
+            return
+        yield found, seconds
+
+
 def in_slices(
     work: Callable[[Pause], T], around: Callable[[], AbstractContextManager] = nullcontext
 ) -> Generator[T | None]:

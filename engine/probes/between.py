@@ -16,8 +16,9 @@ from torch import Tensor
 
 from engine.knobs import InputError
 from engine.maths.directions import direction_pair
-from engine.maths.landscape import axis_over, barrier, line, refine
-from engine.probe import Curve, Neighbour, Probe, Record, Scalar, Snapshot, Surface, knob, timed
+from engine.maths.landscape import axis_over, barrier, gaps, line, refine
+from engine.maths.slices import timed
+from engine.probe import Curve, Neighbour, Probe, Record, Scalar, Snapshot, Surface, knob, whose
 
 LEAST = 25
 """Points on the way between two runs, at least: fewer miss a narrow barrier."""
@@ -40,7 +41,7 @@ class Between(Probe):
         other: str = knob("", help="Id of the other run: the name of a folder beside this run's own.")
         third: str = knob("", help="Id of a third run, through which the plane goes too; empty for a random direction.")
         line: int = knob(41, LEAST, 401, "Points on the line between the two runs, both included.")
-        points: int = knob(31, 9, 101, "Points on each side of the plane; 0 and 1 are among them.")
+        points: int = knob(31, 9, 101, "Points on each side of the plane.")
         tol: float = knob(1e-3, 0.0, 0.1, "Interpolation error allowed on the plane, as a fraction of the range.")
 
     def measure(self, snap: Snapshot) -> Iterator[Record | None]:
@@ -69,7 +70,7 @@ class Between(Probe):
                 yield None
                 continue
             for name, values, height in zip(names, found, barrier(t, found).tolist(), strict=True):
-                about = {"n": n, "mode": f"{_what(name)}, {mode}", "seconds": seconds}
+                about = {"n": n, "mode": f"{whose(name)}, {mode}{gaps(values)}", "seconds": seconds}
                 yield Curve(
                     self._named("line", name),
                     t.numpy(),
@@ -79,10 +80,17 @@ class Between(Probe):
                         "title": "Loss on the straight line between the two",
                         "x": f"from this run (0) to {self.params.other} (1)",
                         "y": "loss",
+                        "label": "" if name else "joint",
                         "barrier": height,
+                        "checked_error": 0,
                     },
                 )
-                yield Scalar(self._named("barrier", name), height, **about, draw={"y": "barrier"})
+                yield Scalar(
+                    self._named("barrier", name),
+                    height,
+                    **about,
+                    draw={"y": "barrier", "label": "" if name else "joint"},
+                )
 
     def _plane(
         self, snap: Snapshot, runs: list[Neighbour], names, losses, d: Tensor, chunk: int, n: int
@@ -102,7 +110,10 @@ class Between(Probe):
         else:
             _, across = direction_pair(snap.theta, snap.problem.layout, snap.rng.generator("between"))
             across = across - (across @ d) / scale**2 * d
-            across = across * (scale / torch.linalg.vector_norm(across))
+            length = torch.linalg.vector_norm(across)
+            if not length > 0:
+                raise InputError("every weight row of this run is zero, so there is no random direction; name a third.")
+            across = across * (scale / length)
             words, label = f"{_mode(runs)}; upwards a random direction", "random direction"
         x = self._axis([x for _, x, _ in marks])
         y = self._axis([y for _, _, y in marks])
@@ -129,10 +140,10 @@ class Between(Probe):
                     y.numpy(),
                     found.z.numpy(),
                     n=n,
-                    mode=f"{_what(name)}, {words}{error}",
+                    mode=f"{whose(name)}, {words}{error}{gaps(found.z)}",
                     seconds=seconds,
                     draw={
-                        "title": f"Plane through the runs: {_what(name)}",
+                        "title": f"Plane through the runs: {whose(name)}",
                         "x": f"towards {runs[0].run}",
                         "y": label,
                         "marks": [{"text": text, "x": a, "y": b} for text, a, b in marks],
@@ -147,10 +158,6 @@ class Between(Probe):
 
     def _named(self, kind: str, name: str) -> str:
         return "/".join(["between", self.params.other, kind, *([name] if name else [])])
-
-
-def _what(name: str) -> str:
-    return f"{name} loss" if name else "training loss"
 
 
 def _mode(runs: list[Neighbour]) -> str:

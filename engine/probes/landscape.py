@@ -20,8 +20,9 @@ from torch import Tensor
 
 from engine.knobs import InputError
 from engine.maths.directions import Parts, curved_pair, direction_pair, downhill_pair, principal_pair
-from engine.maths.landscape import Slice, axis_over, line, refine
-from engine.probe import Curve, Probe, Record, Snapshot, Surface, knob, timed
+from engine.maths.landscape import Slice, axis_over, gaps, line, refine
+from engine.maths.slices import timed
+from engine.probe import Curve, Probe, Record, Snapshot, Surface, knob, whose
 
 MARGIN = 0.15
 """How far a trajectory's plane goes beyond the path, as a share of its extent."""
@@ -68,8 +69,8 @@ class Landscape(Probe):
             "trajectory: 1 is the path with a margin.",
             log=True,
         )
-        line: int = knob(41, 3, 401, "Points on the line; an even number is raised by one, so that 0 is among them.")
-        points: int = knob(41, 3, 101, "Points on each side of the plane; an even number is raised by one.")
+        line: int = knob(51, 3, 401, "Points on the line; an even number is raised by one, so that 0 is among them.")
+        points: int = knob(51, 3, 101, "Points on each side of the plane; an even number is raised by one.")
         tol: float = knob(
             1e-3, 0.0, 0.1, "Interpolation error allowed, as a fraction of the range; 0 evaluates all points."
         )
@@ -81,7 +82,8 @@ class Landscape(Probe):
     def measure(self, snap: Snapshot) -> Iterator[Record | None]:
         """Yield `landscape/2d` and `landscape/1d`, each also as `…/<modality>` where there is a unimodal loss.
 
-        Planes other than the random one have their kind in the name, such as `landscape/eigen/2d`.
+        Other planes than random ones of all parameters have their kind and their parts in the name, such as
+        `landscape/eigen/2d` and `landscape/random@image+text/2d`, so that each kind has a history of its own.
         """
         p, n = self.params, len(snap.problem.probe_batch())
         names, losses = snap.losses()
@@ -119,10 +121,16 @@ class Landscape(Probe):
                     t.numpy(),
                     y.numpy(),
                     n=n,
-                    mode=f"{_what(name)}, {cut.words}{_gaps(y)}",
+                    mode=f"{whose(name)}, {cut.words}{gaps(y)}",
                     seconds=seconds,
-                    draw={"title": f"Line through the parameters: {_what(name)}", "x": cut.axes[0], "y": "loss"}
-                    | {"center": y[center].item()},
+                    draw={
+                        "title": "Line through the parameters",
+                        "x": cut.axes[0],
+                        "y": "loss",
+                        "label": "" if name else "joint",
+                        "center": y[center].item(),
+                        "checked_error": 0,
+                    },
                 )
 
     def _surface(
@@ -137,10 +145,10 @@ class Landscape(Probe):
             y.numpy(),
             found.z.numpy(),
             n=n,
-            mode=f"{_what(name)}, {cut.words}{about}{_gaps(found.z)}",
+            mode=f"{whose(name)}, {cut.words}{about}{gaps(found.z)}",
             seconds=seconds,
             draw={
-                "title": f"Plane through the parameters: {_what(name)}",
+                "title": f"Plane through the parameters: {whose(name)}",
                 "x": cut.axes[0],
                 "y": cut.axes[1],
                 "center": found.z[int((y == 0).nonzero()), int((x == 0).nonzero())].item(),
@@ -152,8 +160,9 @@ class Landscape(Probe):
         )
 
     def _named(self, kind: str, name: str) -> str:
-        plane = self.params.plane
-        return "/".join(["landscape", *([] if plane == "random" else [plane]), kind, *([name] if name else [])])
+        parts = "+".join(word.strip() for word in self.params.part.split(",") if word.strip())
+        cut = f"{self.params.plane}@{parts}" if parts else self.params.plane
+        return "/".join(["landscape", *([] if cut == "random" else [cut]), kind, *([name] if name else [])])
 
     def _cut(self, snap: Snapshot) -> Iterator[Cut | None]:
         """Yield None at breathing points, and at last where to cut."""
@@ -217,8 +226,9 @@ class Landscape(Probe):
             *plane.directions,
             _around(x, y, self.params.reach),
             ("first principal component", "second principal component"),
-            f"{self._who()}, plane of the path ({len(path)} points), which holds {share} of its squared distances; "
-            "this proves nothing: a random walk has 81 % + 9 %; points coloured by true loss, no method active",
+            f"{self._who()}, plane of the path ({len(path)} points), which holds {share} of its squared distances "
+            f"(a random walk has 81 % + 9 %) and leaves out up to {100 * max(off[:-1]):.0f} % of a point's distance; "
+            "points coloured by their true loss, no method active",
             {"step": [*steps, snap.step], "x": x, "y": y, "off": off},
             np.stack(true),
         )
@@ -247,13 +257,3 @@ def _part(text: str) -> Parts:
     if len(names) > 2:
         raise InputError(f"landscape.part names {len(names)} parts, {text!r}; give none, one, or two with a comma.")
     return tuple(names) if len(names) == 2 else next(iter(names), None)
-
-
-def _what(name: str) -> str:
-    return f"{name} loss" if name else "training loss"
-
-
-def _gaps(values: Tensor) -> str:
-    """Return how many losses are not finite, in words, or nothing."""
-    count = int((~values.isfinite()).sum())
-    return f"; {count:,} of {values.numel():,} points are not finite and drawn as gaps" if count else ""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from engine.layout import Layout
 from engine.maths.directions import Principal, principal_pair
-from engine.probe import Bars, Curve, Probe, Record, Scalar, Snapshot, knob
+from engine.probe import Bars, Curve, Probe, Record, Scalar, Snapshot, knob, whose
 
 WALK = "this proves nothing: a random walk has 81 % + 9 %"
 """What explained variance must never be shown without; (8 / π²) / (2k - 1)² for a long walk seen from its end."""
@@ -64,13 +64,12 @@ class Trajectory(Probe):
         who = f"{self.params.part or 'all parameters'}, {len(path)} points of the path"
         yield _path(plane, steps, np.stack(true)[:, 0], who, n, seconds)
         for name, values in zip(names, np.stack(true).T, strict=True):
-            what = f"{name} loss" if name else "training loss"
             yield Curve(
                 f"trajectory/loss/{name}" if name else "trajectory/loss",
                 steps,
                 values,
                 n=n,
-                mode=f"{what} at the points themselves, no method active",
+                mode=f"{whose(name)} at the points themselves, no method active",
                 seconds=seconds,
                 draw={"title": "True losses along the path", "x": "step", "y": "loss"},
             )

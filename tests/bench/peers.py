@@ -24,6 +24,7 @@ from torch.nn import functional
 from engine.layout import Layout
 from engine.maths.curvature import Density, spectral_density, spectrum, top_eigenpairs, trace
 from engine.maths.landscape import axis, direction_pair, refine, slice_2d
+from engine.maths.points import single
 from engine.networks.resnet import ResNet18
 from tests.bench.mid import Case, mid
 
@@ -110,7 +111,7 @@ def slice_exact(case: Case) -> Result:
 
 def slice_first(case: Case) -> Result:
     """The first picture of the plane."""
-    next(found for found in refine(case.loss(), case.theta, *_plane(case), tol=1e-3) if found is not None)
+    next(found for found in refine(single(case.loss()), case.theta, *_plane(case), tol=1e-3) if found is not None)
     return {}
 
 

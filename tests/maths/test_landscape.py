@@ -7,7 +7,16 @@ import torch
 
 from engine.knobs import InputError
 from engine.layout import Layout
-from engine.maths.landscape import axis, direction_pair, filter_normalised, refine, slice_1d, slice_2d
+from engine.maths.landscape import (
+    axis,
+    axis_over,
+    barrier,
+    direction_pair,
+    filter_normalised,
+    refine,
+    slice_1d,
+    slice_2d,
+)
 from engine.maths.points import single
 from tests.maths.nets import problem
 
@@ -96,6 +105,50 @@ def test_first_picture_comes_early_and_improves():
     assert slices[0].checked_error > slices[-1].checked_error
 
 
+def test_several_losses_share_each_forward_pass_and_the_tolerance():
+    _, layout, theta, loss, _ = problem()
+    d1, d2 = direction_pair(theta, layout, seeded(1))
+    x, calls = axis(1.0, 41), []
+
+    def losses(w):
+        calls.append(1)
+        return torch.stack([loss(w), 3 + loss(w).sqrt() / 100, (w[:6] ** 2).sum()])
+
+    *_, planes = refine(losses, theta, d1, d2, x, x, tol=1e-3)
+    assert len(calls) == planes[0].evaluations < 41**2
+    *_, slow = refine(losses, theta, d1, d2, x, x, tol=0)
+    for plane, true in zip(planes[:2], slow[:2], strict=True):
+        assert (plane.z - true.z).abs().max() <= 2e-3 * (slow[0].z.max() - slow[0].z.min())
+        assert plane.checked_error > 0
+    assert planes[0].checked_error <= 1e-3
+
+
+def test_the_range_doubles_and_the_grid_doubles():
+    _, layout, theta, loss, _ = problem()
+    d1, d2 = direction_pair(theta, layout, seeded(0))
+    near, far = (slice_2d(loss, theta, d1, d2, axis(r, 5), axis(r, 5), tol=0).z for r in (1.0, 2.0))
+    torch.testing.assert_close(near[::2, ::2], far[1:4, 1:4])
+
+
+def test_the_barrier_between_two_quadratic_wells_is_the_closed_form():
+    h, a, b = 3.0, torch.tensor([0.0, 0.0]), torch.tensor([3.0, 4.0])
+    wells = lambda w: torch.minimum(h / 2 * (w - a).square().sum(), h / 2 * (w - b).square().sum() + 0.5)  # noqa: E731
+    t = torch.linspace(0, 1, 2001, dtype=torch.float64)
+    found = barrier(t, slice_1d(wells, a.double(), (b - a).double(), t))
+    # On the line the wells meet where h/2 D² t² = h/2 D² (1 - t)² + c, at t = 1/2 + c / (h D²); the chord there is c t.
+    depth, meet = h / 2 * 25, 0.5 + 0.5 / (h * 25)
+    assert found.item() == pytest.approx(depth * meet**2 - 0.5 * meet, rel=1e-3)
+    assert barrier(t, slice_1d(lambda w: (w - a).square().sum(), a.double(), b.double(), t)) == 0
+
+
+def test_an_axis_over_a_range_holds_zero_and_both_ends():
+    for low, high, points in ((-1.0, 1.0, 5), (-0.3, 1.3, 31), (-7.0, 0.01, 9)):
+        found = axis_over(low, high, points)
+        assert len(found) == points and (found == 0).sum() == 1
+        assert found[0] <= low + 1e-12 and found[-1] >= high - 1e-12
+        torch.testing.assert_close(found.diff(), found.diff()[:1].expand(points - 1))
+
+
 def test_axes_without_zero_and_uneven_axes_are_allowed():
     x = torch.tensor([0.1, 0.2, 0.25, 0.4, 0.8, 0.9, 1.5]).double()
     plane = slice_2d(lambda w: (w**2).sum(), torch.zeros(2).double(), *torch.eye(2).double(), x, x)
@@ -181,6 +234,13 @@ def test_slicing_leaves_no_trace():
         (lambda loss, w: slice_2d(loss, w, w, w, [1, 0], [0, 1]), "increasing"),
         (lambda loss, w: slice_2d(loss, w, w, w, [0, 1], [0, 1], tol=-1), "tol"),
         (lambda loss, w: slice_1d(loss, w, w, []), "increasing"),
+        (lambda loss, w: slice_1d(loss, w * torch.nan, w, [0, 1]), "3 numbers that are not finite"),
+        (lambda loss, w: slice_2d(loss, w, w, w / 0, [0, 1], [0, 1]), "3 numbers that are not finite"),
+        (lambda loss, w: slice_1d(lambda v: v.sum().log(), -w, w, [0, 1]), "centre of the slice is nan"),
+        (lambda loss, w: slice_2d(lambda v: v.sum().log(), 0 * w, w, w, [0, 1], [0, 1]), "centre of the slice is -inf"),
+        (lambda loss, w: barrier([0, 0.5], torch.ones(2)), "from 0 to 1"),
+        (lambda loss, w: barrier([0, 1], torch.tensor([1, torch.inf])), "ends"),
+        (lambda loss, w: axis_over(1.0, 2.0, 5), "cannot hold 0"),
         (lambda loss, w: slice_1d(lambda v: v, w, w, [0, 1]), "one number"),
         (lambda loss, w: axis(1.0, 10), "odd"),
         (lambda loss, w: direction_pair(w, Layout({"b": (3,)}, {"b": "a"}), seeded(0)), "weight matrix"),

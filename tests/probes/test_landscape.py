@@ -61,10 +61,12 @@ def test_another_draw_is_another_plane():
 
 
 def test_a_modality_whose_branch_stands_still_keeps_its_loss():
-    records = measured(small(part="image"), snapshot())
-    assert np.ptp(records["landscape/1d/text"].y) == 0 and np.ptp(records["landscape/1d/image"].y) > 0
+    records, alone = measured(small(part="image"), snapshot()), "landscape/random@image"
+    assert np.ptp(records[f"{alone}/1d/text"].y) == 0 and np.ptp(records[f"{alone}/1d/image"].y) > 0
     crossed = measured(small(part="image, text"), snapshot())
-    assert np.ptp(crossed["landscape/2d"].z[2]) > 0 and np.ptp(crossed["landscape/2d"].z[:, 2]) > 0
+    image, text = (crossed[f"landscape/random@image+text/2d/{name}"].z for name in ("image", "text"))
+    assert np.ptp(image[2]) > 0 and (np.ptp(image, axis=0) == 0).all(), "rows move the image branch alone"
+    assert np.ptp(text[:, 2]) > 0 and (np.ptp(text, axis=1) == 0).all()
 
 
 def test_without_heads_there_is_the_joint_loss_alone():

@@ -1,0 +1,58 @@
+"""Charts of the landscape that tell runs from one another: the line between two and the plane through them.
+
+Free of Streamlit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from app.drawing import Drawing
+from app.figures.around import barrier
+from app.figures.surface import contour, surface
+from app.naming import named, spoken
+from app.reading import located, said
+from app.theme import Look
+from engine.records import Record
+
+NOTHING = "This has not been measured yet."
+
+
+def line(reader, args: Mapping[str, Any], look: Look) -> Drawing:
+    """Return the losses on the way from this run to another, each above its chord and with its barrier."""
+    found = located(reader, args, args["names"])
+    if not found:
+        return Drawing(None, empty=args["empty"] or NOTHING)
+    label = named([name for name, _, _ in found], {name: record.draw for name, _, record in found}, look)
+    lines = [(label[name], _spoken(name, record), look.part(name)) for name, _, record in found]
+    name, step, _ = found[0]
+    return Drawing(barrier(lines, look), said(step, lines[0][1]), steps=tuple(reader.history(name)))
+
+
+def plane(reader, args: Mapping[str, Any], look: Look) -> Drawing:
+    """Return the plane through two or three runs, flat or (`as` "surface") in space."""
+    found = located(reader, args, args["names"][:1])
+    if not found:
+        return Drawing(None, empty=args["empty"] or NOTHING)
+    name, step, record = found[0]
+    record = _spoken(name, record)
+    draw = surface if args["as"] == "surface" else contour
+    return Drawing(draw(record, look, log=args["log"]), said(step, record), steps=tuple(reader.history(name)))
+
+
+def _spoken(name: str, record: Record) -> Record:
+    """Return a record of `between/<run>/…` that calls runs as a person would."""
+    draw, runs = dict(record.draw), {name.split("/")[1], *(m["text"] for m in record.draw.get("marks", []))}
+
+    def words(text: str) -> str:
+        for run in runs:
+            text = text.replace(run, spoken(run))
+        return text
+
+    for key in ("x", "y"):
+        draw[key] = words(draw.get(key, ""))
+    if "marks" in draw:
+        draw["marks"] = [mark | {"text": words(mark["text"])} for mark in draw["marks"]]
+    return replace(record, mode=words(record.mode), draw=draw)

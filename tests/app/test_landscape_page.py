@@ -1,0 +1,152 @@
+"""The Landscape page: every view draws the fixture run and says step, n, cost and error; commands carry the choices."""
+
+import json
+
+import numpy as np
+import pytest
+
+from app.api import Desk
+from app.charts import CHARTS, checked
+from app.figures.surface import contour, surface
+from app.status import folder
+from app.theme import look
+from engine.control import Cancel, Measure
+from engine.handle import lock
+from engine.store import RunReader, RunWriter
+from tests.app.test_pages import RUN, held, mounted, opened, sent, texts
+from tests.fixture_run import NEIGHBOUR, STEPS, write_run
+
+VIEWS = ["Around the parameters", "The way it came", "Between runs", "Beside another run"]
+PLAIN = look(False, ["image", "text"], [])
+
+
+@pytest.fixture
+def home():
+    write_run(folder() / NEIGHBOUR)
+    return write_run(folder() / RUN)
+
+
+@pytest.fixture
+def served(monkeypatch):
+    monkeypatch.setenv("MODALSCAPE_SERVED", "1")
+
+
+def view(name):
+    at = opened("30_landscape.py", RUN)
+    if name != VIEWS[0]:
+        at.session_state["landscape-view"] = name
+        at.run()
+    return at
+
+
+def charts(at):
+    return [data for data in mounted(at) if data.get("kind") == "chart"]
+
+
+def drawn(name, names, **args):
+    return CHARTS[name].draw(RunReader(folder() / RUN), checked(name, {"names": names} | args), PLAIN)
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_every_view_draws_the_fixture_run_and_says_how_it_was_measured(home, served, name):
+    at = view(name)
+    assert not at.exception and not at.error
+    assert len(charts(at)) >= 4
+    for data in charts(at):
+        got = Desk().pulse(data["run"], json.dumps([[data["name"], data["args"], ""]]), False)
+        answer = json.loads(got)["charts"][0]
+        assert answer["figure"] is not None, data
+        assert f"step {STEPS}" in answer["caption"] and "n = 512" in answer["caption"], (data, answer["caption"])
+
+
+@pytest.mark.parametrize("name", VIEWS[2:])
+def test_without_another_run_a_view_says_what_is_missing(served, name):
+    write_run(folder() / RUN)
+    at = view(name)
+    assert not at.exception and "No other run of this network" in texts(at) and not charts(at)
+
+
+def test_a_run_of_another_network_is_not_offered(home, served):
+    writer = RunWriter(folder() / NEIGHBOUR)
+    writer.meta("layout", {"trunk.weight": [3, 3]})
+    writer.close()
+    assert "No other run of this network" in texts(view("Between runs"))
+
+
+def test_the_choices_of_the_page_go_with_the_request():
+    with held("paused") as home:
+        at = view(VIEWS[0])
+        at.segmented_control(key="landscape-plane").set_value("eigen").run()
+        at.selectbox(key=f"landscape-part/{RUN}").set_value("image × text").run()
+        at.button(key=f"now/{RUN}/landscape").click().run()
+        assert sent(home) == [Measure("landscape", {"plane": "eigen", "part": "image,text"})]
+
+
+def test_the_other_runs_go_with_the_request_and_come_from_the_list_alone():
+    write_run(folder() / NEIGHBOUR)
+    with held("paused") as home:
+        at = view("Between runs")
+        assert at.selectbox(key=f"between-other/{RUN}").options == [NEIGHBOUR]
+        at.button(key=f"now/{RUN}/between").click().run()
+        assert sent(home) == [Measure("between", {"other": NEIGHBOUR})]
+
+
+def test_a_measurement_under_way_can_be_cancelled():
+    home = write_run(folder() / RUN)
+    with lock(home):
+        writer = RunWriter(home)
+        writer.beat("running", STEPS, {"activity": "measuring landscape in 10% of the time"})
+        writer.close()
+        at = view(VIEWS[0])
+        at.button(key=f"cancel/{RUN}/landscape").click().run()
+        assert sent(home) == [Cancel("landscape")]
+
+
+def test_two_runs_are_turned_together_on_one_scale_and_scrubbed_together(home, served):
+    pair = [data for data in charts(view("Beside another run")) if data["link"]]
+    assert [data["run"] for data in pair] == [RUN, NEIGHBOUR] and {data["group"] for data in pair} == {"beside"}
+    assert {data["link"] for data in pair} == {"beside"} and all(data["args"]["as"] == "surface" for data in pair)
+    record = RunReader(home).at("landscape/2d", STEPS)
+    meta = surface(record, PLAIN).layout.meta
+    assert meta["span"] == pytest.approx([record.z.min(), record.z.max()]) and not meta["log"]
+    logs = surface(record, PLAIN, log=True).layout.meta
+    assert logs["log"] and logs["span"] == pytest.approx(np.log10([record.z.min(), record.z.max()]))
+
+
+def test_the_path_is_drawn_with_its_true_losses_and_what_lies_off_the_plane(home):
+    record = RunReader(home).at("landscape/trajectory/2d", STEPS)
+    path, flat, space = record.draw["path"], contour(record, PLAIN), surface(record, PLAIN)
+    points = next(trace for trace in flat.data if trace.text is not None)
+    assert points.marker.color.tolist() == pytest.approx(path["loss"])
+    assert (points.marker.cmin, points.marker.cmax) == (flat.data[0].zmin, flat.data[0].zmax)
+    assert flat.data[0].zmin <= min(path["loss"]) + 1e-6 and max(path["loss"]) <= flat.data[0].zmax
+    order = np.argsort(path["off"])
+    assert (np.diff(points.marker.size[order]) >= 0).all() and points.marker.size.max() > points.marker.size.min()
+    assert "true loss" in points.text[0] and "off the plane" in points.text[0]
+    line = next(trace for trace in space.data if trace.type == "scatter3d")
+    assert line.z.tolist() == pytest.approx(path["loss"])
+
+
+def test_the_barrier_is_marked_between_the_chord_and_the_top(home):
+    figure = drawn("barrier", [f"between/{NEIGHBOUR}/line"]).figure
+    line, chord, rise = figure.data
+    assert chord.y.tolist() == pytest.approx([line.y[0], line.y[-1]])
+    assert rise.x[0] == rise.x[1] == 0.5 and rise.y[1] - rise.y[0] == pytest.approx(1.0)
+    assert "barrier 1" in figure.layout.annotations[0].text
+
+
+def test_the_runs_of_a_plane_are_called_as_a_person_would(home):
+    run = "digits-captions-261121-163012-ab12"
+    writer = RunWriter(home)
+    record = RunReader(home).at(f"between/{NEIGHBOUR}/plane", STEPS)
+    draw = record.draw | {"x": f"towards {run}", "marks": [{"text": run, "x": 1.0, "y": 0.0}]}
+    writer.record(STEPS, type(record)(f"between/{run}/plane", record.x, record.y, record.z, draw=draw))
+    writer.close()
+    figure = drawn("between", [f"between/{run}/plane"]).figure
+    assert figure.layout.xaxis.title.text == "towards digits-captions · 21 Nov 16:30:12"
+    assert figure.data[1].text[0] == "digits-captions · 21 Nov 16:30:12"
+
+
+@pytest.mark.parametrize("name", ["barrier", "between"])
+def test_what_was_not_measured_leaves_words(home, name):
+    assert drawn(name, ["between/no-such-run/line"], empty="Measure it.").empty == "Measure it."

@@ -1,0 +1,105 @@
+"""The path that a run keeps: few points, the same ones however often it was interrupted, and whole files only."""
+
+import pytest
+import torch
+
+from engine import checkpoint
+from engine.control import Measure, Stop
+from engine.foreground import resume
+from engine.knobs import InputError
+from engine.run import recreated
+from engine.store import RunReader
+from engine.trail import FEWEST, MOST, Trail, kept, stride
+from tests.homes import small, trained
+
+
+def files(home) -> list[int]:
+    return sorted(int(path.stem) for path in (home / "path").iterdir())
+
+
+@pytest.mark.parametrize(("steps", "every"), [(10, 1), (MOST, 1), (MOST + 1, 2), (1000, 32), (10**6, 32768)])
+def test_at_most_so_many_points_are_kept_at_multiples_of_a_power_of_two(steps, every):
+    assert stride(steps, torch.ones(3)) == every and -(-steps // every) <= MOST
+
+
+def test_large_parameters_are_kept_less_often():
+    every = stride(1000, torch.empty(10**8, device="meta"))
+    assert 1000 / every <= FEWEST < 1000 / (every // 2)
+
+
+def test_what_is_kept_is_what_theta_was_and_never_the_present(tmp_path):
+    for step in range(11):
+        Trail(tmp_path).keep(step, torch.full((3,), step / 3), 2 * MOST)
+    assert files(tmp_path) == [0, 2, 4, 6, 8, 10]
+    found = kept(tmp_path, 8, torch.zeros(3, dtype=torch.float64))
+    assert [step for step, _ in found] == [0, 2, 4, 6]
+    assert all(torch.equal(theta, torch.full((3,), step / 3).double()) for step, theta in found)
+
+
+def test_a_longer_plan_drops_what_lies_between(tmp_path):
+    for step in range(8):
+        Trail(tmp_path).keep(step, torch.ones(3), MOST)
+    Trail(tmp_path).keep(8, torch.ones(3), 4 * MOST)
+    assert files(tmp_path) == [0, 4, 8]
+
+
+def test_a_damaged_point_is_named(tmp_path):
+    Trail(tmp_path).keep(0, torch.ones(3), 4)
+    with pytest.raises(InputError, match="has 3 parameters, the run 5"):
+        kept(tmp_path, 1, torch.ones(5))
+    (tmp_path / "path" / "00000000.npy").write_bytes(b"half")
+    with pytest.raises(InputError, match="is damaged"):
+        kept(tmp_path, 1, torch.ones(3))
+
+
+def test_a_run_that_kept_no_path_has_its_checkpoints(tmp_path):
+    run = trained(tmp_path / "a", small())
+    for path in (run.home / "path").iterdir():
+        path.unlink()
+    assert [step for step, _ in kept(run.home, 60, run.training.state.theta)] == [
+        step for step in checkpoint.steps(run.home) if step < 60
+    ]
+
+
+PLANE = {"landscape.plane": "trajectory", "landscape.points": 15, "landscape.line": 7, "budget": 1.0}
+
+
+def test_the_path_and_its_plane_after_a_stop_are_those_of_never_stopping(tmp_path):
+    config = small(steps=100, probes={"landscape": 100, "trajectory": 100}, settings=PLANE)
+    whole = trained(tmp_path / "a", config)
+    part = trained(tmp_path / "b", config, {37: [Stop()]})
+    assert part.training.state.step == 37
+    resume(part.home)
+    assert files(part.home) == files(whole.home) == list(range(0, 100, 4))
+    for name in ("landscape/trajectory/2d", "trajectory/path", "trajectory/loss"):
+        one, other = (RunReader(run.home).at(name, 100) for run in (whole, part))
+        for field in one.arrays:
+            assert (getattr(one, field) is None) or (getattr(one, field) == getattr(other, field)).all(), name
+    for (step, one), (_, other) in zip(*(kept(run.home, 100, one_theta(run)) for run in (whole, part)), strict=True):
+        assert torch.equal(one, other), step
+
+
+def one_theta(run):
+    return torch.zeros_like(run.training.state.theta)
+
+
+def test_a_run_that_goes_on_for_longer_keeps_no_more_points(tmp_path):
+    run = trained(tmp_path / "a", small(steps=40))
+    assert files(run.home) == list(range(40))
+    resume(run.home, 80)
+    assert files(run.home) == list(range(0, 80, 2))
+
+
+def test_a_measurement_from_the_command_line_finds_the_path_up_to_its_step(tmp_path):
+    run = trained(tmp_path / "a", small())
+    snap = recreated(run.home, 30).snapshot()
+    assert [step for step, _ in snap.path()] == list(range(0, 30, 2))
+    assert torch.equal(snap.path()[5][1], recreated(run.home, 10).state.theta)
+
+
+def test_keeping_a_path_and_measuring_it_leave_training_as_it_was(tmp_path):
+    plain = trained(tmp_path / "a", small(settings={"checkpoint": 60}))
+    asked = {step: [Measure("trajectory"), Measure("landscape", {"points": 9})] for step in (20, 40)}
+    measured = trained(tmp_path / "b", small(settings={"checkpoint": 60}), asked)
+    assert torch.equal(plain.training.state.theta, measured.training.state.theta)
+    assert {"trajectory/path", "landscape/2d"} <= set(RunReader(measured.home).names()["records"])
