@@ -88,7 +88,7 @@ def matrix(record, look: Look) -> go.Figure:
     low, high = (float(np.nanmin(values)), float(np.nanmax(values))) if np.isfinite(values).any() else (0.0, 1.0)
     reach = max(abs(low), abs(high)) or 1.0
     signed = low < 0 < high
-    small = values.size <= 144
+    small = values.size <= 144 and values.shape[1] <= 12
     spread = "" if record.error is None else " ± %{customdata:.2~g}"
     figure.add_trace(
         go.Heatmap(

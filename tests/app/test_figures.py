@@ -70,6 +70,13 @@ def test_the_camera_of_a_surface_survives_new_heights():
     assert surface(lower, LOOKS[0]).layout.uirevision == surface(EXAMPLES["surface"], LOOKS[0]).layout.uirevision
 
 
+@pytest.mark.parametrize(("columns", "written"), [(12, True), (32, False)])
+def test_a_heat_map_writes_its_numbers_only_where_they_fit(columns, written):
+    names = np.array([str(i) for i in range(columns)])
+    record = Matrix("m/map", np.array(["a", "b"]), names, np.ones((2, columns)))
+    assert bool(figures.default(record, LOOKS[0]).data[0].texttemplate) == written
+
+
 def test_smoothing_off_is_off():
     y = np.random.default_rng(0).standard_normal(50)
     assert np.array_equal(smoothed(np.arange(50), y, 0.0), y)

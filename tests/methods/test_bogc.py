@@ -8,6 +8,8 @@ from torch.nn import functional as F
 
 from engine.knobs import InputError
 from engine.maths import calibration as maths
+from engine.maths.evidence import READINGS
+from engine.maths.evidence_report import READING_NOTES
 from engine.maths.last_layer import Head
 from engine.methods.bogc import Bogc, through_encoders
 from engine.methods.ogm_ge import OgmGe, alone, coefficient, confidence, leads
@@ -341,3 +343,14 @@ def test_the_report_shows_what_was_done():
     table = records["bogc/precision_map/image"]
     assert table.rows.tolist() == ["fused", "image"] and (table.values[0, :-1] >= table.values[0, 1:]).all()
     assert all(r.mode and (r.n or r.name in ("bogc/jitters", "bogc/posterior_seconds")) for r in records.values())
+    assert len({r.draw["panel"] for r in records.values() if "place" in r.draw}) == 10
+    assert "trust has no conflict mass" in records["bogc/conflict/image"].draw["note"]
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_the_chart_of_weights_says_which_reading_is_active(reading):
+    _, views, stack = tiny.train(tiny.problem(heads=True), [bogc(reading=reading)], 2)
+    records = {r.name: r for r in stack.methods["bogc"].report(views[-1])}
+    for name in ("bogc/weight/image/fused", "bogc/weight/text/text"):
+        assert records[name].draw["note"].startswith(READING_NOTES[reading])
+        assert reading in records[name].mode and records[name].draw["levels"] == {"equal": 0.5}
