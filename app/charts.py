@@ -27,7 +27,7 @@ FAR = 4.0
 """Times the largest eigenvalue beyond which the edge of stability is told rather than drawn."""
 HELD_OUT = ("loss/val", "error/val")
 """Starts of the names of held-out losses, drawn in the colours of the training losses."""
-WORDY = 240
+WORDY = 320
 """Characters of a caption that says of each line how it was measured; longer ones are left out."""
 
 
@@ -78,7 +78,8 @@ def _measured_as(reader, words: Mapping[str, str]) -> str:
     first = next(iter(held.values()))
     if len(modes) == 1:
         return about(first, cost=False)
-    told = " · ".join(f"{label}: {record.mode}" for label, record in held.items() if record.mode)
+    alike = {mode: ", ".join(label for label, record in held.items() if record.mode == mode) for mode in modes if mode}
+    told = " · ".join(f"{labels}: {mode}" for mode, labels in sorted(alike.items(), key=lambda pair: pair[1]))
     return (f" · n = {first.n:,}" if first.n is not None else "") + (f" · {told}" if len(told) <= WORDY else "")
 
 

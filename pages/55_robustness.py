@@ -52,14 +52,15 @@ more = [
         ("Errors beside those of late fusion", "series", ["robustness/corruption_error/*"], {"empty": heads}),
     ),
 ]
-if st.toggle("More of what was measured", key="robustness-more", persist_state="session"):
-    rows += more
-for place, row in enumerate(rows):
-    for column, (title, chart, names, options) in zip(st.columns(2, gap="medium"), row, strict=True):
-        with column:
-            key = f"robustness/{names[0]}/{run}"
-            height, without = 300 if place == 0 else 260, lead if "lead" in title else empty
-            live.chart(run, chart, key=key, title=title, names=names, height=height, **({"empty": without} | options))
+for group in (rows, more):
+    if group is more and not st.toggle("More of what was measured", key="robustness-more", persist_state="session"):
+        break
+    for row in group:
+        for column, (title, chart, names, options) in zip(st.columns(2, gap="medium"), row, strict=True):
+            with column:
+                key, height = f"robustness/{names[0]}/{run}", 300 if row is rows[0] else 260
+                own = {"empty": lead if "lead" in title else empty} | options
+                live.chart(run, chart, key=key, title=title, names=names, height=height, **own)
 
 st.caption(
     "A network that ignores a modality is perfectly robust to its corruption: read every curve beside the clean score "

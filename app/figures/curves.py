@@ -122,6 +122,8 @@ def _worded(value: float, text: str, scale: Scale, look: Look) -> dict:
 
 def _traces(line: Line, scale: Scale, look: Look) -> list[dict]:
     x, y = steps(line.steps), numbers(line.values)
+    if scale.ylog:
+        y = np.where(y > 0, y, np.float32("nan"))
     error = None if line.error is None else numbers(line.error)
     if scale.xlog:
         held = x > 0

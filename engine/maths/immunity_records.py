@@ -55,10 +55,11 @@ _PANELS: dict[str, dict[str, Any]] = {
     "gate": {
         "panel": "The gate",
         "place": 6,
-        "note": "Below its dotted line an encoder's loss bends down too strongly, and the collapse is held back.",
-        "y": "smallest eigenvalue",
-        "levels": {"": 0.0},
+        "note": "Below -τ an encoder's loss bends down too strongly, and the collapse is held back.",
+        "y": "λ_min/|λ_max|",
+        "label": "",
     },
+    "lambda_min": {"panel": "Smallest eigenvalues and their thresholds", "y": "eigenvalue", "levels": {"": 0.0}},
     "held_back": {"panel": "Attacks held back", "place": 7, "y": "share of the attacks"},
     "series": {
         "panel": "Residual and certified error of the series",
@@ -204,20 +205,24 @@ def about_the_gate(p: Any, state: Mapping[str, Any], names: Sequence[str]) -> It
     for m, name in enumerate(names):
         if p.gate in GATES and gate["age"][m] >= 0:
             smallest, largest, residual = (gate[key][m].item() for key in LOOKED)
-            how, draw = f"{GATES[p.gate]}; block of {name}", _PANELS["gate"]
+            how, draw = f"{GATES[p.gate]}; block of {name}", _PANELS["lambda_min"]
             yield Scalar(f"modalimmune/lambda_min/{name}", smallest, residual, mode=how, draw=draw | {"label": "λ_min"})
+            if largest:
+                share, error = smallest / abs(largest), residual / abs(largest)
+                tau = _PANELS["gate"] | {"levels": {f"-τ = -{p.tau:g}": -p.tau}}
+                yield Scalar(f"modalimmune/gate/{name}", share, error, mode=GATES[p.gate], draw=tau)
             how = f"-τ = -{p.tau:g}·|λ_max|; the gate {p.gate} closes below"
-            draw = draw | {"label": "-τ", "role": "limit"}
+            draw = draw | {"label": "-τ·|λ_max|", "role": "limit"}
             yield Scalar(f"modalimmune/threshold/{name}", -p.tau * abs(largest), mode=how, draw=draw)
             how = f"gate {p.gate}; 1: closed to the next attack on {name}"
             shut = collapse.closed(smallest, largest, p.tau)
             if p.gate != "directional":
                 yield Scalar(f"modalimmune/closed/{name}", float(shut), mode=how, draw=_PANELS["closed"])
-    for key, how, label in (
-        ("gate", f"attacks that the gate {p.gate} zeroed", "by the gate"),
-        ("floor", "attacks on a modality at its floor", "at the floor"),
+    for key, how, label, hue in (
+        ("gate", f"attacks that the gate {p.gate} zeroed", "by the gate", 1),
+        ("floor", "attacks on a modality at its floor", "at the floor", 3),
     ):
-        share, draw = state["counts"][key] / max(attacks, 1), _PANELS["held_back"] | {"label": label}
+        share, draw = state["counts"][key] / max(attacks, 1), _PANELS["held_back"] | {"label": label, "hue": hue}
         yield Scalar(f"modalimmune/held_back/{key}", share, n=attacks, mode=f"share of {how}", draw=draw)
 
 
@@ -228,12 +233,12 @@ def about_the_push(p: Any, raw: Tensor, grads: Tensor, rows: Sequence[str], n: i
     before, after = raw[own].norm(), grads[own].norm()
     cosine = (grads[own] @ main) / (after * main.norm()).clamp(min=torch.finfo(raw.dtype).tiny)
     how = f"after gate {p.gate} and clip at {p.clip:g} of the descent"
-    for key, label, value, mode in (
-        ("before", "before gate and clip", before, "‖λ_eff∇L_collapse‖, before gate and clip"),
-        ("after", "as applied", after, how),
-        ("descent", "descent", main.norm(), "‖descent of the attacked encoder‖"),
+    for key, label, value, mode, hue in (
+        ("before", "before gate and clip", before, "‖λ_eff∇L_collapse‖, before gate and clip", 3),
+        ("after", "as applied", after, how, 0),
+        ("descent", "descent", main.norm(), "‖descent of the attacked encoder‖", 1),
     ):
-        draw = _PANELS["push"] | {"label": label}
+        draw = _PANELS["push"] | {"label": label, "hue": hue}
         yield Scalar(f"modalimmune/push/{key}", value.item(), n=n, mode=mode, draw=draw)
     yield Scalar("modalimmune/cosine", cosine.item(), n=n, mode="cos(destructive gradient, descent) of the encoder")
 
@@ -245,7 +250,8 @@ def about_the_meta(p: Any, state: Mapping[str, Any]) -> Iterator[Record]:
     how = f"{reading}; certificate {kind}"
     now, facts, accepted, counts = weights(p, state), state["meta"], state["accepted"].tolist(), state["counts"]
     for i, (name, symbol) in enumerate(_SYMBOLS.items()):
-        draw = {key: _PANELS[key] | {"label": symbol} for key in ("weights", "steps", "hypergradient")}
+        own = {"label": symbol, "hue": 3 + i}
+        draw = {key: _PANELS[key] | own for key in ("weights", "steps", "hypergradient")}
         draw["steps"]["label"] += " moved"
         yield Scalar(f"modalimmune/weights/{name}", now[i], mode=f"as tuned so far, {reading}", draw=draw["weights"])
         yield Scalar(
@@ -256,18 +262,21 @@ def about_the_meta(p: Any, state: Mapping[str, Any]) -> Iterator[Record]:
             about = f"by log {symbol}, {how}"
             yield Scalar(f"modalimmune/hypergradient/{name}", value, error, mode=about, draw=draw["hypergradient"])
             yield Scalar(f"modalimmune/certificate/{name}", error, mode=f"bound on its error, {about}")
-    for key, about in (("skipped", f"of uncertain sign, λ and κ; {how}"), ("diverged", f"series that grew, {reading}")):
-        draw = _PANELS["steps"] | {"label": key}
+    for key, about, hue in (
+        ("skipped", f"of uncertain sign, λ and κ; {how}", 1),
+        ("diverged", f"series that grew, {reading}", 0),
+    ):
+        draw = _PANELS["steps"] | {"label": key, "hue": hue}
         yield Scalar(f"modalimmune/refused/{key}", float(counts[key]), mode=about, draw=draw)
     if not facts:
         return
     for name in ("largest", "margin", "damping", "alpha", "rate", "certificate"):
         yield Scalar(f"modalimmune/series/{name}", facts[name], mode=how)
-    norms, draw = facts["norms"].numpy(), _PANELS["series"]
+    norms, draw = facts["norms"].numpy(), _PANELS["series"] | {"hue": 1}
     ks = np.arange(len(norms))
     about = f"{how}; residual ‖t_k‖"
-    yield Curve("modalimmune/residual", ks, norms, n=len(norms), mode=about, draw=draw | {"label": "residual"})
+    yield Curve("modalimmune/residual", ks, norms, n=len(norms), mode=about, draw=draw | {"label": "residual ‖t_k‖"})
     if facts["margin"] > 0:
-        draw = draw | {"label": "bound on ‖v_k - v‖", "role": "limit"}
+        draw = draw | {"label": "bound on ‖v_k - v‖", "role": "limit", "hue": 3}
         bound = norms[1:] / facts["margin"]
         yield Curve("modalimmune/certified", ks[1:], bound, mode=f"‖t_k‖/margin, {how}", draw=draw)

@@ -65,6 +65,14 @@ def test_zoom_survives_new_points_but_not_another_axis():
     assert series([line()], LOOKS[0], scale=Scale(ylog=True)).layout.uirevision != first.layout.uirevision
 
 
+def test_what_has_no_logarithm_is_a_gap_on_a_logarithmic_axis():
+    values = np.array([2.0, 0.0, -1.0, 3.0])
+    drawn = [Line("norm", np.arange(4), values, "#112233")]
+    logged, plain = (series(drawn, LOOKS[0], scale=Scale(ylog=ylog)).data[0] for ylog in (True, False))
+    np.testing.assert_array_equal(logged.y, np.array([2, np.nan, np.nan, 3], np.float32))
+    np.testing.assert_array_equal(plain.y, values)
+
+
 def test_the_camera_of_a_surface_survives_new_heights():
     lower = Surface("landscape/2d", X, X, np.zeros((51, 51)) + 0.1)
     assert surface(lower, LOOKS[0]).layout.uirevision == surface(EXAMPLES["surface"], LOOKS[0]).layout.uirevision

@@ -135,6 +135,12 @@ def test_the_report_shows_what_the_state_holds():
         assert records[f"modalimmune/penalty/{name}"].value == pytest.approx(kappa * ratio.item())
         assert records[f"modalimmune/lambda_min/{name}"].error >= 0
         assert records[f"modalimmune/threshold/{name}"].value <= 0
+        smallest, largest = (method.state["gate"][key][NAMES.index(name)].item() for key in ("smallest", "largest"))
+        shown = records[f"modalimmune/gate/{name}"]
+        assert shown.value == pytest.approx(smallest / largest)
+        assert [shown.value < level for level in shown.draw["levels"].values()] == [
+            collapse.closed(smallest, largest, params.tau)
+        ]
     residual = records["modalimmune/residual"]
     assert residual.draw["ylog"]
     assert (residual.y > 0).all()
