@@ -8,6 +8,9 @@ uniform 94 ± 1, linear 94 ± 1, sublinear 95 ± 1. So the noise does it; its sh
 where all arms learn by heart less, uniform noise was ahead of the other two (95, 92, 93; none 81). Training without
 noise is at its best near step 100, at 89 on a seed where linear noise ended at 89: stopping there does as well.
 
+On Wikipedia's pictures and topics (`claim fanoise_retrieval --data wikipedia.npz`), where nothing was tuned, shape
+counted: recall at 10 of 217 held-out pairs in %, mean over seeds 0 to 4: none 7, uniform 9, linear 11, sublinear 12.
+
 *Source*: FANoise as reconstructed here, arXiv 2511.20997. Model, data, doses and the statistic are ours.
 """
 
