@@ -21,12 +21,13 @@ from torch import Tensor
 from engine.maths.chunks import cut
 from engine.maths.curvature import PartedHessian, Spectrum, unhurried_spectrum
 from engine.maths.krylov import Loss
-from engine.maths.portrait import About, coupled, labels, portrait
+from engine.maths.portrait import About, coupled, eigenvalues, labels, traced
 from engine.maths.slices import Timed
 from engine.probe import Matrix, Probe, Record, Scalar, Snapshot, knob
 from engine.problem import Batch, Problem
 
 MATRIX = "Hessian of the training loss, no method active"
+ANGLE = "bound from the angle to a true eigenvector"
 
 
 class Hessian(Probe):
@@ -73,15 +74,20 @@ class Hessian(Probe):
                 memory=p.memory * 2**20,
                 generator=snap.rng.generator("hessian", 0),
                 early=True,
+                glimpse=True,
             )
         )
+        # What needs no probe is shown at once: under a small budget the rest may take a while.
         yield from measured
         found = measured.found
         about = About("; ".join(filter(None, (MATRIX, how, found.note))), len(batch), measured.seconds)
-        yield from portrait(found, "hessian", layout.size, snap.theta.square().sum().item(), about)
+        yield from eigenvalues(found, "hessian", layout.size, about)
         yield _concentration(found, about)
         if len(layout.slices) > 1:
             yield _shares(found, snap, about)
+        yield from measured
+        found, about = measured.found, replace(about, seconds=measured.seconds)
+        yield from traced(found, "hessian", layout.size, snap.theta.square().sum().item(), about)
         if found.coupling:
             yield coupled(found.coupling, "hessian", about)
         for part, where in parts.items():
@@ -102,7 +108,8 @@ class Hessian(Probe):
             yield from measured
             inner = measured.found
             said = replace(about, matrix="; ".join(filter(None, (MATRIX, how, inner.note))), seconds=measured.seconds)
-            yield from portrait(inner, f"hessian/{part}", len(block), block.square().sum().item(), said)
+            yield from eigenvalues(inner, f"hessian/{part}", len(block), said)
+            yield from traced(inner, f"hessian/{part}", len(block), block.square().sum().item(), said)
 
 
 def _of_parts(problem: Problem, piece: Batch) -> Callable[[Mapping[str, Tensor]], Tensor]:
@@ -120,20 +127,23 @@ def _concentration(found: Spectrum, about: About) -> Scalar:
 
     Noise of each coordinate's own size acts on u with this share of its variance, so stability under it needs the sum.
     """
-    value = float(found.vectors[0].double().pow(4).sum())
+    squares = found.vectors[0].double().square()
+    value, error = squares.square().sum().item(), 4 * squares.pow(3).sum().sqrt().item() * found.angles[0].item()
     draw = {"title": "Concentration of the top eigenvector", "y": "Σu⁴"}
-    return Scalar("hessian/concentration", value, n=about.rows, mode=about.matrix, seconds=about.seconds, draw=draw)
+    return Scalar("hessian/concentration", value, min(error, 1.0), **about.fields(ANGLE), draw=draw)
 
 
 def _shares(found: Spectrum, snap: Snapshot, about: About) -> Matrix:
     """Return how much of each top eigenvector lies in each part: squared entries, each row sums to 1."""
     pieces = snap.problem.layout.split(found.vectors.double().square())
     shares = torch.stack([piece.sum(-1) for piece in pieces.values()], 1).cpu()
+    error = (2 * found.angles).clamp(max=1.0)[:, None].expand_as(shares)
     return Matrix(
         "hessian/shares",
         labels(found),
         np.array(list(pieces)),
         shares.numpy(),
-        **about.bound(),
+        error.numpy(),
+        **about.fields(ANGLE),
         draw={"title": "Share of each top eigenvector in each part", "x": "part", "y": "eigenvector"},
     )
