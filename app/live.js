@@ -195,6 +195,7 @@ const DRAW = {
     if (!drawn.figure) {
       if (sub.drawn) window.Plotly.purge(sub.plot);
       sub.drawn = sub.turned = false;
+      sub.figure = null;
       sub.plot.classList.add("ms-empty");
       sub.plot.style.height = `${Math.min(sub.data.height, 150)}px`;
       sub.plot.textContent = drawn.empty;
@@ -207,10 +208,9 @@ const DRAW = {
     layout.autosize = true;
     sub.drawn = true;
     sub.plot.setAttribute("aria-label", `${sub.data.title || sub.data.name}: ${drawn.caption}`);
-    const camera = sub.data.link && cameras.get(sub.data.link);
-    if (camera && layout.scene) layout.scene.camera = camera;
-    window.Plotly.react(sub.plot, drawn.figure.data, layout, CONFIG);
-    if (sub.data.link && layout.scene) link(sub, layout.meta);
+    sub.figure = drawn.figure;
+    if (sub.data.link) link(sub);
+    else window.Plotly.react(sub.plot, drawn.figure.data, layout, CONFIG);
   },
   scrub(sub, drawn) {
     const following = groups.get(sub.data.group) == null;
@@ -222,35 +222,47 @@ const DRAW = {
   },
 };
 
-// Surfaces of one link: what is done to the view of one is done to all, and their heights have one scale.
-function link(sub, meta) {
-  sub.meta = meta;
-  const all = linked(sub), spans = all.map((other) => other.meta.span);
-  if (all.length > 1 && all.every((other) => other.meta.log === meta.log)) {
-    const low = Math.min(...spans.map((s) => s[0])), high = Math.max(...spans.map((s) => s[1])), room = 0.03 * (high - low);
-    for (const other of all) {
-      if (other.plot.data[0].cmin === low && other.plot.data[0].cmax === high) continue;
-      window.Plotly.update(other.plot, { cmin: low, cmax: high }, { "scene.zaxis.range": [low - room, high + room] }, [0]);
-    }
+// Surfaces of one link have one scale, and what is done to the view of one is done to all.
+function link(sub) {
+  const log = sub.figure.layout.meta.log;
+  const alike = linked(sub).filter((other) => other.figure.layout.meta.log === log);
+  const spans = alike.map((other) => other.figure.layout.meta.span);
+  const low = Math.min(...spans.map((s) => s[0])), high = Math.max(...spans.map((s) => s[1]));
+  for (const other of alike) {
+    if (other === sub || other.low !== low || other.high !== high) scaled(other, low, high);
   }
-  if (sub.turned) return;
+  if (sub.turned || !sub.figure.layout.scene) return;
   sub.turned = true;
   for (const event of ["plotly_relayouting", "plotly_relayout"]) sub.plot.on(event, (change) => turn(sub, change["scene.camera"]));
 }
 
 function linked(sub) {
-  return [...subs.values()].filter((other) => other.drawn && other.meta && other.data.link === sub.data.link);
+  return [...subs.values()].filter((other) => other.figure && other.data.link === sub.data.link);
+}
+
+function scaled(sub, low, high) {
+  Object.assign(sub, { low, high });
+  const data = sub.figure.data.map((trace) => {
+    if (trace.type === "contour") return { ...trace, zmin: low, zmax: high };
+    if (trace.type === "surface") return { ...trace, cmin: low, cmax: high };
+    return trace.marker && "cmin" in trace.marker ? { ...trace, marker: { ...trace.marker, cmin: low, cmax: high } } : trace;
+  });
+  const { scene, ...layout } = sub.figure.layout, room = 0.04 * (high - low), camera = cameras.get(sub.data.link);
+  if (scene) layout.scene = { ...scene, zaxis: { ...scene.zaxis, range: [low - room, high + room] }, camera: camera || scene.camera };
+  window.Plotly.react(sub.plot, data, layout, CONFIG);
 }
 
 function turn(sub, camera) {
   if (!camera || JSON.stringify(camera) === JSON.stringify(cameras.get(sub.data.link))) return;
-  const waits = sub.turning;
   cameras.set(sub.data.link, JSON.parse(JSON.stringify(camera)));
+  if (sub.turning) return;
   sub.turning = true;
-  if (!waits) requestAnimationFrame(() => {
+  requestAnimationFrame(() => {
     sub.turning = false;
     const now = cameras.get(sub.data.link);
-    for (const other of linked(sub)) if (other !== sub) window.Plotly.relayout(other.plot, { "scene.camera": now });
+    for (const other of linked(sub)) {
+      if (other !== sub && other.figure.layout.scene) window.Plotly.relayout(other.plot, { "scene.camera": now });
+    }
   });
 }
 

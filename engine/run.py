@@ -245,7 +245,7 @@ class Run:
     def _keep(self) -> None:
         """Keep where the run stands on its path, for measurements that look back."""
         try:
-            self.trail.keep(self.training.state.step, self.training.state.theta, self.steps)
+            self.trail.keep(self.training.state.step, self.training.state.theta)
         except OSError as error:
             self._unsaved("point of the path", error)
 

@@ -1,7 +1,7 @@
 """The past of theta, kept as a few small files in `HOME/path`, so that a measurement can look back along the way.
 
-One file for each kept step, written once. Steps are multiples of a power of two that follows from the planned length,
-so a run that is resumed, or measured later from the command line, finds the path that it would have had anyway.
+One file for each kept step, written once. Steps are multiples of a power of two that grows with the run, so a young
+run has a path too, and one that is resumed finds the path that it would have had anyway.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from engine import checkpoint
 from engine.knobs import InputError
 
 MOST = 48
-"""Points kept of a run of its planned length."""
+"""Points kept at most; a long run has between half as many and all."""
 FEWEST = 8
 """Points kept however large theta is."""
 MOST_BYTES = 32 * 2**20
 """Bytes that the points of a run may take on disk, unless these are FEWEST."""
 
 
-def stride(steps: int, theta: Tensor) -> int:
-    """Return how many steps lie between the kept points of a run of `steps` steps with parameters like theta (P,)."""
+def stride(step: int, theta: Tensor) -> int:
+    """Return how many steps lie between the points that are kept at `step` of parameters like theta (P,)."""
     most = min(max(MOST_BYTES // (theta.numel() * theta.element_size()), FEWEST), MOST)
     found = 1
-    while steps > found * most:
+    while step >= found * most:
         found *= 2
     return found
 
@@ -39,15 +39,13 @@ class Trail:
     def __init__(self, home: Path) -> None:
         self.folder = Path(home) / "path"
 
-    def keep(self, step: int, theta: Tensor, steps: int) -> None:
-        """Keep theta (P,) if the step is one to keep and is not kept yet; drop what a shorter plan kept in between.
-
-        `steps` is the planned length of the run, which may have grown.
+    def keep(self, step: int, theta: Tensor) -> None:
+        """Keep theta (P,) if the step is one to keep and is not kept yet; drop what a younger run kept in between.
 
         Raises:
             OSError: the folder cannot be written.
         """
-        every = stride(steps, theta)
+        every = stride(step, theta)
         if step % every:
             return
         path = self.folder / f"{step:08d}.npy"

@@ -130,7 +130,8 @@ def trajectory(run):
 
 def between(run):
     """Draw the line to another run with its barrier, and the plane through two or three runs."""
-    known = shell.neighbours(run)
+    measured = shell.reader(run).names()["records"]
+    known = sorted(shell.neighbours(run), key=lambda other: f"between/{other}/line" not in measured)
     if not known:
         st.info("No other run of this network lies beside this one. Start one with the same data and sizes.")
         return
@@ -189,11 +190,9 @@ def beside(run):
         "random draw, each normalised to its own weights."
     )
     live.scrubber(run, [name], key=f"scrub-beside/{run}/{name}", group="beside")
-    options = {"group": "beside", "log": log}
+    options = {"group": "beside", "link": "beside", "log": log}
     pair = [(run, "This run"), (other, shell.words(other))]
-    space = [
-        (f"{words} ", "record", [name], options | {"as": "surface", "link": "beside", "of": r}) for r, words in pair
-    ]
+    space = [(f"{words}, in space", "record", [name], options | {"as": "surface", "of": r}) for r, words in pair]
     row(run, *space, height=480)
     row(run, *[(words, "record", [name], options | {"of": r}) for r, words in pair], height=400)
 

@@ -88,11 +88,13 @@ def over_surface(record, height, look: Look) -> list[dict]:
             | {"mode": "lines+markers", "text": words, "marker": dot, "line": {"width": 4, "color": look.alarm}}
         ]
     marks = draw.get("marks") or [{"text": "now", "x": 0.0, "y": 0.0}]
-    ground = [record.z[_nearest(record.y, m["y"]), _nearest(record.x, m["x"])] for m in marks]
-    where = {"x": numbers([m["x"] for m in marks]), "y": numbers([m["y"] for m in marks]), "z": height(ground)}
-    words = [f"{m['text']}: {short(float(z))}" for m, z in zip(marks, ground, strict=True)]
-    named = {"mode": "markers+text" if draw.get("marks") else "markers", "text": words}
-    return [solid | where | named | {"marker": dot, "textfont": {"size": 11, "color": look.ink}}]
+    ground = [float(record.z[_nearest(record.y, m["y"]), _nearest(record.x, m["x"])]) for m in marks]
+    heights, z = height(ground), height(record.z)
+    # A little above the ground, or the surface would hide half of each.
+    above = 0.02 * (np.nanmax(z) - np.nanmin(z)) if np.isfinite(z).any() else 0.0
+    where = {"x": numbers([m["x"] for m in marks]), "y": numbers([m["y"] for m in marks]), "z": heights + above}
+    words = [f"{m['text']}: {short(value)}" for m, value in zip(marks, ground, strict=True)]
+    return [solid | where | {"mode": "markers", "text": words, "marker": dot}]
 
 
 def _nearest(axis, value: float) -> int:
@@ -101,44 +103,33 @@ def _nearest(axis, value: float) -> int:
 
 def barrier(lines: Sequence[tuple[str, object, str]], look: Look) -> go.Figure:
     """Return the losses on the way between two runs (label, record, colour), each above its chord, barriers marked."""
-    figure = overlay(lines, look)
-    for label, record, colour in lines:
-        x, y = np.asarray(record.x, np.float64), np.asarray(record.y, np.float64)
-        chord = (1 - x) * y[0] + x * y[-1]
-        rise = y - chord
+    risen = [(label, record, colour, *_risen(record)) for label, record, colour in lines]
+    told = [
+        (f"{label}, barrier {short(y[top] - chord[top])}", record, colour)
+        for label, record, colour, y, chord, top in risen
+    ]
+    figure = overlay(told, look)
+    for label, record, colour, y, chord, top in risen:
+        x = np.asarray(record.x, np.float64)
+        line = {"type": "scatter", "showlegend": False}
         figure.add_trace(
-            {
-                "type": "scatter",
-                "x": numbers(x[[0, -1]]),
-                "y": numbers(chord[[0, -1]]),
-                "mode": "lines",
-                "line": {"color": colour, "width": 1, "dash": "dot"},
-                "showlegend": False,
-                "hoverinfo": "skip",
-            }
+            line
+            | {"x": numbers(x[[0, -1]]), "y": numbers(chord[[0, -1]]), "mode": "lines", "hoverinfo": "skip"}
+            | {"line": {"color": colour, "width": 1, "dash": "dot"}}
         )
-        if not np.isfinite(rise).any() or np.nanmax(rise) <= 0:
-            continue
-        top = int(np.nanargmax(rise))
         figure.add_trace(
-            {
-                "type": "scatter",
-                "x": numbers([x[top], x[top]]),
-                "y": numbers([chord[top], y[top]]),
-                "mode": "lines+markers",
-                "line": {"color": colour, "width": 2},
-                "marker": {"symbol": "line-ew", "size": 10, "line": {"width": 2, "color": colour}},
-                "showlegend": False,
-                "hovertemplate": f"barrier {short(float(rise[top]))}<extra>{label}</extra>",
-            }
+            line
+            | {"x": numbers(x[[top, top]]), "y": numbers([chord[top], y[top]]), "mode": "lines+markers"}
+            | {"line": {"color": colour, "width": 1.5}, "marker": {"symbol": "line-ew", "size": 9, "color": colour}}
+            | {"hovertemplate": f"barrier {short(y[top] - chord[top])}<extra>{label}</extra>"}
         )
-        figure.add_annotation(
-            x=float(x[top]),
-            y=float((chord[top] + y[top]) / 2),
-            text=f"barrier {short(float(rise[top]))}" + (f", {label}" if len(lines) > 1 else ""),
-            showarrow=False,
-            xanchor="left",
-            xshift=6,
-            font={"size": 11, "color": colour},
-        )
+    figure.update_layout(showlegend=True)
     return figure
+
+
+def _risen(record) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return losses (N,), the chord below them (N,), and where they rise farthest above it."""
+    x, y = np.asarray(record.x, np.float64), np.asarray(record.y, np.float64)
+    chord = (1 - x) * y[0] + x * y[-1]
+    rise = np.where(np.isfinite(y - chord), y - chord, -np.inf)
+    return y, chord, int(rise.argmax())

@@ -16,7 +16,7 @@ def contour(record, look: Look, *, log: bool = False) -> go.Figure:
     """Return a `surface` record as filled contours; `log` colours by the logarithm of the height.
 
     Over it lies what the record names: the path of the run, its points filled with their true losses, or other runs;
-    else the centre alone.
+    else the centre alone. What is lowest and highest stands in `layout.meta`, so that several can have one scale.
     """
     height, bar = _height(record, look, log)
     z, (low, high) = height(record.z), _span(record, height)
@@ -40,13 +40,14 @@ def contour(record, look: Look, *, log: bool = False) -> go.Figure:
     figure.add_traces(over_plane(record, height, scale))
     figure.update_xaxes(showgrid=False, constrain="domain")
     figure.update_yaxes(showgrid=False, scaleanchor="x", constrain="domain")
+    figure.update_layout(meta={"span": [low, high], "log": "tickvals" in bar})
     return figure
 
 
 def surface(record, look: Look, *, log: bool = False) -> go.Figure:
-    """Return a `surface` record in three dimensions; the camera is the viewer's and survives updates.
+    """Return a `surface` record in three dimensions, with `layout.meta` as of a `contour`.
 
-    The lowest and highest value drawn stand in `layout.meta`, so that a page can draw several on one scale.
+    The camera is the viewer's and survives updates.
     """
     height, bar = _height(record, look, log)
     z, span = height(record.z), _span(record, height)
@@ -72,7 +73,7 @@ def surface(record, look: Look, *, log: bool = False) -> go.Figure:
         scene={
             "aspectmode": "manual",
             "aspectratio": {"x": 1, "y": 1, "z": 0.7},
-            "camera": {"eye": {"x": 1.3, "y": -1.3, "z": 0.95}, "center": {"x": 0, "y": 0, "z": -0.14}},
+            "camera": {"eye": {"x": 1.42, "y": -1.42, "z": 1.0}, "center": {"x": 0, "y": 0, "z": -0.12}},
             "xaxis": {"title": {"text": _short(record.draw.get("x", "x"))}},
             "yaxis": {"title": {"text": _short(record.draw.get("y", "y"))}},
             "zaxis": {"title": {"text": record.draw.get("z", "loss")}} | ticks,
