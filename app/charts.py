@@ -17,7 +17,7 @@ from app.figures.bars import beside
 from app.figures.curves import Line, Scale, history, named_values, overlay, series
 from app.figures.pipeline import POINTS_IN_ORDER, pipeline
 from app.figures.spectrum import density, edges, sharpness, top
-from app.figures.styles import styles
+from app.figures.styles import in_order, styles
 from app.figures.surface import surface
 from app.naming import colours, matching, named, part_of, ranked
 from app.reading import ERRORS, POINTS, about, located, marked, marks, measured, moving, recorded, said
@@ -74,11 +74,13 @@ def _measured_as(reader, words: Mapping[str, str]) -> str:
     held = {words[n]: found[1] for n in words if known.get(n) == "scalar" and (found := reader.latest(n)) is not None}
     if not held:
         return ""
-    modes = {record.mode for record in held.values()}
+    modes: dict[str, list[str]] = {}
+    for label, record in held.items():
+        modes.setdefault(record.mode, []).append(label)
     first = next(iter(held.values()))
     if len(modes) == 1:
         return about(first, cost=False)
-    told = " · ".join(f"{label}: {record.mode}" for label, record in held.items() if record.mode)
+    told = " · ".join(f"{' and '.join(labels)}: {mode}" for mode, labels in modes.items() if mode)
     return (f" · n = {first.n:,}" if first.n is not None else "") + (f" · {told}" if len(told) <= WORDY else "")
 
 
@@ -169,6 +171,10 @@ def _panel(reader, args, look) -> Drawing:
     found = located(reader, args, args["names"])
     if all(record.kind == "scalar" for _, _, record in found):
         return _series(reader, args, look)
+    place = {name: i for i, name in enumerate(ranked([name for name, _, _ in found], look))}
+    part = {name: look.part(name) for name in place}
+    first = {part[name]: i for name, i in reversed(place.items())}
+    found.sort(key=lambda entry: (first[part[entry[0]]], in_order(entry[2].draw), place[entry[0]]))
     words = named([name for name, _, _ in found], {name: record.draw for name, _, record in found}, look)
     blocks = [(words[name], record, look.part(name)) for name, _, record in found]
     name, step, record = found[0]

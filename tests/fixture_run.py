@@ -300,8 +300,17 @@ def _evidence(step: int, rng) -> list:
         Matrix("evidence/grad_norm", rows, np.array(PARTS), norms, **about),
         Matrix("evidence/cosines", rows, rows, np.array([[1, 0.4, 0.1], [0.4, 1, 0], [0.1, 0, 1]]), **about),
     ]
+    layers, pairs = np.array([f"{part}/out" for part in PARTS]), np.array(["fused, image", "fused, text"])
+    cosines = np.array([[0.5, np.nan], [np.nan, -0.1], [0.2, 0.1]])
+    found += [
+        Matrix("evidence/layer_norm", layers, rows, norms.T, draw={"log": True}, **about),
+        Matrix("evidence/layer_cosine", layers, pairs, cosines, draw={"signed": True}, **about),
+        Bars("evidence/noise_by_layer", layers, np.array([30.0, 80.0, 12.0]), np.array([5.0, np.nan, 3.0]), **about),
+        Scalar("evidence/noise_scale/network", 25 / (fall + 0.1), 4.0, **about),
+    ]
     for part, share in (("image", 0.7), ("text", 0.3)):
         found += [
+            Scalar(f"evidence/noise_scale/{part}", 25 * share / (fall + 0.1), 4.0, **about),
             Scalar(f"evidence/cosine/{part}", float(share * fall + 0.02 * rng.standard_normal()), **about),
             Scalar(f"evidence/conflict_rate/{part}", 0.1 * share, 0.05, **about),
             Scalar(f"evidence/sign_disagreement/{part}", 0.4 * share, **about),
