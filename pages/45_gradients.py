@@ -44,8 +44,14 @@ sections = {
     "Signal and noise": [
         (
             ("Noise scale: rows at which noise equals signal", "series", ["evidence/noise_scale/*"], {"empty": EMPTY}),
-            ("Noise scale by layer", "record", ["evidence/noise_by_layer"], {"empty": EMPTY}),
+            (
+                "Do mini-batches agree? Mean cosine",
+                "series",
+                ["evidence/batch_cosine/*"],
+                {"level": 0.0, "empty": EMPTY},
+            ),
         ),
+        (("Noise scale by layer", "record", ["evidence/noise_by_layer"], {"empty": EMPTY}),),
     ],
     "Evidence at the features, as BOGC-MML weighs it": [
         (
@@ -63,7 +69,7 @@ TALL = ("evidence/layer_norm", "evidence/layer_cosine", "evidence/noise_by_layer
 for section, rows in sections.items():
     st.markdown(f"##### {section}")
     for row in rows:
-        for column, (title, chart, names, options) in zip(st.columns(2, gap="medium"), row, strict=True):
+        for column, (title, chart, names, options) in zip(st.columns(len(row), gap="medium"), row, strict=True):
             with column:
                 height = 420 if any(name in TALL for _, _, own, _ in row for name in own) else 260
                 key = f"gradients/{names[0]}/{run}"

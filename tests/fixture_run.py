@@ -19,7 +19,7 @@ NEIGHBOUR = "another-run"
 BALANCE = (
     *(f"unimodal/{key}" for key in ("own", "inputs", "linear")),
     *("ogm_ratio", "prototype_ratio", "lead", "drift", "relative_update", "learning_speed", "overfitting"),
-    *("overfitting_ratio", "shapley_share", "utilisation", "valuation"),
+    *("overfitting_ratio", "shapley_share", "utilisation", "valuation", "agm_ratio"),
 )
 """Numbers of each modality on the Balance page."""
 
@@ -284,6 +284,7 @@ def _balance(step: int, rng) -> list:
         Matrix("imbalance/protocols", np.array(["own", "inputs"]), np.array(PARTS[:2]), np.full((2, 2), base), **about),
         Matrix("imbalance/valuations", np.array(PARTS[:2]), np.array(list("012")), np.full((2, 3), 0.3), **about),
         Scalar("imbalance/chance", 0.1, **about),
+        Scalar("imbalance/shapley_imbalance", 0.5, **about),
         *(
             Scalar(f"imbalance/{key}/{part}", float(lead + base), 0.02, **about)
             for part, lead in (("image", 1.2), ("text", 0.4))
@@ -307,6 +308,7 @@ def _evidence(step: int, rng) -> list:
         Matrix("evidence/layer_cosine", layers, pairs, cosines, draw={"signed": True}, **about),
         Bars("evidence/noise_by_layer", layers, np.array([30.0, 80.0, 12.0]), np.array([5.0, np.nan, 3.0]), **about),
         Scalar("evidence/noise_scale/network", 25 / (fall + 0.1), 4.0, **about),
+        Scalar("evidence/batch_cosine/network", fall, 0.1, **about),
     ]
     for part, share in (("image", 0.7), ("text", 0.3)):
         found += [

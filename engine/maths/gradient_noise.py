@@ -83,6 +83,20 @@ def jackknife(left: list[float]) -> float:
     return math.sqrt((len(left) - 1) * float(spread)) if torch.isfinite(spread) else math.nan
 
 
+def mean_cosine(gram: Tensor) -> tuple[float, float]:
+    """Return the mean cosine of two of N vectors with inner products `gram` (N, N), and its standard error.
+
+    nan where a vector has no length; orthogonal gradients of different batches are what InfoReg's derivation takes.
+    """
+    whole = cosines(gram)
+    count = len(whole)
+
+    def mean(table: Tensor) -> float:
+        return float((table.sum() - table.diagonal().sum()) / (len(table) * (len(table) - 1)))
+
+    return mean(whole), jackknife([mean(_without(whole, i)) for i in range(count)]) if count > 2 else math.nan
+
+
 def cosines(gram: Tensor) -> Tensor:
     """Return the cosines (K, K) of vectors with inner products `gram` (K, K), nan where one has no length."""
     sizes = gram.diagonal().clamp(min=0).sqrt()

@@ -104,7 +104,7 @@ def layers(found: Gradients) -> Iterator[Record]:
 
 
 def noise(found: Gradients) -> Iterator[Record]:
-    """Yield the noise scale of the training gradient: of the whole network, of each part, of each layer."""
+    """Yield how noisy the training gradient is and whether mini-batches agree: whole, by part, by layer."""
     held = [i for i, size in enumerate(found.sizes) if size == found.sizes[0]]
     if len(held) < maths.LEAST:
         return
@@ -122,6 +122,13 @@ def noise(found: Gradients) -> Iterator[Record]:
         if math.isfinite(value):
             known = error if math.isfinite(error) else None
             yield Scalar(f"evidence/noise_scale/{part}", value, known, n=rows, mode=how, draw=draw)
+        value, error = maths.mean_cosine(gram)
+        if math.isfinite(value):
+            known = error if math.isfinite(error) else None
+            mode = (
+                f"mean cosine of the gradients of {len(held)} mini-batches of {size}; one standard error, by jackknife"
+            )
+            yield Scalar(f"evidence/batch_cosine/{part}", value, known, n=rows, mode=mode, draw={"y": "cosine"})
     scales = {name: maths.noise_scale(gram, size) for name, gram in by_layer.items()}
     clear = {name: found for name, found in scales.items() if math.isfinite(found[0])}
     if clear:

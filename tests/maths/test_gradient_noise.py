@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from engine.knobs import InputError
-from engine.maths.gradient_noise import cosines, grams, jackknife, noise_scale
+from engine.maths.gradient_noise import cosines, grams, jackknife, mean_cosine, noise_scale
 from tests.maths.nets import problem
 
 F64 = torch.float64
@@ -89,3 +89,13 @@ def test_a_vector_without_length_has_no_cosine():
     found = cosines(vectors @ vectors.T)
     assert found[0, 1] == pytest.approx(0.96) and found[0, 0] == 1
     assert found[2].isnan().all() and found[:, 2].isnan().all()
+
+
+def test_the_mean_cosine_is_that_of_all_pairs():
+    vectors = torch.randn(6, 9, generator=torch.Generator().manual_seed(0), dtype=F64) + 0.3
+    unit = vectors / vectors.norm(dim=1, keepdim=True)
+    pairs = [float(unit[i] @ unit[j]) for i in range(6) for j in range(i)]
+    value, error = mean_cosine(vectors @ vectors.T)
+    assert value == pytest.approx(sum(pairs) / 15) and error > 0
+    assert mean_cosine(torch.eye(4, dtype=F64)) == (0.0, 0.0)
+    assert math.isnan(mean_cosine(torch.zeros(3, 3))[0])
