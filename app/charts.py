@@ -17,7 +17,7 @@ from app.figures.bars import beside
 from app.figures.curves import Line, Scale, history, named_values, overlay, series
 from app.figures.pipeline import POINTS_IN_ORDER, pipeline
 from app.figures.spectrum import density, edges, sharpness, top
-from app.figures.styles import styles
+from app.figures.styles import in_order, styles
 from app.figures.surface import surface
 from app.naming import colours, matching, named, part_of, ranked
 from app.reading import ERRORS, POINTS, about, located, marked, marks, measured, moving, recorded, said
@@ -59,6 +59,11 @@ def _series(reader, args, look) -> Drawing:
     shades, seen = windows.windows(reader, args["shade"], look, catalog.titles())
     bands = [(shade.spans, shade.colour) for shade in shades]
     figure = series(lines, look, scale=scale, y=y, marks=marks(reader, look), levels=levels, bands=bands)
+    within = None if scale.ylog else next((draw["within"] for draw in asked.values() if draw.get("within")), None)
+    cut = _cut(lines, within) if within else None
+    if cut:
+        figure.update_yaxes(range=cut)
+        seen += f" · drawn from {within[0]:g} to {within[1]:g}, though some values lie beyond"
     last = max(int(line.steps[-1]) for line in lines)
     caption = f"through step {last:,}" + _measured_as(reader, words) + seen
     if any(len(line.steps) >= POINTS for line in lines):
@@ -68,18 +73,37 @@ def _series(reader, args, look) -> Drawing:
     return Drawing(figure, caption)
 
 
+def _cut(lines: list[Line], within: list[float]) -> list[float] | None:
+    """Return the range of an axis that shows the values as far as they lie `within` bounds, None where all do."""
+    values = np.concatenate([line.values for line in lines])
+    values = values[np.isfinite(values)]
+    if not values.size or (values.min() >= within[0] and values.max() <= within[1]):
+        return None
+    low, high = max(float(values.min()), within[0]), min(float(values.max()), within[1])
+    room = 0.06 * max(high - low, 1e-12)
+    return [low - room, high + room]
+
+
 def _measured_as(reader, words: Mapping[str, str]) -> str:
     """Return n and protocol where what is drawn, name to words, was measured by a probe or reported by a method."""
     known = reader.names()["records"]
     held = {words[n]: found[1] for n in words if known.get(n) == "scalar" and (found := reader.latest(n)) is not None}
+    return _told(held)
+
+
+def _told(held: Mapping[str, Any]) -> str:
+    """Return n and modes of records by their labels, each mode once."""
     if not held:
         return ""
-    modes = {record.mode for record in held.values()}
+    modes: dict[str, list[str]] = {}
+    for label, record in held.items():
+        modes.setdefault(record.mode, []).append(label)
     first = next(iter(held.values()))
     if len(modes) == 1:
         return about(first, cost=False)
-    alike = {mode: ", ".join(label for label, record in held.items() if record.mode == mode) for mode in modes if mode}
-    told = " · ".join(f"{labels}: {mode}" for mode, labels in sorted(alike.items(), key=lambda pair: pair[1]))
+    told = " · ".join(
+        f"{', '.join(labels)}: {mode}" for mode, labels in sorted(modes.items(), key=lambda pair: pair[1]) if mode
+    )
     return (f" · n = {first.n:,}" if first.n is not None else "") + (f" · {told}" if len(told) <= WORDY else "")
 
 
@@ -170,13 +194,18 @@ def _panel(reader, args, look) -> Drawing:
     found = located(reader, args, args["names"])
     if all(record.kind == "scalar" for _, _, record in found):
         return _series(reader, args, look)
+    place = {name: i for i, name in enumerate(ranked([name for name, _, _ in found], look))}
+    part = {name: look.part(name) for name in place}
+    first = {part[name]: i for name, i in reversed(place.items())}
+    found.sort(key=lambda entry: (first[part[entry[0]]], in_order(entry[2].draw), place[entry[0]]))
     words = named([name for name, _, _ in found], {name: record.draw for name, _, record in found}, look)
     blocks = [(words[name], record, look.part(name)) for name, _, record in found]
     name, step, record = found[0]
     alike = len(found) > 1 and all(other.kind == record.kind for _, _, other in found)
     together = {"curve": overlay, "bars": beside}.get(record.kind) if alike else None
     figure = together(blocks, look) if together else figures.default(record, look)
-    return Drawing(figure, said(step, record), steps=tuple(reader.history(name)))
+    told = _told({label: other for label, other, _ in blocks}) if together else about(record)
+    return Drawing(figure, f"step {step:,}{told}", steps=tuple(reader.history(name)))
 
 
 def _steps(reader, args, look) -> Drawing:

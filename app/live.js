@@ -5,6 +5,8 @@ const STYLE = `
 .ms-plot { width: 100%; position: relative; }
 .ms-empty { display: flex; align-items: center; justify-content: center; text-align: center; padding: 0 2rem;
   border: 1px dashed var(--ms-line); border-radius: 6px; color: var(--ms-quiet); font-size: 0.92rem; line-height: 1.5; }
+.ms-waiting { animation: ms-come 0.3s 0.7s backwards; }
+@keyframes ms-come { from { opacity: 0; } }
 .ms-caption { color: var(--ms-quiet); font-size: 0.8rem; line-height: 1.35; margin-top: 0.2rem; min-height: 1.1em;
   font-variant-numeric: tabular-nums; }
 .ms-scrub { display: flex; align-items: center; gap: 0.75rem; font-size: 0.85rem; color: var(--ms-quiet);
@@ -156,6 +158,8 @@ const BUILD = {
       sub.title = child(sub.host, "ms-title");
       sub.plot = child(sub.host, "ms-plot");
       sub.caption = child(sub.host, "ms-caption");
+      sub.plot.classList.add("ms-empty", "ms-waiting");
+      sub.plot.textContent = "Drawing …";
     }
     sub.title.textContent = sub.data.title || "";
     sub.title.hidden = !sub.data.title;
@@ -192,6 +196,7 @@ const BUILD = {
 const DRAW = {
   chart(sub, drawn) {
     sub.caption.textContent = drawn.caption;
+    sub.plot.classList.remove("ms-waiting");
     if (!drawn.figure) {
       if (sub.drawn) window.Plotly.purge(sub.plot);
       sub.drawn = sub.turned = false;

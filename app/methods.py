@@ -136,13 +136,34 @@ def _told(run: str, entry: Mapping[str, Any]) -> None:
         _grid(run, rest, 3, 210)
 
 
+def measured(run: str, entry: Mapping[str, Any]) -> None:
+    """Draw what probes that the method names have measured of it, and the choice to measure."""
+    for name in entry["shown_by"]:
+        probe = shell.probe(name)
+        if probe is not None:
+            st.markdown(f"##### Measured beside it: {probe['title'].lower()}")
+            controls.measuring(run, probe)
+            _measured(run, name)
+
+
+@st.fragment
+def _measured(run: str, probe: str) -> None:
+    reader = shell.reader(run)
+    known = {n: kind for n, kind in reader.names()["records"].items() if n.startswith(f"{probe}/")}
+    _grid(run, panels(known, reader.drawn(known), reader.meta("modalities", []) or []), 3, 230)
+    if not known:
+        st.caption("Nothing has been measured here: choose an interval above, or press Measure now.")
+    live.watch(run, "records", shell.now(run).tags["records"], key=f"watch-measured/{run}/{probe}")
+
+
 def _grid(run: str, found: Sequence[Panel], width: int, height: int) -> None:
     for start in range(0, len(found), width):
-        columns = st.columns(width, gap="medium")
-        for column, panel in zip(columns, found[start : start + width], strict=False):
+        row = found[start : start + width]
+        own = height + 140 * any(panel.tall for panel in row)
+        for column, panel in zip(st.columns(width, gap="medium"), row, strict=False):
             with column:
                 key = f"own/{run}/{panel.names[0]}"
-                live.chart(run, "panel", key=key, title=panel.title, names=panel.names, height=height)
+                live.chart(run, "panel", key=key, title=panel.title, names=panel.names, height=own)
                 if panel.note:
                     st.caption(panel.note)
 

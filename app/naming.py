@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Mapping
 from datetime import datetime
+from os.path import commonprefix
 from typing import Any
 
 from app.theme import METHOD_HUES, Look
@@ -34,20 +35,22 @@ def ranked(names: list[str], look: Look) -> list[str]:
 
 
 def labels(names: list[str]) -> dict[str, str]:
-    """Return short labels: the first segment goes where all share it; `val` and `train` become words.
+    """Return short labels: the first segments go where all share them; `val` and `train` become words.
 
     >>> labels(["accuracy/train", "accuracy/val/audio"])
     {'accuracy/train': 'training', 'accuracy/val/audio': 'audio, held out'}
+    >>> labels(["spectra/rank/audio/out", "spectra/rank/audio/conv"])
+    {'spectra/rank/audio/out': 'out', 'spectra/rank/audio/conv': 'conv'}
     """
     ends = {n.split("/")[-1] for n in names}
     if len(names) > 1 and len(ends) == 1 and len({n.split("/")[0] for n in names}) == 1:
         return {name: part_of(name, "whole").replace("/", ", ") for name in names}
-    shared = len({n.split("/")[0] for n in names}) == 1
-    shared_two = shared and len(names) > 1 and len({tuple(n.split("/")[:2]) for n in names}) == 1
+    split = [n.split("/") for n in names]
+    common = len(commonprefix(split)) if len(names) > 1 else min(1, len(split[0]) - 1)
     out = {}
     for name in names:
         parts = name.split("/")
-        parts = (parts[2:] or ["joint"]) if shared_two else parts[1:] if shared and len(parts) > 1 else parts
+        parts = parts[common:] or (["joint"] if common > 1 else parts)
         words = [{"val": "held out", "train": "training", "test": "test"}.get(p, p.replace("_", " ")) for p in parts]
         split = [w for w in words if w in ("held out", "training", "test")]
         rest = [w for w in words if w not in split]
@@ -56,12 +59,17 @@ def labels(names: list[str]) -> dict[str, str]:
 
 
 def named(names: list[str], asked: Mapping[str, Mapping[str, Any]], look: Look) -> dict[str, str]:
-    """Return the words of each name in a legend: the part and the label that its record asks for, else `labels`."""
-    words = labels(names)
+    """Return the words of each name in a legend: the part and the label that its record asks for, else `labels`.
+
+    The part goes where the title of the record's panel says it.
+    """
+    words = labels(names) if names else {}
+    parts = {name: next((s for s in reversed(name.split("/")) if s in look.modalities), "") for name in names}
     for name in names:
         label = asked.get(name, {}).get("label")
         if label is not None:
-            part = next((s for s in reversed(name.split("/")) if s in look.modalities), "")
+            titled = label and parts[name] in asked[name].get("panel", "").replace(":", " ").split()
+            part = "" if titled else parts[name]
             words[name] = ", ".join(word for word in (part, label) if word) or words[name]
     return words
 

@@ -16,12 +16,16 @@ LAST = float("inf")
 
 @dataclass
 class Panel:
-    """One chart: its title, the records in it, what it shows; `place` is infinite for one that may stay folded."""
+    """One chart: its title, the records in it, what it shows; `place` is infinite for one that may stay folded.
+
+    A `tall` one has many lines of words at its side.
+    """
 
     title: str
     names: list[str] = field(default_factory=list)
     place: float = LAST
     note: str = ""
+    tall: bool = False
 
 
 def panels(
@@ -47,6 +51,7 @@ def panels(
             panel.names.append(name)
         panel.place = min(panel.place, float(draw.get("place", LAST)))
         panel.note = panel.note or draw.get("note", "")
+        panel.tall = panel.tall or bool(draw.get("tall"))
     return sorted(found.values(), key=lambda panel: (panel.place, _about(panel, modalities), panel.title))
 
 

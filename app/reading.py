@@ -98,7 +98,9 @@ def about(record, *, cost: bool = True) -> str:
     if record.draw.get("checked_error") == 0:
         words.append("every point evaluated")
     if cost and record.seconds is not None:
-        words.append(f"{record.seconds:.2g} s" if record.seconds >= 0.1 else f"{1000 * record.seconds:.0f} ms")
+        words.append(
+            f"{record.seconds:.2g} s" if record.seconds >= 0.1 else f"{max(1, round(1000 * record.seconds))} ms"
+        )
     return "".join(f" · {word}" for word in words)
 
 

@@ -55,6 +55,7 @@ def _method(method: type[Method]) -> dict[str, Any]:
         "doc": doc,
         "reconstructed": method.reconstructed,
         "rescaled": method.rescaled,
+        "shown_by": list(method.shown_by),
     }
 
 

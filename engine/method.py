@@ -58,6 +58,9 @@ class Method:
     """What becomes of the method where the optimiser divides each gradient by its running size, as Adam does; empty
     where nothing does."""
 
+    shown_by: ClassVar[tuple[str, ...]] = ()
+    """Probes whose measurements, too dear for every report, show the method at work."""
+
     @dataclass(frozen=True)
     class Params:
         """No knobs."""

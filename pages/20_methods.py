@@ -22,4 +22,5 @@ if not catalogue["methods"]:
 chosen = methods.choice(catalogue["methods"], [name for name, now in shell.now(run).methods.items() if now.on])
 methods.card(run, chosen["name"])
 methods.evidence(run, chosen)
+methods.measured(run, chosen)
 methods.about(chosen)

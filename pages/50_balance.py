@@ -125,6 +125,15 @@ sections = {
     ],
     "What each contributes": [
         (
+            (
+                "AGM's strength r, by shares of the logits",
+                "series",
+                ["imbalance/agm_ratio/*"],
+                {"level": 1.0, "empty": MANY},
+            ),
+            ("Unevenness of the Shapley shares", "series", ["imbalance/shapley_imbalance"], {"empty": MANY}),
+        ),
+        (
             ("Shapley share of the held-out accuracy", "series", ["imbalance/shapley_share/*"], {"empty": MANY}),
             (
                 "Utilisation: share of the accuracy lost without it",

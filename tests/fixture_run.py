@@ -19,7 +19,7 @@ NEIGHBOUR = "another-run"
 BALANCE = (
     *(f"unimodal/{key}" for key in ("own", "inputs", "linear")),
     *("ogm_ratio", "prototype_ratio", "lead", "drift", "relative_update", "learning_speed", "overfitting"),
-    *("overfitting_ratio", "shapley_share", "utilisation", "valuation"),
+    *("overfitting_ratio", "shapley_share", "utilisation", "valuation", "agm_ratio"),
 )
 """Numbers of each modality on the Balance page."""
 
@@ -284,6 +284,7 @@ def _balance(step: int, rng) -> list:
         Matrix("imbalance/protocols", np.array(["own", "inputs"]), np.array(PARTS[:2]), np.full((2, 2), base), **about),
         Matrix("imbalance/valuations", np.array(PARTS[:2]), np.array(list("012")), np.full((2, 3), 0.3), **about),
         Scalar("imbalance/chance", 0.1, **about),
+        Scalar("imbalance/shapley_imbalance", 0.5, **about),
         *(
             Scalar(f"imbalance/{key}/{part}", float(lead + base), 0.02, **about)
             for part, lead in (("image", 1.2), ("text", 0.4))
@@ -300,8 +301,18 @@ def _evidence(step: int, rng) -> list:
         Matrix("evidence/grad_norm", rows, np.array(PARTS), norms, **about),
         Matrix("evidence/cosines", rows, rows, np.array([[1, 0.4, 0.1], [0.4, 1, 0], [0.1, 0, 1]]), **about),
     ]
+    layers, pairs = np.array([f"{part}/out" for part in PARTS]), np.array(["fused, image", "fused, text"])
+    cosines = np.array([[0.5, np.nan], [np.nan, -0.1], [0.2, 0.1]])
+    found += [
+        Matrix("evidence/layer_norm", layers, rows, norms.T, draw={"log": True}, **about),
+        Matrix("evidence/layer_cosine", layers, pairs, cosines, draw={"signed": True}, **about),
+        Bars("evidence/noise_by_layer", layers, np.array([30.0, 80.0, 12.0]), np.array([5.0, np.nan, 3.0]), **about),
+        Scalar("evidence/noise_scale/network", 25 / (fall + 0.1), 4.0, **about),
+        Scalar("evidence/batch_cosine/network", fall, 0.1, **about),
+    ]
     for part, share in (("image", 0.7), ("text", 0.3)):
         found += [
+            Scalar(f"evidence/noise_scale/{part}", 25 * share / (fall + 0.1), 4.0, **about),
             Scalar(f"evidence/cosine/{part}", float(share * fall + 0.02 * rng.standard_normal()), **about),
             Scalar(f"evidence/conflict_rate/{part}", 0.1 * share, 0.05, **about),
             Scalar(f"evidence/sign_disagreement/{part}", 0.4 * share, **about),

@@ -11,6 +11,11 @@ from app.figures.base import blank, numbers, short
 from app.figures.curves import add_levels
 from app.theme import Look
 
+WRITTEN = 20
+"""Bars up to which each has its value written above."""
+NAMED = 18
+"""Lying bars up to which each has its name beside it; of more, every second or third has."""
+
 
 def bars(record, look: Look) -> go.Figure:
     """Return a `bars` record; each bar takes the colour of the modality or part that it is named after."""
@@ -21,7 +26,7 @@ def bars(record, look: Look) -> go.Figure:
     figure = blank(look, revision=f"bars/{record.name}", x=record.draw.get("x", ""), y=record.draw.get("y", ""))
     error = None if record.error is None else numbers(record.error)
     if len(labels) > 4 and max(map(len, labels)) > 12:
-        return _lying(figure, labels, values, error, colours, look)
+        return _lying(figure, labels, values, error, colours, look, log=bool(record.draw.get("ylog")))
     figure.add_trace(
         go.Bar(
             x=labels,
@@ -29,7 +34,7 @@ def bars(record, look: Look) -> go.Figure:
             marker={"color": [look.faint(c, 0.85) for c in colours], "line": {"width": 0}},
             error_y=None if error is None else _whiskers(error, look),
             text=[short(float(v)) for v in values],
-            textposition="outside" if error is None else "none",
+            textposition="outside" if error is None and len(labels) <= WRITTEN else "none",
             textfont={"size": 11, "color": look.muted},
             cliponaxis=False,
             customdata=np.full(len(labels), np.nan, np.float32) if error is None else error,
@@ -66,7 +71,7 @@ def beside(blocks: Sequence[tuple[str, object, str]], look: Look) -> go.Figure:
     return figure
 
 
-def _lying(figure: go.Figure, labels, values, error, colours, look: Look) -> go.Figure:
+def _lying(figure: go.Figure, labels, values, error, colours, look: Look, *, log: bool) -> go.Figure:
     """Return bars that lie, for many long names: the end of each name is shown, all of it on hover."""
     figure.add_trace(
         go.Bar(
@@ -78,14 +83,15 @@ def _lying(figure: go.Figure, labels, values, error, colours, look: Look) -> go.
             hovertemplate="%{y}: %{x:.5~g}<extra></extra>",
         )
     )
-    shown = [label if len(label) <= 16 else f"…{label[-15:]}" for label in labels]
+    named = labels[:: -(-len(labels) // NAMED)]
+    shown = [label if len(label) <= 20 else f"…{label[-19:]}" for label in named]
     x, y = figure.layout.xaxis.title.text, figure.layout.yaxis.title.text
     figure.update_layout(bargap=0.3)
-    figure.update_xaxes(title_text=y)
+    figure.update_xaxes(title_text=y, type="log" if log else "linear")
     figure.update_yaxes(
         type="category",
         autorange="reversed",
-        tickvals=labels,
+        tickvals=named,
         ticktext=shown,
         tickfont_size=9,
         showgrid=False,

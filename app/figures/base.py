@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import plotly.graph_objects as go
@@ -75,6 +76,19 @@ def symlog_ticks(low: float, high: float, threshold: float) -> tuple[np.ndarray,
             marks += [sign * 10.0**d for d in decades if 10.0**d >= threshold and (d - decades[-1]) % every == 0]
     marks.sort()
     return symlog(marks, threshold).astype(np.float32), [short(m) for m in marks]
+
+
+def free_side(lines: Sequence[np.ndarray], height: float, log: bool) -> str:
+    """Return the side, `left` or `right`, on which the lines, values (N,) each, keep further away from a level."""
+    room = {"left": np.inf, "right": np.inf}
+    for values in lines:
+        y = np.asarray(values, dtype=np.float64)
+        y = y[np.isfinite(y) & ((y > 0) | (not log))]
+        away = np.abs(np.log(y / height) if log else y - height)
+        part = max(1, len(y) // 3)
+        for side, near in (("left", away[:part]), ("right", away[-part:])) if len(y) else ():
+            room[side] = min(room[side], float(near.min()))
+    return max(room, key=room.get)
 
 
 def short(value: float) -> str:

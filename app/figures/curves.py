@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import plotly.graph_objects as go
 
-from app.figures.base import LOGARITHMIC, band, numbers, steps
+from app.figures.base import LOGARITHMIC, band, free_side, numbers, steps
 from app.figures.marks import Mark, marking
 from app.figures.styles import styles
 from app.theme import Look, template
@@ -36,6 +36,10 @@ class Scale:
     half_life: float = 0.0
     xlog: bool = False
     ylog: bool = False
+
+
+TALL = 8
+"""Stretches of one colour that are shaded over the whole height of a figure; more would hide the curves."""
 
 
 def smoothed(x: np.ndarray, y: np.ndarray, half_life: float) -> np.ndarray:
@@ -88,21 +92,22 @@ def series(
             | (LOGARITHMIC if scale.xlog else {}),
             "yaxis": {"title": {"text": y}} | (LOGARITHMIC if scale.ylog else {}),
             "shapes": [_level(value, look) for value, _ in levels] + _bands(bands, span, look),
-            "annotations": [_worded(value, text, scale, look) for value, text in levels],
+            "annotations": _worded(levels, [line.values for line in lines], scale.ylog, look),
         }
         | axis,
     )
 
 
 def _bands(bands: Sequence[tuple[Sequence[tuple[float, float]], str]], span: tuple, look: Look) -> list[dict]:
-    """Return shades over the whole height, and a lane for each colour, since shades that overlap mix."""
+    """Return a lane for each colour, since shades that overlap mix, and shades over the whole height where few."""
     shapes = []
     for lane, (spans, colour) in enumerate(bands):
         for start, end in spans:
             box = {"type": "rect", "x0": max(start, span[0]), "x1": min(end, span[1]), "yref": "y domain"}
             box |= {"line": {"width": 0}, "layer": "below"}
             if box["x1"] > box["x0"]:
-                shapes.append(box | {"y0": 0, "y1": 1, "fillcolor": look.faint(colour, 0.07)})
+                if len(spans) <= TALL:
+                    shapes.append(box | {"y0": 0, "y1": 1, "fillcolor": look.faint(colour, 0.07)})
                 shapes.append(
                     box | {"y0": 0.03 * lane, "y1": 0.03 * lane + 0.022, "fillcolor": look.faint(colour, 0.7)}
                 )
@@ -114,10 +119,17 @@ def _level(value: float, look: Look) -> dict:
     return {"type": "line", "xref": "x domain", "x0": 0, "x1": 1, "y0": value, "y1": value, "line": line}
 
 
-def _worded(value: float, text: str, scale: Scale, look: Look) -> dict:
-    height = float(np.log10(value)) if scale.ylog and value > 0 else value
-    place = {"xref": "x domain", "x": 0, "y": height, "xanchor": "left", "yanchor": "bottom", "showarrow": False}
-    return place | {"text": text, "font": {"size": 11, "color": look.muted}}
+def _worded(levels: Sequence[tuple[float, str]], lines: Sequence[np.ndarray], log: bool, look: Look) -> list[dict]:
+    """Return the words of levels where the lines, values (N,) each, leave room; those of the lowest stand below it."""
+    shown = [(value, text) for value, text in levels if text and (value > 0 or not log)]
+    lowest = min((value for value, _ in shown), default=0.0) if len(shown) > 1 else -np.inf
+    out = []
+    for value, text in shown:
+        side = free_side(lines, value, log) if len(lines) else "right"
+        place = {"xref": "x domain", "x": int(side == "right"), "y": float(np.log10(value)) if log else value}
+        place |= {"xanchor": side, "yanchor": "top" if value == lowest else "bottom", "showarrow": False}
+        out.append(place | {"text": text, "font": {"size": 11, "color": look.muted}})
+    return out
 
 
 def _traces(line: Line, scale: Scale, look: Look) -> list[dict]:
@@ -186,7 +198,7 @@ def overlay(curves: Sequence[tuple[str, object, str]], look: Look) -> go.Figure:
         shapes += [_span(start, end, style.colour, look) for start, end in record.draw.get("spans") or ()]
     xlog, ylog = bool(draw.get("xlog")), bool(draw.get("ylog"))
     across, along = named_values(draw.get("levels"), ylog), named_values(draw.get("lines"), xlog)
-    words = [_worded(value, text, Scale(ylog=ylog), look) for text, value in across]
+    words = _worded([(v, text) for text, v in across], [record.y for _, record, _ in curves], ylog, look)
     # Built in one go, as `series` is.
     return go.Figure(
         data=data,
@@ -220,9 +232,10 @@ def _heading(value: float, text: str, log: bool, look: Look) -> dict:
 
 def add_levels(figure: go.Figure, levels, look: Look, *, log: bool = False) -> None:
     """Mark the values that a record names in `draw["levels"]`: text to value, on its y axis, logarithmic if `log`."""
-    for text, value in named_values(levels, log):
+    for _, value in named_values(levels, log):
         figure.add_shape(_level(value, look))
-        figure.add_annotation(_worded(value, text, Scale(ylog=log), look))
+    for words in _worded([(v, text) for text, v in named_values(levels, log)], [], log, look):
+        figure.add_annotation(words)
 
 
 def named_values(values, log: bool = False) -> list[tuple[str, float]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import plotly.graph_objects as go
 
-from app.figures.base import LOGARITHMIC, blank, numbers, short
+from app.figures.base import LOGARITHMIC, blank, free_side, numbers, short
 from app.theme import Look
 
 
@@ -54,7 +54,14 @@ def ranked(lines: Sequence[Spectrum], look: Look, *, limits: Mapping[str, float]
     for words, height in (limits or {}).items():
         if np.isfinite(height) and (height > 0 or not draw.get("ylog")):
             log = bool(draw.get("ylog"))
-            _limit(figure, words, float(height), log, _free(lines, float(height), log), look)
+            _limit(
+                figure,
+                words,
+                float(height),
+                log,
+                free_side([line.record.y for line in lines], float(height), log),
+                look,
+            )
     figure.update_layout(showlegend=len(lines) > 1)
     if draw.get("range"):
         figure.layout.yaxis.range = draw["range"]
@@ -63,19 +70,6 @@ def ranked(lines: Sequence[Spectrum], look: Look, *, limits: Mapping[str, float]
     if draw.get("ylog"):
         figure.layout.yaxis.update(LOGARITHMIC)
     return figure
-
-
-def _free(lines: Sequence[Spectrum], height: float, log: bool) -> str:
-    """Return the side, `left` or `right`, on which the lines keep further away from a level."""
-    room = {"left": np.inf, "right": np.inf}
-    for line in lines:
-        y = np.asarray(line.record.y, dtype=np.float64)
-        y = y[np.isfinite(y) & ((y > 0) | (not log))]
-        away = np.abs(np.log(y / height) if log else y - height)
-        part = max(1, len(y) // 3)
-        for side, near in (("left", away[:part]), ("right", away[-part:])) if len(y) else ():
-            room[side] = min(room[side], float(near.min()))
-    return max(room, key=room.get)
 
 
 def _limit(figure: go.Figure, words: str, height: float, log: bool, side: str, look: Look) -> None:

@@ -14,6 +14,16 @@ ROLES = {"expected": ("dash", 1.5), "limit": ("dot", 1.4), "before": ("solid", 1
 """What a line is beside the measured one, to its dash and width."""
 
 
+ORDER = ("before", "", "expected", "limit")
+"""Roles in the order in which a legend names them."""
+
+
+def in_order(draw: Mapping[str, Any]) -> int:
+    """Return the place of a line among those of its part, by the role that its record asks for."""
+    role = draw.get("role", "")
+    return ORDER.index(role) if role in ORDER else ORDER.index("")
+
+
 @dataclass(frozen=True)
 class Style:
     """Colour, dash and width of one line; `points` are marks without a line."""

@@ -83,28 +83,35 @@ def surface(record, look: Look, *, log: bool = False) -> go.Figure:
 
 
 def matrix(record, look: Look) -> go.Figure:
-    """Return a `matrix` record as a heat map, diverging around zero when it has both signs."""
+    """Return a `matrix` record as a heat map, diverging around zero when it has both signs.
+
+    A record whose `draw` has `log` is coloured by its logarithm, what is not positive stays empty; one that has
+    `signed` is coloured from -1 to 1.
+    """
     values = numbers(record.values)
+    log = bool(record.draw.get("log"))
     figure = blank(look, revision=f"matrix/{record.name}", x=record.draw.get("x", ""), y=record.draw.get("y", ""))
     low, high = (float(np.nanmin(values)), float(np.nanmax(values))) if np.isfinite(values).any() else (0.0, 1.0)
-    reach = max(abs(low), abs(high)) or 1.0
-    signed = low < 0 < high
+    fixed = bool(record.draw.get("signed"))
+    reach = 1.0 if fixed else max(abs(low), abs(high)) or 1.0
+    signed = fixed or (low < 0 < high and not log)
     small = values.size <= 144 and values.shape[1] <= 12
     spread = "" if record.error is None else " ± %{customdata:.2~g}"
     figure.add_trace(
         go.Heatmap(
             x=[str(c) for c in record.cols],
             y=[str(r) for r in record.rows],
-            z=values,
+            z=numbers(np.log10(np.where(values > 0, values, np.nan))) if log else values,
             colorscale="RdBu" if signed else look.scale,
             reversescale=signed,
             zmin=-reach if signed else None,
             zmax=reach if signed else None,
-            text=[[short(float(v)) for v in row] for row in values] if small else None,
+            text=[[short(float(v)) for v in row] for row in values] if small or log else None,
             texttemplate="%{text}" if small else None,
             textfont={"size": 11},
             customdata=record.error,
-            hovertemplate=f"%{{y}}, %{{x}}: %{{z:.5~g}}{spread}<extra></extra>",
+            hovertemplate=f"%{{y}}, %{{x}}: {'%{text}' if log else '%{z:.5~g}'}{spread}<extra></extra>",
+            showscale=not log,
             colorbar={"thickness": 10, "outlinewidth": 0},
         )
     )

@@ -9,9 +9,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from engine.maths.imbalance import mean_and_error, shapley
+from engine.maths.unimodal import ratio, score
 from engine.records import Bars, Matrix, Record, Scalar
 
 
@@ -84,3 +86,18 @@ def about(prefix: str, names: Sequence[str], right: Mapping[frozenset[str], Tens
         labels = np.array([f"{level:g}" for level in levels])
         mode = f"share of the rows; {what}; {how}"
         yield Matrix(f"{prefix}/valuations", np.array(names), labels, table, n=n, mode=mode, draw=draw)
+
+
+def strengths(
+    prefix: str, names: Sequence[str], logits: Mapping[frozenset[str], Tensor], y: Tensor, how: str
+) -> Iterator[Record]:
+    """Yield AGM's r of each modality, exp of its lead in cross-entropy by its share of the fused logits; 1 is balance.
+
+    `logits` has the fused logits (N, C) of every set of modalities; those of none count as 0, as in the paper, whose τ
+    needs all steps before and is reported by the method.
+    """
+    responses = shapley(dict(logits) | {frozenset(): torch.zeros_like(logits[frozenset(names)])})
+    scores = torch.stack([score(responses[m], y) for m in names])
+    draw = {"y": "r (1: balance)", "ylog": True}
+    for m, value in zip(names, ratio(scores).tolist(), strict=True):
+        yield Scalar(f"{prefix}/agm_ratio/{m}", value, n=len(y), mode=f"AGM's strength r; {how}", draw=draw)

@@ -76,8 +76,9 @@ def about_the_windows(state: Mapping[str, Any], names: Sequence[str], length: in
     periods = state["periods"]
     opened = maths.windows(state["traces"], len(names), periods, form)
     growths = maths.growths(state["traces"], len(names), form)
-    growth = {"panel": "Growth of the trace", "place": 2, "levels": {f"K = {form.threshold:g}": form.threshold}}
-    window = {"panel": "Prime learning window", "place": 2.5, "y": "1: open"}
+    levels = {f"K = {form.threshold:g}": form.threshold}
+    growth = {"panel": "Growth of the trace", "place": 2, "levels": levels, "within": [-1.0, 1.0]}
+    window = {"panel": "Prime learning window", "place": 10, "y": "1: open"}
     for name, k, is_open, ever in zip(names, growths, opened, state["ever"], strict=True):
         words = maths.history(ever, periods, length, form.plain)
         yield Scalar(f"inforeg/window/{name}", float(is_open), n=periods, mode=words, draw=window)
@@ -93,7 +94,9 @@ def about_the_room(value: float) -> Iterator[Record]:
     yield Scalar("inforeg/room", value, mode=f"period·lr·α/(1-μ) at α = strength{short}", draw=draw)
 
 
-def about_the_period(state: Mapping[str, Any], names: Sequence[str], opened: Sequence[bool]) -> Iterator[Record]:
+def about_the_period(
+    state: Mapping[str, Any], names: Sequence[str], opened: Sequence[bool], length: int, form: Form
+) -> Iterator[Record]:
     """Yield traces, drift and pull of the last finished period; `opened` says whose window is open in the present."""
     last, mode = state["last"], TRACES[state["kind"]]
     steps, everyone = last["steps"], sum(state["traces"][-1])
@@ -104,7 +107,8 @@ def about_the_period(state: Mapping[str, Any], names: Sequence[str], opened: Seq
         spans = maths.spans([row[i] for row in [*state["opened"], opened]], [*starts, ends[-1], ends[-1] + steps])
         values = np.array([row[i] for row in state["traces"]])
         draw = _BY_PERIOD | {"spans": spans, "label": ""}
-        yield Curve(f"inforeg/traces/{name}", np.array(ends), values, mode=mode, draw=draw)
+        words = maths.history(state["ever"][i], state["periods"], length, form.plain)
+        yield Curve(f"inforeg/traces/{name}", np.array(ends), values, mode=f"{mode}; window {words}", draw=draw)
         if everyone > 0:
             share = state["traces"][-1][i] / everyone
             yield Scalar(f"inforeg/trace_share/{name}", share, n=steps, mode="share of all encoders' traces")

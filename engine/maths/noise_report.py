@@ -21,7 +21,7 @@ _PANELS = {
     "spectrum": {
         "panel": "Singular values",
         "place": 1,
-        "note": "Noise lifts each direction to the dashed line; below θc, i.i.d. noise of this energy would hide it.",
+        "note": "Dashed: the energy that each clean direction has with noise. Below θc, i.i.d. noise would hide it.",
         "x": "direction",
         "y": "singular value",
         "ylog": True,
@@ -41,8 +41,9 @@ _PANELS = {
         "place": 5,
         "x": "direction",
         "y": "|cosine| of clean and noisy vector",
+        "note": "Dotted: a lone direction in i.i.d. noise of the same energy. Equal values turn into each other.",
     },
-    "cosine": {"panel": "Rows by cosine with and without noise", "x": "cosine", "y": "share of rows"},
+    "cosine": {"panel": "Rows by cos(x, x̃)", "place": 7.5, "x": "cosine with and without noise", "y": "share of rows"},
 }
 _ROLES = (
     {
@@ -62,6 +63,7 @@ _SLOPES = {
     "levels": {"uniform: 2": 2.0, "sublinear: 1": 1.0},
 }
 _LINES = {
+    "mean_cosine": {"panel": "Mean cos(x, x̃)", "place": 7.7, "label": "", "y": "cosine"},
     "noise_norm": {"panel": "Length of the noise", "place": 8, "label": ""},
     "noise_norm_expected": {"panel": "Length of the noise", "place": 8, "label": "expected", "role": "expected"},
     "rank": {"panel": "Effective rank", "place": 9, "label": "before", "role": "before"},
@@ -132,7 +134,7 @@ def compared(
         yield Bars(f"fanoise/snr_slope/{name}", labels, values, errors, n=rows, mode=how, draw=_SLOPES)
     for place, count in enumerate((1, 10)):
         values = np.array([float(maths.top_shares(shapes[key])[place]) for key in SCALINGS])
-        title = f"Share of the noise energy in the first {count}"
+        title = f"Share of the noise energy in the first {f'{count} directions' if count > 1 else 'direction'}"
         draw = {"panel": title, "place": 6 + place, "label": ""}
         yield Bars(f"fanoise/top_{count}/{name}", labels, values, mode="ΣS² of these over all", draw=draw)
 

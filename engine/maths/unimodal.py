@@ -92,6 +92,21 @@ def responses(present: Mapping[str, Tensor], absent: Mapping[str, Tensor], fused
     return {name: shares[name] for name in names}
 
 
+def score(response: Tensor, y: Tensor) -> Tensor:
+    """Return the batch mean of -log max(softmax(φ)_y, 1e-8) (0-d, nats), for φ (B, C) and classes y (B,)."""
+    return -response.softmax(-1).gather(1, y[:, None]).clamp(min=1e-8).log().mean()
+
+
+def ratio(scores: Tensor) -> Tensor:
+    """Return exp(Σ_{j≠m} (s_j - s_m)/(M-1)) of scores (M,), (M,); for two the product is 1, for equal scores all are 1.
+
+    >>> ratio(torch.tensor([2.0, 2.0, 2.0])).tolist()
+    [1.0, 1.0, 1.0]
+    """
+    count = len(scores)
+    return ((scores.sum() - count * scores) / (count - 1)).exp()
+
+
 def places(layout: Layout, modality: str, convolutions: bool = False) -> list[slice]:
     """Return where the tensors of a modality's encoder lie in theta, heads left out; only 4-D weights if asked."""
     found, start = [], 0

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from engine.knobs import InputError
-from engine.maths.unimodal import comparable, fused_by, places, responses
+from engine.maths.unimodal import comparable, fused_by, places, ratio, responses, score
 from engine.method import Method, knob
 from engine.records import Record, Scalar
 from engine.step import View
@@ -53,21 +53,6 @@ _PANELS = {
     "usual": {"panel": "Lead r beside the usual one", "place": 2, "label": "usual", "role": "expected"},
     "score": {"panel": "Cross-entropy of each response", "place": 3, "y": "nats"},
 }
-
-
-def score(response: Tensor, y: Tensor) -> Tensor:
-    """Return the batch mean of -log max(softmax(φ)_y, 1e-8) (0-d, nats), for φ (B, C) and classes y (B,)."""
-    return -response.softmax(-1).gather(1, y[:, None]).clamp(min=1e-8).log().mean()
-
-
-def ratio(scores: Tensor) -> Tensor:
-    """Return exp(Σ_{j≠m} (s_j - s_m)/(M-1)) of scores (M,), (M,); for two the product is 1, for equal scores all are 1.
-
-    >>> ratio(torch.tensor([2.0, 2.0, 2.0])).tolist()
-    [1.0, 1.0, 1.0]
-    """
-    count = len(scores)
-    return ((scores.sum() - count * scores) / (count - 1)).exp()
 
 
 def coefficient(usual: Tensor, now: Tensor, alpha: float) -> Tensor:

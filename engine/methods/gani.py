@@ -73,7 +73,13 @@ _PANELS = {
         "note": "Noise goes with each part's own gradients: a part with small gradients gets little.",
     },
     "share": {"panel": "Where the noise goes", "place": 3, "y": "share of noise power"},
-    "layers": {"panel": "Noise in one step, by tensor", "place": 4, "y": "standard deviation", "ylog": True},
+    "layers": {
+        "panel": "Noise in one step, by tensor",
+        "place": 4,
+        "y": "standard deviation",
+        "ylog": True,
+        "tall": True,
+    },
     "bound": {
         "panel": "Largest stable curvature",
         "place": 5,
@@ -94,6 +100,7 @@ class Gani(Method):
     name = "gani"
     title = "GANI"
     neutral = {"sigma": 0.0}
+    shown_by = ("escape",)
     reconstructed = True
 
     class Params(maths.Dose):

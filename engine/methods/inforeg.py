@@ -145,7 +145,7 @@ class InfoReg(Method):
             value = maths.room(view.rate.lr, self.params.strength, self._period(), view.rate.momentum)
             yield from told.about_the_room(value)
         if s["last"]:
-            yield from told.about_the_period(s, names, self._open())
+            yield from told.about_the_period(s, names, self._open(), self._period(), form)
 
     def _finished(self, state: dict[str, Any], view: View) -> dict[str, Any]:
         """Return the state with the period's trace on record and the next period begun."""

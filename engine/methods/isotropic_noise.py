@@ -36,6 +36,7 @@ class IsotropicNoise(Method):
     name = "isotropic_noise"
     title = "Isotropic noise (control)"
     neutral = {"sigma": 0.0}
+    shown_by = ("escape",)
 
     @dataclass(frozen=True)
     class Params(maths.Dose):

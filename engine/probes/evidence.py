@@ -11,23 +11,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from engine.maths import calibration as maths
 from engine.maths import evidence_report as told
+from engine.maths import gradient_report
 from engine.maths.evidence import EVIDENCE, READINGS, SIZES
 from engine.maths.laplace import KINDS
 from engine.maths.last_layer import Head, linear_heads
-from engine.maths.unimodal import columns, encoder
-from engine.probe import Curve, Matrix, Probe, Record, Scalar, Snapshot, knob
+from engine.probe import Curve, Probe, Record, Scalar, Snapshot, knob
 from engine.problem import Batch
 from engine.step import per_objective
 
 
 class Evidence(Probe):
-    """Gradient norms, cosines and conflicts; precision, uncertainty and weight of every source, by coordinate."""
+    """Gradient norms, cosines, conflicts, noise by part and layer; precision and weight of every source."""
 
     name = "evidence"
     title = "Gradient evidence"
@@ -39,7 +38,7 @@ class Evidence(Probe):
         """How gradients become evidence; as in the method, and what to spend."""
 
         rows: int = knob(128, 8, 4096, "Rows of the probe batch that are measured.", log=True)
-        pieces: int = knob(8, 2, 64, "Mini-batches that the rows are cut into for the conflict rate.")
+        pieces: int = knob(8, 2, 64, "Mini-batches that the rows are cut into, for conflict rates and noise.")
         reading: str = knob("trust", help="What opinions are about; our five readings.", choices=tuple(READINGS))
         evidence: str = knob("relative", help="Evidence from precision, or from SNR.", choices=tuple(EVIDENCE))
         power: float = knob(0.5, 0.0, 2.0, "Exponent on precision.")
@@ -62,40 +61,19 @@ class Evidence(Probe):
         yield from self._evidence(snap, batch)
 
     def _directions(self, snap: Snapshot, batch: Batch) -> Iterator[Record | None]:
-        """Yield gradient norms by loss and part, cosines by encoder, and how often mini-batches disagree."""
+        """Yield norms and cosines by part and layer, how often mini-batches disagree, and how noisy gradients are."""
         size = -(-len(batch) // self.params.pieces)
         pieces, rows = batch.chunks(size), []
         for piece in pieces:
             names, grads = _rows(snap, piece)
             rows.append(grads)
             yield None
-        stacked = torch.stack(rows)
-        share = torch.tensor([len(piece) / len(batch) for piece in pieces], dtype=stacked.dtype, device=stacked.device)
-        whole = torch.einsum("n,nkp->kp", share, stacked)
-        layout = snap.problem.layout
-        norms = torch.stack([layout.norms(row) for row in whole]).double().cpu().numpy()
-        about = {"n": len(batch), "mode": "gradient of each loss, no method active"}
-        parts = np.array(list(layout.slices))
-        yield Matrix("evidence/grad_norm", np.array(names), parts, norms, **about, draw={"title": "Gradient norm"})
-        unit = whole / whole.norm(dim=1, keepdim=True).clamp(min=torch.finfo(whole.dtype).tiny)
-        cosines = (unit @ unit.T).double().cpu().numpy()
-        draw = {"title": "Cosine of two losses' gradients"}
-        yield Matrix("evidence/cosines", np.array(names), np.array(names), cosines, **about, draw=draw)
-        for modality in snap.problem.modalities:
-            where = encoder(layout, modality)
-            cosine = maths.smallest_cosine(columns(whole, where))
-            if torch.isfinite(cosine):
-                mode = "smallest cosine of two losses' gradients on the encoder"
-                yield Scalar(
-                    f"evidence/cosine/{modality}", float(cosine), n=len(batch), mode=mode, draw={"y": "cosine"}
-                )
-                against = [bool(maths.smallest_cosine(columns(grads, where)) < 0) for grads in rows]
-                rate, count = sum(against) / len(against), len(against)
-                mode = (
-                    f"share of {count} mini-batches of {size} with a negative cosine on the encoder; one standard error"
-                )
-                error = (rate * (1 - rate) / count) ** 0.5
-                yield Scalar(f"evidence/conflict_rate/{modality}", rate, error, n=count, mode=mode, draw={"y": "share"})
+        problem = snap.problem
+        sizes = [len(piece) for piece in pieces]
+        found = gradient_report.Gradients(problem.layout, names, problem.modalities, torch.stack(rows), sizes)
+        for part in (gradient_report.directions, gradient_report.layers, gradient_report.noise):
+            yield from part(found)
+            yield None
 
     def _evidence(self, snap: Snapshot, batch: Batch) -> Iterator[Record | None]:
         problem, p = snap.problem, self.params

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from engine.maths import contribution, imbalance
+from engine.maths.motion import motion
 from engine.maths.robustness import majority
 from engine.probe import Bars, Matrix, Probe, Record, Scalar, Snapshot, knob
 from engine.problem import Batch
@@ -37,6 +38,14 @@ PROTOCOLS = {
     "prototypes": "nearest class mean of the modality's features on the probe rows",
 }
 """Ways to score one modality alone, beside its own head or slice where it has one."""
+ROWS = {
+    "inputs": "others' inputs 0",
+    "zeros": "others' features 0",
+    "means": "others' features mean",
+    "linear": "linear probe",
+    "prototypes": "class means",
+}
+"""The same as they stand beside a table."""
 
 
 class Seen:
@@ -175,13 +184,17 @@ class Imbalance(Probe):
         if not self.params.shapley or len(modalities) > MOST or not _classifies(snap):
             return
         right: dict[frozenset[str], Tensor] = {}
+        logits: dict[frozenset[str], Tensor] = {}
         for size in range(len(modalities) + 1):
             for present in combinations(modalities, size):
                 z = _fused(snap, seen.rows, _only(seen, seen.features, present))
+                logits[frozenset(present)] = z.double()
                 right[frozenset(present)] = (z.argmax(-1) == seen.rows.y).double().cpu()
                 yield None
         how = "fused accuracy, validation rows; inputs of the missing modalities at zero"
         yield from contribution.about("imbalance", modalities, right, how)
+        how = "validation rows; inputs of the missing modalities at zero"
+        yield from contribution.strengths("imbalance", modalities, logits, seen.rows.y, how)
 
 
 def _scores(snap: Snapshot, seen: Seen) -> Iterator[Record]:
@@ -231,11 +244,11 @@ def _protocols(snap: Snapshot, seen: Seen) -> Iterator[Record]:
         for m, value in zip(seen.features, row.tolist(), strict=True):
             error = (value * (1 - value) / len(y)) ** 0.5
             mode = f"validation accuracy: {told[key]}; one standard error"
-            draw = {"y": "accuracy", "levels": {"chance": majority(y)}}
+            draw = {"y": "accuracy", "levels": {"chance": majority(y)}, "label": ""}
             yield Scalar(f"imbalance/unimodal/{key}/{m}", value, error, n=len(y), mode=mode, draw=draw)
-    labels = np.array([words if key == "own" else key for key in found])
+    labels = np.array([ROWS.get(key, words) for key in found])
     draw = {"title": "Accuracy of one modality by protocol"}
-    mode = "validation accuracy; inputs, zeros, means: the others' inputs or features at zero, features at their mean"
+    mode = "validation accuracy; means, probe and class means from the probe rows"
     names = np.array(list(seen.features))
     yield Matrix("imbalance/protocols", labels, names, table, n=len(y), mode=mode, draw=draw)
 
@@ -255,23 +268,13 @@ def _norms(snap: Snapshot, seen: Seen) -> Iterator[Record]:
     for key, sizes in (("grad_norm", norms), ("grad_rms", rms)):
         value, what = _log_ratio(sizes, "g" if key == "grad_norm" else "g per root parameter")
         if np.isfinite(value):
-            yield Scalar(f"imbalance/{key}_ratio", value, n=n, mode=f"{what}; {mode}", draw={"y": "nats (0: balance)"})
+            draw = {"y": "nats (0: balance)", "label": "norm" if key == "grad_norm" else "norm per root parameter"}
+            yield Scalar(f"imbalance/{key}_ratio", value, n=n, mode=f"{what}; {mode}", draw=draw)
     yield _bars("imbalance/grad_norm", norms, n, mode, "Gradient norm")
     yield _bars("imbalance/grad_rms", rms, n, mode, "Gradient norm per root parameter")
     weights, first = split(snap.theta.detach().double()), split(problem.init().to(snap.theta).double())
     moved = None if snap.view is None or snap.view.moved is None else split(snap.view.moved.double())
-    for m in pieces:
-        size = torch.linalg.vector_norm(weights[m]).item()
-        drift = torch.linalg.vector_norm(weights[m] - first[m]).item()
-        draw = {"y": "‖w - w₀‖"}
-        yield Scalar(f"imbalance/drift/{m}", drift, mode="distance of the weights from the run's first", draw=draw)
-        if size > 0:
-            speed = {"mode": f"‖g‖²/‖w‖², the term of the conditional learning speed; {mode}", "n": n}
-            yield Scalar(f"imbalance/learning_speed/{m}", (norms[m] / size) ** 2, **speed, draw={"ylog": True})
-        if moved is not None and size > 0:
-            value = torch.linalg.vector_norm(moved[m]).item() / size
-            draw = {"y": "‖Δw‖/‖w‖", "ylog": True}
-            yield Scalar(f"imbalance/relative_update/{m}", value, mode="‖Δw‖/‖w‖ of the last step", draw=draw)
+    yield from motion("imbalance", weights, first, moved, pieces, n, mode)
 
 
 def _overfitting(snap: Snapshot, seen: Seen) -> Iterator[Record | None]:
@@ -284,11 +287,11 @@ def _overfitting(snap: Snapshot, seen: Seen) -> Iterator[Record | None]:
     before = Seen()
     yield from before.fill(first)
     then = {"train": _loss_at(first, before.probe, probe.y), "val": _loss_at(first, before.features, seen.rows.y)}
-    about = {"n": len(seen.rows)}
+    about, unit = {"n": len(seen.rows)}, "squared error" if seen.rows.y.is_floating_point() else "nats"
     for name in now["val"]:
         mode = f"loss on the validation rows minus loss on {len(probe)} training rows"
         value = now["val"][name] - now["train"][name]
-        yield Scalar(f"imbalance/overfitting/{name}", value, **about, mode=mode, draw={"y": "nats or squares"})
+        yield Scalar(f"imbalance/overfitting/{name}", value, **about, mode=mode, draw={"y": unit})
         ratio = imbalance.overfitting_ratio(*((t["train"][name], t["val"][name]) for t in (then, now)))
         if np.isfinite(ratio):
             mode = "|ΔO/ΔG| since the first weights: O validation minus training loss, G the fall of validation loss"

@@ -189,3 +189,35 @@ def test_the_pipeline_shows_seven_points_in_order_and_the_methods_on_them():
     heads = [w for w in words if any(w == f"<b>{p}</b>" for p in POINTS_IN_ORDER)]
     assert heads == [f"<b>{p}</b>" for p in POINTS_IN_ORDER]
     assert "<b>GANI</b>" in words
+
+
+@pytest.mark.parametrize("colours", LOOKS, ids=["light", "dark"])
+def test_a_logarithmic_matrix_leaves_empty_what_is_not_positive_and_writes_all_values(colours):
+    record = Matrix("m", np.array(["a"]), np.array(list("xyz")), np.array([[100.0, 0.0, np.nan]]), draw={"log": True})
+    (trace,) = figures.default(record, colours).data
+    assert trace.z[0][0] == pytest.approx(2) and np.isnan(trace.z[0][1:]).all()
+    assert list(trace.text[0]) == ["100", "0", "–"] and not trace.showscale
+
+
+def test_a_matrix_of_cosines_is_coloured_from_minus_one_to_one():
+    record = Matrix("m", np.array(["a"]), np.array(list("xy")), np.array([[0.1, np.nan]]), draw={"signed": True})
+    (trace,) = figures.default(record, LOOKS[0]).data
+    assert (trace.zmin, trace.zmax, trace.showscale) == (-1, 1, True)
+
+
+def test_of_many_lying_bars_every_second_has_its_name_and_none_loses_its_value():
+    labels = np.array([f"image/blocks.{i}.conv.weight" for i in range(30)])
+    figure = figures.default(Bars("m", labels, np.arange(1.0, 31), draw={"ylog": True}), LOOKS[0])
+    assert len(figure.layout.yaxis.tickvals) == 15 and len(figure.data[0].x) == 30
+    assert figure.layout.xaxis.type == "log"
+
+
+def test_the_words_of_levels_stand_where_the_lines_leave_room():
+    falling = Curve(
+        "c", np.arange(1.0, 31), 10.0 ** -np.arange(30), draw={"ylog": True, "levels": {"top": 1, "low": 0.5}}
+    )
+    top, low = figures.default(falling, LOOKS[0]).layout.annotations
+    assert (top.text, top.xanchor, top.x, top.yanchor) == ("top", "right", 1, "bottom")
+    assert (low.xanchor, low.yanchor) == ("right", "top")  # two levels that lie close do not write into each other
+    rising = Curve("c", np.arange(1.0, 31), np.arange(30.0), draw={"levels": {"end": 29.0}})
+    assert figures.default(rising, LOOKS[0]).layout.annotations[0].xanchor == "left"

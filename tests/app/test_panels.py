@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from app import figures, methods
+from app import charts, figures, methods
 from app.api import Desk
 from app.figures.bars import beside
 from app.figures.curves import overlay
@@ -15,9 +15,9 @@ from app.status import folder
 from app.theme import look
 from engine.control import Tune
 from engine.records import Bars, Curve, Matrix, Scalar
-from engine.store import RunWriter
+from engine.store import RunReader, RunWriter
 from tests.app.test_pages import RUN, held, mounted, opened, sent, texts
-from tests.fixture_run import write_run
+from tests.fixture_run import STEPS, write_run
 
 LOOKS = [look(dark, ["image", "text"], ["gani", "ogm_ge"]) for dark in (False, True)]
 X = np.arange(1.0, 6.0)
@@ -143,11 +143,12 @@ def test_the_methods_page_draws_what_belongs_together_as_one(served):
     (chart,) = [d for d in mounted(at) if d.get("title") == "Singular values: image"]
     assert chart["args"]["names"] == ["gani/s/image/before", "gani/s/image/expected"]
     drawn = json.loads(Desk().pulse(RUN, json.dumps([[chart["name"], chart["args"], ""]]), False))["charts"][0]
-    assert [trace["name"] for trace in drawn["figure"]["data"]] == ["image, before", "image, expected"]
+    assert [trace["name"] for trace in drawn["figure"]["data"]] == ["before", "expected"]
     assert "Noise lifts each direction." in texts(at)
-    assert not [d for d in mounted(at) if d.get("title") == "Alignment"], "what does not tell stays folded"
+    own = lambda: [d for d in mounted(at) if d.get("args", {}).get("names") == ["gani/alignment"]]  # noqa: E731
+    assert not own(), "what does not tell stays folded"
     at.toggle(key="more-evidence/gani").set_value(True).run()
-    assert [d for d in mounted(at) if d.get("title") == "Alignment"]
+    assert own()
 
 
 def test_a_chart_of_numbers_obeys_what_their_records_ask(home_of_two):
@@ -201,3 +202,56 @@ def test_what_a_file_says_is_set_as_its_author_wrote_it():
     assert methods.prose(doc) == (
         "Title.\n\n- *the paper's*: ‖Σ‖\\_\\*/‖Σ‖\\_op and a \\[b\\] \\* c\n  goes on.\n\n*Source*: x\\_y."
     )
+
+
+def test_lines_are_named_without_the_modality_that_their_title_says_and_in_the_order_of_their_roles(tmp_path):
+    home = write_run(tmp_path / RUN)
+    writer = RunWriter(home)
+    roles = {"noise": "limit", "predicted": "expected", "after": "", "before": "before"}
+    for label, role in roles.items():
+        for part in ("image", "text"):
+            draw = {"label": label, "role": role, "panel": f"Spectrum: {part}"}
+            writer.record(STEPS, Curve(f"m/spectrum/{part}/{label}", X, X, draw=draw))
+            writer.record(STEPS, Curve(f"m/lines/{part}/{label}", X, X, draw={"label": label, "role": role}))
+    writer.close()
+    reader = RunReader(home)
+
+    def legend(*names):
+        args = charts.checked("panel", {"names": list(names)})
+        return [trace.name for trace in charts.CHARTS["panel"].draw(reader, args, LOOKS[0]).figure.data]
+
+    assert legend("m/spectrum/image/*") == ["before", "after", "predicted", "noise"]
+    both = legend("m/lines/*/after", "m/lines/*/before")
+    assert both == ["image, before", "image, after", "text, before", "text, after"]
+
+
+def test_a_panel_is_tall_where_one_of_its_records_asks():
+    kinds = dict.fromkeys(("m/a", "m/b"), "bars")
+    assert [p.tall for p in panels(kinds, {"m/a": {"tall": True}})] == [True, False]
+
+
+def test_the_methods_page_shows_what_a_probe_measured_of_a_method(served):
+    write_run(folder() / RUN)
+
+    def charts_of_escape():
+        return [d for d in mounted(at) if any(n.startswith("escape/") for n in d.get("args", {}).get("names", []))]
+
+    at = opened("20_methods.py", RUN)
+    assert ["escape/indicator/added", "escape/indicator/batch"] in [d["args"]["names"] for d in charts_of_escape()]
+    assert any("Measured beside it" in words.value for words in at.markdown)
+    at.session_state["method-choice"] = "moddrop"
+    at.run()
+    assert not charts_of_escape()
+
+
+def test_growth_far_below_what_matters_is_cut_and_said(tmp_path):
+    home = write_run(tmp_path / RUN)
+    writer = RunWriter(home)
+    for step, value in ((STEPS, -40.0), (STEPS + 10, 0.5)):
+        writer.record(step, Scalar("m/growth/image", value, draw={"within": [-1.0, 1.0]}))
+    writer.close()
+    args = charts.checked("panel", {"names": ["m/growth/*"]})
+    drawing = charts.CHARTS["panel"].draw(RunReader(home), args, LOOKS[0])
+    low, high = drawing.figure.layout.yaxis.range
+    assert -1.2 < low < -1 and 0.5 < high < 0.7
+    assert "some values lie beyond" in drawing.caption

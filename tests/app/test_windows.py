@@ -84,6 +84,12 @@ def test_overlapping_windows_have_lanes_of_their_own_and_end_with_the_curves():
     assert lanes[0].y1 <= lanes[1].y0 and lanes[0].fillcolor != lanes[1].fillcolor
 
 
+def test_many_windows_are_lanes_alone():
+    line = Line("x", np.array([0, 100]), np.ones(2), COLOURS.ink)
+    figure = series([line], COLOURS, bands=[([(5.0 * i, 5.0 * i + 2) for i in range(20)], COLOURS.ink)])
+    assert len(figure.layout.shapes) == 20 and all(shape.y1 < 0.1 for shape in figure.layout.shapes)
+
+
 def test_a_chart_is_drawn_anew_when_a_window_may_have_moved(run):
     args = charts.checked("series", {"names": ["imbalance/fisher_trace/*"], "shade": SHADE})
     reader = run(*traces("image", 1.0, 2.0))

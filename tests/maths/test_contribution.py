@@ -66,3 +66,21 @@ def test_records_agree_with_each_other(names):
         assert table.values.sum(1) == pytest.approx([1, 1])
         means = table.values @ [float(c) for c in table.cols]
         assert means == pytest.approx([records[f"x/valuation/{m}"].value for m in names])
+
+
+def test_agms_strength_is_the_lead_in_cross_entropy_of_responses_that_sum_to_the_logits():
+    draw = torch.Generator().manual_seed(0)
+    both, a, v = (torch.randn(7, 4, dtype=torch.float64, generator=draw) for _ in range(3))
+    y = torch.randint(4, (7,), generator=draw)
+    logits = {
+        frozenset("av"): both,
+        frozenset("a"): a,
+        frozenset("v"): v,
+        frozenset(): 9 * both,
+    }  # without any, AGM has 0
+    found = {r.name: r.value for r in contribution.strengths("imbalance", ["a", "v"], logits, y, "how")}
+    own, other = (
+        torch.nn.functional.cross_entropy((both - second + first) / 2, y) for first, second in ((a, v), (v, a))
+    )
+    assert found["imbalance/agm_ratio/a"] == pytest.approx(math.exp(other - own))
+    assert found["imbalance/agm_ratio/a"] * found["imbalance/agm_ratio/v"] == pytest.approx(1)

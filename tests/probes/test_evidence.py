@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from engine.knobs import InputError
 from engine.maths import calibration as maths
+from engine.maths.gradient_noise import noise_scale
 from engine.maths.last_layer import linear_heads
 from engine.methods.bogc import Bogc
 from engine.probe import Snapshot
@@ -38,6 +39,63 @@ def test_norms_and_cosines_are_those_of_autograd():
     where = layout.slices["text"]
     own = F.cosine_similarity(grads["fused"][where], grads["text"][where], 0)
     assert records["evidence/cosine/text"].value == pytest.approx(float(own))
+
+
+def test_losses_without_a_common_parameter_have_no_cosine():
+    table = measured(Evidence(PARAMS), snapshot())["evidence/cosines"].values
+    assert math.isnan(table[1, 2]) and math.isnan(table[2, 1])  # heads: no parameter sees both
+    assert table[0, 0] == pytest.approx(1) and abs(table[0, 1]) <= 1
+
+
+def test_the_error_of_a_cosine_is_that_of_leaving_out_each_mini_batch():
+    snap = snapshot()
+    where, left = snap.problem.layout.slices["image"], []
+    pieces = snap.problem.probe_batch().chunks(8)
+    for i in range(4):
+        grads = [gradients(snap, piece) for j, piece in enumerate(pieces) if j != i]
+        one, other = (sum(g[name][where] for g in grads) for name in ("fused", "image"))
+        left.append(float(F.cosine_similarity(one, other, 0)))
+    mean = sum(left) / 4
+    expected = math.sqrt(3 / 4 * sum((value - mean) ** 2 for value in left))
+    assert measured(Evidence(PARAMS), snap)["evidence/cosine/image"].error == pytest.approx(expected, rel=1e-3)
+
+
+def test_layers_have_the_norms_and_cosines_of_their_parameters():
+    snap = snapshot()
+    grads, layout = gradients(snap, snap.problem.probe_batch()), snap.problem.layout
+    records = measured(Evidence(PARAMS), snap)
+    table, cosines = records["evidence/layer_norm"], records["evidence/layer_cosine"]
+    assert table.cols.tolist() == ["fused", "image", "text"]
+    squares = (table.values**2).sum(0)
+    assert squares == pytest.approx([float(grad.square().sum()) for grad in grads.values()], rel=1e-4)
+    of_layer = {}
+    for name in layout.shapes:
+        layer = f"{layout.parts[name]}/{layout.layer(name).removesuffix('.bias')}"
+        own = [layout.blocks(grads[loss])[name].flatten() for loss in ("fused", "text")]
+        of_layer.setdefault(layer, []).append(torch.stack(own))
+    assert table.rows.tolist() == list(of_layer)
+    for layer, value in zip(cosines.rows, cosines.values[:, cosines.cols.tolist().index("fused, text")], strict=True):
+        one, other = torch.cat(of_layer[layer], 1)
+        if layer.startswith("text"):
+            assert value == pytest.approx(float(F.cosine_similarity(one, other, 0)), rel=1e-3)
+        else:
+            assert math.isnan(value)
+
+
+def test_the_noise_scale_is_that_of_the_summed_losses_on_each_part():
+    snap = snapshot(steps=2)
+    records, where = measured(Evidence(PARAMS), snap), snap.problem.layout.slices["text"]
+    pieces = snap.problem.probe_batch().chunks(8)
+    vectors = torch.stack([sum(gradients(snap, piece).values())[where] for piece in pieces]).double()
+    value, error = noise_scale(vectors @ vectors.T, 8)
+    record = records["evidence/noise_scale/text"]
+    assert record.value == pytest.approx(value, rel=1e-3) and record.n == 32
+    assert record.error == pytest.approx(error, rel=1e-2)
+    assert "evidence/noise_scale/network" in records
+    bars = records["evidence/noise_by_layer"]
+    assert set(bars.labels) <= set(records["evidence/layer_norm"].rows) and (bars.values >= 0).all()
+    few = measured(Evidence(Evidence.Params(rows=32, pieces=2, samples=64)), snap)
+    assert not any("noise" in name for name in few)
 
 
 def test_the_conflict_rate_counts_mini_batches_against_each_other():
