@@ -106,7 +106,7 @@ def late_fusion(snap, modality: str, levels: list[float]) -> list[float]:
 
 
 def test_fusion_is_measured_against_late_fusion_of_the_heads():
-    snap = snapshot(problem(heads=True, noise=1.0), steps=20)
+    snap = snapshot(problem(heads=True, noise=0.0), steps=150)
     records = measured(Robustness(Robustness.Params(levels=5, draws=2)), snap)
     for m in NAMES:
         own = records[f"robustness/severity/{m}"].y.tolist()
