@@ -238,7 +238,7 @@ def about_the_push(p: Any, raw: Tensor, grads: Tensor, rows: Sequence[str], n: i
         ("after", "as applied", after, how, 0),
         ("descent", "descent", main.norm(), "‖descent of the attacked encoder‖", 1),
     ):
-        draw = _PANELS["push"] | {"label": label, "hue": hue}
+        draw = _PANELS["push"] | {"label": label, "hue": hue} | ({"role": "limit"} if key == "before" else {})
         yield Scalar(f"modalimmune/push/{key}", value.item(), n=n, mode=mode, draw=draw)
     yield Scalar("modalimmune/cosine", cosine.item(), n=n, mode="cos(destructive gradient, descent) of the encoder")
 

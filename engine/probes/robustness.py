@@ -299,7 +299,7 @@ def _summary(
     half = robustness.half_level(levels, scores, scorer.chance)
     draw = {"y": "share of the lead over chance", "levels": {"": 0.0}}
     yield Scalar(f"robustness/retention/{name}", kept, draw=draw, **about)
-    about = about | {"mode": f"{about['mode']}; the last level where more than half is left throughout"}
+    about = about | {"mode": f"{about['mode']}; or the last level"}
     yield Scalar(f"robustness/half/{name}", half, draw={"y": "level with half the lead over chance"}, **about)
 
 
