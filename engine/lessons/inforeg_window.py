@@ -7,6 +7,12 @@ periods of one epoch (18 steps).
 *Source*: InfoReg, CVPR 2025, arXiv 2503.18595, whose ablation compares regulation in the window, outside it and always.
 Model, data and rate are ours, found by trial on seeds 0 to 3. Accuracy with the other input at zero overstates the
 effect: a linear probe on audio's features rises from about 0.69 to 0.74.
+
+On spoken and written digits (avdigits) the window closes within the first epoch, and nothing happens; with `claim
+inforeg_window --data avdigits.npz --set encoder=mlp --set inforeg.period=10 --set inforeg.strength=5 --set
+optimizer.lr=0.01`, chosen on seed 100, audio alone rises from 0.36 to 0.42 of 300 held-out rows (mean over seeds 0 to
+4), but to 0.44 when regulated only outside the window, and image alone sinks from 0.77 to 0.62: there the window is not
+what matters. The fused accuracy stays on either data.
 """
 
 from __future__ import annotations
