@@ -78,6 +78,8 @@ class Spectrum:
     traces: dict[str, tuple[float, float]]
     """Part to the trace of its diagonal block and one standard error; empty where no parts were asked for."""
     coupling: Coupling | None
+    angles: Tensor
+    """(k,), bounds on the sine of the angle between each vector and a true eigenvector: 1 where values are repeated."""
     note: str
     """A sentence where less was done than asked, or nothing."""
 
@@ -199,6 +201,7 @@ def unhurried_spectrum(
         negative_mass_error=mass_error,
         traces=rest.traces() if parts else {},
         coupling=rest.coupling() if parts else None,
+        angles=_angles(values, residuals)[:k],
         note=note,
     )
 
@@ -317,6 +320,13 @@ def spectral_density(
         nodes += [nodes_of(run.result()) for run in runs]
         fewer += [pair for run in runs for pair in shorter(run.result(), space.n, atoms)]
     return smoothed(nodes, atoms, space.n, sigma, shorter=fewer)
+
+
+def _angles(values: Tensor, residuals: Tensor) -> Tensor:
+    """Return residual over distance to the next Ritz value (m,), at most 1 (Davis and Kahan)."""
+    apart = torch.nn.functional.pad((values[:-1] - values[1:]), (1, 1), value=torch.inf)
+    apart = torch.minimum(apart[:-1], apart[1:])
+    return torch.where(apart > residuals, residuals / apart, 1.0)
 
 
 def _check_k(k: int, n: int):

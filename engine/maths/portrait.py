@@ -24,13 +24,14 @@ class About:
 
     def bound(self) -> dict:
         """Return the fields of a record whose error is a bound."""
-        return self._fields("Lanczos residual bound")
+        return self.fields("Lanczos residual bound")
 
     def sampled(self, which: str = "one standard error") -> dict:
         """Return the fields of a record whose error comes from random vectors."""
-        return self._fields(which)
+        return self.fields(which)
 
-    def _fields(self, error: str) -> dict:
+    def fields(self, error: str) -> dict:
+        """Return the fields of a record; `error` says what its error is."""
         return {"n": self.rows, "mode": f"{self.matrix}; error: {error}", "seconds": self.seconds}
 
 

@@ -27,6 +27,7 @@ from engine.probe import Matrix, Probe, Record, Scalar, Snapshot, knob
 from engine.problem import Batch, Problem
 
 MATRIX = "Hessian of the training loss, no method active"
+ANGLE = "bound from the angle to a true eigenvector"
 
 
 class Hessian(Probe):
@@ -120,20 +121,23 @@ def _concentration(found: Spectrum, about: About) -> Scalar:
 
     Noise of each coordinate's own size acts on u with this share of its variance, so stability under it needs the sum.
     """
-    value = float(found.vectors[0].double().pow(4).sum())
+    squares = found.vectors[0].double().square()
+    value, error = squares.square().sum().item(), 4 * squares.pow(3).sum().sqrt().item() * found.angles[0].item()
     draw = {"title": "Concentration of the top eigenvector", "y": "Σu⁴"}
-    return Scalar("hessian/concentration", value, n=about.rows, mode=about.matrix, seconds=about.seconds, draw=draw)
+    return Scalar("hessian/concentration", value, min(error, 1.0), **about.fields(ANGLE), draw=draw)
 
 
 def _shares(found: Spectrum, snap: Snapshot, about: About) -> Matrix:
     """Return how much of each top eigenvector lies in each part: squared entries, each row sums to 1."""
     pieces = snap.problem.layout.split(found.vectors.double().square())
     shares = torch.stack([piece.sum(-1) for piece in pieces.values()], 1).cpu()
+    error = (2 * found.angles).clamp(max=1.0)[:, None].expand_as(shares)
     return Matrix(
         "hessian/shares",
         labels(found),
         np.array(list(pieces)),
         shares.numpy(),
-        **about.bound(),
+        error.numpy(),
+        **about.fields(ANGLE),
         draw={"title": "Share of each top eigenvector in each part", "x": "part", "y": "eigenvector"},
     )

@@ -43,10 +43,16 @@ def test_density_counts_the_eigenvalues():
     assert len(lines) >= 10 and np.abs(lines[:, None] - truth).min(1).max() < 1e-3 * truth[-1]
 
 
-def test_shares_of_each_eigenvector_add_up():
-    matrix = measured(Hessian(), snapshot())["hessian/shares"]
+@pytest.mark.parametrize("steps", [8, 12, 40])
+def test_shares_of_each_eigenvector_add_up_and_know_their_error(steps):
+    snap = snapshot()
+    matrix = measured(Hessian(Hessian.Params(k=3, steps=steps)), snap)["hessian/shares"]
     assert matrix.cols.tolist() == ["image", "text", "shared"]
     np.testing.assert_allclose(matrix.values.sum(1), 1)
+    vectors = torch.linalg.eigh(dense(snap)).eigenvectors.flip(1).T[:3]
+    truth = torch.stack([p.square().sum(-1) for p in snap.problem.layout.split(vectors).values()], 1).numpy()
+    assert (np.abs(matrix.values - truth) <= matrix.error + 1e-9).all()
+    assert steps < 40 or matrix.error.max() < 1e-3
 
 
 def test_coupling_is_that_of_the_dense_blocks():
@@ -109,6 +115,7 @@ def test_concentration_is_the_sum_of_fourth_powers_of_the_top_eigenvector():
 def test_records_say_rows_matrix_and_seconds():
     for name, record in measured(Hessian(), snapshot()).items():
         assert record.n == 32 and record.mode.startswith("Hessian") and record.seconds > 0, name
+        assert record.error is not None and "; error: " in record.mode, name
 
 
 def test_training_may_go_on_between_products():
