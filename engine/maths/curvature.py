@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -163,9 +163,11 @@ def unhurried_spectrum(
     memory: float = MEMORY,
     known: tuple[float, float] | None = None,
     early: bool = False,
+    glimpse: bool = False,
 ) -> Iterator[Spectrum | None]:
     """Yield None at every breathing point, after each product or chunk of one, and at last the `spectrum`.
 
+    With a `glimpse` it is also yielded before any probe is spent: no coupling then, and a trace that is not a number.
     With a trace that is `known`, value and standard error, no probe is spent. With `early` the run ends before `steps`
     where neither the k eigenvalues, the smallest one nor the density would change much (see `quadrature.settled`).
     """
@@ -181,28 +183,38 @@ def unhurried_spectrum(
         yield from krylov.unhurried(min(5, steps - krylov.size))
     run = krylov.result()
     values, coordinates, residuals = run.ritz()
-    rest = Complement(krylov, parts)
-    if known is None and not krylov.complete:
-        yield from rest.unhurried(probes)
-    value, error = known or rest.trace()
     atoms, _ = atoms_of(run, space.n)
     mass, mass_error = negative_mass(run, atoms, space.n)
-    yield Spectrum(
+    found = Spectrum(
         values=values[:k],
         vectors=space.embed(run.vectors(coordinates[:, :k])),
         residuals=residuals[:k],
         smallest=values[-1].item(),
-        trace=value,
-        trace_error=error,
+        trace=math.nan,
+        trace_error=math.nan,
         density=smoothed([nodes_of(run)], atoms, space.n, sigma, shorter=shorter(run, space.n)),
         smallest_residual=residuals[-1].item(),
         products=space.product.count,
         negative_mass=mass,
         negative_mass_error=mass_error,
-        traces=rest.traces() if parts else {},
-        coupling=rest.coupling() if parts else None,
+        traces={},
+        coupling=None,
         angles=_angles(values, residuals)[:k],
         note=note,
+    )
+    if glimpse:
+        yield found
+    rest = Complement(krylov, parts)
+    if known is None and not krylov.complete:
+        yield from rest.unhurried(probes)
+    value, error = known or rest.trace()
+    yield replace(
+        found,
+        trace=value,
+        trace_error=error,
+        products=space.product.count,
+        traces=rest.traces() if parts else {},
+        coupling=rest.coupling() if parts else None,
     )
 
 

@@ -35,21 +35,15 @@ class About:
         return {"n": self.rows, "mode": f"{self.matrix}; error: {error}", "seconds": self.seconds}
 
 
-def portrait(found: Spectrum, path: str, size: int, square: float, about: About) -> Iterator[Record]:
-    """Yield the records of a spectrum of `size` parameters under `path`; `square` is ‖w‖² of these parameters.
+def eigenvalues(found: Spectrum, path: str, size: int, about: About) -> Iterator[Record]:
+    """Yield the records that a spectrum of `size` parameters allows before its trace is known, under `path`.
 
-    λ_max and λ_min; the trace as it is, per parameter, and times ‖w‖²/n, which stays where all weights are scaled and
-    the loss does not change; negative mass, largest eigenvalues, density.
+    λ_max and λ_min; negative mass, largest eigenvalues, density.
     """
     bound, sampled = about.bound(), about.sampled()
     top, residual = found.values[0].item(), found.residuals[0].item()
-    trace, error = found.trace, found.trace_error
     yield Scalar(f"{path}/lambda_max", top, residual, **bound, draw={"y": "λ_max"})
     yield Scalar(f"{path}/lambda_min", found.smallest, found.smallest_residual, **bound, draw={"y": "λ_min"})
-    yield Scalar(f"{path}/trace", trace, error, **sampled, draw={"y": "trace"})
-    yield Scalar(f"{path}/trace_mean", trace / size, error / size, **sampled, draw={"y": "trace / n"})
-    scale = square / size
-    yield Scalar(f"{path}/trace_scaled", trace * scale, error * scale, **sampled, draw={"y": "trace · ‖w‖² / n"})
     yield Scalar(
         f"{path}/negative_mass",
         found.negative_mass,
@@ -66,6 +60,20 @@ def portrait(found: Spectrum, path: str, size: int, square: float, about: About)
         draw={"title": "Largest eigenvalues", "y": "eigenvalue"},
     )
     yield _density(found, path, size, sampled)
+
+
+def traced(found: Spectrum, path: str, size: int, square: float, about: About) -> Iterator[Record]:
+    """Yield the trace as it is, per parameter, and times ‖w‖²/n, `square` being ‖w‖² of the `size` parameters.
+
+    The last stays where all weights are scaled and the loss does not change.
+    """
+    sampled = about.sampled()
+    for name, scale, words in (
+        ("trace", 1.0, "trace"),
+        ("trace_mean", 1 / size, "trace / n"),
+        ("trace_scaled", square / size, "trace · ‖w‖² / n"),
+    ):
+        yield Scalar(f"{path}/{name}", found.trace * scale, found.trace_error * scale, **sampled, draw={"y": words})
 
 
 def _density(found: Spectrum, path: str, size: int, about: dict) -> Curve:

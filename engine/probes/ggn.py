@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from engine.maths.chunks import cut
 from engine.maths.curvature import GaussNewton, empirical_fisher, unhurried_spectrum
-from engine.maths.portrait import About, portrait
+from engine.maths.portrait import About, eigenvalues, traced
 from engine.maths.slices import Timed
 from engine.probe import Probe, Record, Snapshot, knob
 from engine.problem import Batch, Problem
@@ -78,7 +78,8 @@ class Ggn(Probe):
             yield from measured
             found = measured.found
             about = About("; ".join(filter(None, (words, how, found.note))), len(batch), measured.seconds)
-            for record in portrait(found, path, size, snap.theta.square().sum().item(), about):
+            records = (*eigenvalues(found, path, size, about), *traced(found, path, size, 0.0, about))
+            for record in records:
                 if record.name.removeprefix(f"{path}/") in shown:
                     yield record
 

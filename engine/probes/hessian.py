@@ -21,7 +21,7 @@ from torch import Tensor
 from engine.maths.chunks import cut
 from engine.maths.curvature import PartedHessian, Spectrum, unhurried_spectrum
 from engine.maths.krylov import Loss
-from engine.maths.portrait import About, coupled, labels, portrait
+from engine.maths.portrait import About, coupled, eigenvalues, labels, traced
 from engine.maths.slices import Timed
 from engine.probe import Matrix, Probe, Record, Scalar, Snapshot, knob
 from engine.problem import Batch, Problem
@@ -74,15 +74,20 @@ class Hessian(Probe):
                 memory=p.memory * 2**20,
                 generator=snap.rng.generator("hessian", 0),
                 early=True,
+                glimpse=True,
             )
         )
+        # What needs no probe is shown at once: under a small budget the rest may take a while.
         yield from measured
         found = measured.found
         about = About("; ".join(filter(None, (MATRIX, how, found.note))), len(batch), measured.seconds)
-        yield from portrait(found, "hessian", layout.size, snap.theta.square().sum().item(), about)
+        yield from eigenvalues(found, "hessian", layout.size, about)
         yield _concentration(found, about)
         if len(layout.slices) > 1:
             yield _shares(found, snap, about)
+        yield from measured
+        found, about = measured.found, replace(about, seconds=measured.seconds)
+        yield from traced(found, "hessian", layout.size, snap.theta.square().sum().item(), about)
         if found.coupling:
             yield coupled(found.coupling, "hessian", about)
         for part, where in parts.items():
@@ -103,7 +108,8 @@ class Hessian(Probe):
             yield from measured
             inner = measured.found
             said = replace(about, matrix="; ".join(filter(None, (MATRIX, how, inner.note))), seconds=measured.seconds)
-            yield from portrait(inner, f"hessian/{part}", len(block), block.square().sum().item(), said)
+            yield from eigenvalues(inner, f"hessian/{part}", len(block), said)
+            yield from traced(inner, f"hessian/{part}", len(block), block.square().sum().item(), said)
 
 
 def _of_parts(problem: Problem, piece: Batch) -> Callable[[Mapping[str, Tensor]], Tensor]:

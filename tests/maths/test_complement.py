@@ -200,6 +200,17 @@ def test_a_run_may_end_early_where_nothing_would_change():
     assert change.mean() < 2 * early.density.error.mean()
 
 
+def test_a_glimpse_is_the_spectrum_before_its_trace():
+    _, layout, theta, loss, _ = problem()
+    seen = [f for f in unhurried_spectrum(loss, theta, 3, 20, 4, parts=layout.slices, glimpse=True) if f is not None]
+    first, last = seen
+    assert first.products == 20 and last.products == 20 + 4 * 3
+    assert torch.equal(first.values, last.values) and torch.equal(first.density.density, last.density.density)
+    assert math.isnan(first.trace) and first.coupling is None and not first.traces
+    whole = spectrum(loss, theta, 3, 20, 4, parts=layout.slices)
+    assert last.trace == whole.trace and torch.equal(last.coupling.values, whole.coupling.values)
+
+
 def _at(grid, found):
     import numpy as np
 

@@ -123,6 +123,15 @@ def test_training_may_go_on_between_products():
     assert len(breaths) >= 15 + 6 + 3 * 15
 
 
+def test_eigenvalues_are_shown_before_the_trace_is_sampled():
+    seen = [r and r.name for r in Hessian().measure(snapshot())]
+    first, trace = seen.index("hessian/lambda_max"), seen.index("hessian/trace")
+    assert seen[first:trace].count(None) >= 3 and seen.index("hessian/spectrum") < trace < seen.index(
+        "hessian/coupling"
+    )
+    assert all(seen.count(name) == 1 for name in seen if name)
+
+
 def test_parts_can_be_left_out():
     records = measured(Hessian(Hessian.Params(parts=False, k=3)), snapshot())
     assert not [name for name in records if name.split("/")[1] in ("image", "text", "shared", "coupling")]
