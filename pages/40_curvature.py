@@ -7,6 +7,7 @@ from app import controls, live, shell
 TITLE = "Curvature"
 ICON = ":material/ssid_chart:"
 EMPTY = "No curvature has been measured. Choose an interval above, or press Measure now."
+TRACES = {"as it is": "trace", "per parameter": "trace_mean", "per parameter, times ‖w‖²": "trace_scaled"}
 ABSENT = "This has not been measured in this run. Choose an interval above, or press Measure now."
 
 
@@ -29,7 +30,17 @@ def scheduled(run, name, **options):
 
 def spectrum(run):
     """Draw the Hessian's spectrum: sharpness and the edge of stability over time, then one measurement."""
-    ylog = st.toggle("Log eigenvalue", key="curvature-log", persist_state="session")
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="large"):
+        ylog = st.toggle("Log eigenvalue", key="curvature-log", persist_state="session")
+        scale = st.segmented_control(
+            "Trace",
+            list(TRACES),
+            default="as it is",
+            required=True,
+            key="curvature-trace",
+            persist_state="session",
+            help="The last one stays where all weights are scaled and the loss does not change.",
+        )
     options, held = {"empty": EMPTY}, {"empty": EMPTY, "group": "hessian"}
     title = "Sharpness: the largest eigenvalue over time"
     live.chart(run, "sharpness", key=f"sharpness/{run}", title=title, height=330, empty=EMPTY, ylog=ylog)
@@ -45,7 +56,7 @@ def spectrum(run):
     row(
         run,
         ("Largest eigenvalues over time", "leading", ["hessian/top"], options | {"ylog": ylog}),
-        ("Trace", "series", ["hessian/trace", "hessian/*/trace"], options),
+        (f"Trace, {scale}", "series", [f"hessian/{TRACES[scale]}", f"hessian/*/{TRACES[scale]}"], options),
     )
     row(
         run,

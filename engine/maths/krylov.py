@@ -193,14 +193,16 @@ class Krylov:
         return Lanczos(*(torch.tensor(x, dtype=torch.float64) for x in (self.alpha, self.beta)), basis, self.spikes)
 
 
-def _double(x: Tensor) -> Tensor:
-    return (x.cpu() if x.device.type == "mps" else x).double()
-
-
 def _dot(a: Tensor, b: Tensor) -> float:
-    return (_double(a) @ _double(b)).item()
+    pairs = zip(_blocks(a), _blocks(b), strict=True)
+    return sum((x.double() @ y.double()).item() for x, y in pairs)
 
 
 def norm(x: Tensor) -> float:
     """Return the Euclidean norm, accumulated in float64."""
-    return torch.linalg.vector_norm(_double(x)).item()
+    return math.hypot(*(torch.linalg.vector_norm(block.double()).item() for block in _blocks(x)))
+
+
+def _blocks(x: Tensor) -> tuple[Tensor, ...]:
+    """Return x in pieces, so that no copy of it in float64 stands in memory; on the CPU where there is no float64."""
+    return (x.cpu() if x.device.type == "mps" else x).split(2**20)

@@ -42,8 +42,8 @@ def eigenvalues(found: Spectrum, path: str, size: int, about: About) -> Iterator
     """
     bound, sampled = about.bound(), about.sampled()
     top, residual = found.values[0].item(), found.residuals[0].item()
-    yield Scalar(f"{path}/lambda_max", top, residual, **bound, draw={"y": "λ_max"})
-    yield Scalar(f"{path}/lambda_min", found.smallest, found.smallest_residual, **bound, draw={"y": "λ_min"})
+    yield Scalar(f"{path}/lambda_max", top, residual, **bound, draw={"y": "λ<sub>max</sub>"})
+    yield Scalar(f"{path}/lambda_min", found.smallest, found.smallest_residual, **bound, draw={"y": "λ<sub>min</sub>"})
     yield Scalar(
         f"{path}/negative_mass",
         found.negative_mass,

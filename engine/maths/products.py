@@ -191,7 +191,7 @@ class Products:
             else:
                 if self._known_good or self._agrees(found[0], graph(rows[0])):
                     return found
-        return torch.stack([graph(row) for row in rows])
+        return torch.stack([graph(row) for row in rows]) if len(rows) > 1 else graph(rows[0])[None]
 
     def _agrees(self, one: Tensor, other: Tensor) -> bool:
         """Check, once, that a batch gives what one vector alone gives; from then on one at a time if it does not."""
