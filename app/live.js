@@ -248,13 +248,22 @@ function linked(sub) {
 function scaled(sub, low, high) {
   Object.assign(sub, { low, high });
   const data = sub.figure.data.map((trace) => {
-    if (trace.type === "contour") return { ...trace, zmin: low, zmax: high };
+    if (trace.type === "contour") return { ...trace, zmin: low, zmax: high, contours: { ...trace.contours, ...levels(low, high) } };
     if (trace.type === "surface") return { ...trace, cmin: low, cmax: high };
     return trace.marker && "cmin" in trace.marker ? { ...trace, marker: { ...trace.marker, cmin: low, cmax: high } } : trace;
   });
   const { scene, ...layout } = sub.figure.layout, room = 0.04 * (high - low), camera = cameras.get(sub.data.link);
   if (scene) layout.scene = { ...scene, zaxis: { ...scene.zaxis, range: [low - room, high + room] }, camera: camera || scene.camera };
   window.Plotly.react(sub.plot, data, layout, CONFIG);
+}
+
+// The same round levels as `levels` in app/figures/surface.py.
+function levels(low, high) {
+  const rough = (high - low) / 20;
+  if (!(rough > 0)) return { start: high, end: high, size: 1 };
+  const decade = 10 ** Math.floor(Math.log10(rough));
+  const size = decade * [1, 2, 2.5, 5, 10].find((step) => step * decade >= rough * 0.999);
+  return { start: Math.ceil(low / size + 0.5) * size, end: high, size };
 }
 
 function turn(sub, camera) {

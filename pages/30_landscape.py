@@ -46,6 +46,11 @@ def modalities_of(run):
     return [m for m in known.meta("modalities", []) or [] if f"loss/{m}" in known.names()["scalars"]]
 
 
+def each(name, parts):
+    """Return the name of a record and that of each part's own."""
+    return [name, *(f"{name}/{part}" for part in parts)]
+
+
 def log_height():
     """Draw the choice of logarithmic heights."""
     words = "Colour and height by the logarithm of the loss."
@@ -89,8 +94,8 @@ def around(run):
     plain = {o: [f"{base}/2d" if o == "joint" else f"{base}/2d/{o}"] for o in own}
     live.scrubber(run, plain["joint"], key=f"scrub/{run}/{base}", group="landscape")
     flat_and_space(run, f"{title[loss]} on a plane", plain[loss], **options)
-    lines = [f"{base}/1d", *(f"{base}/1d/{o}" for o in own[1:])]
-    row(run, ("Along the first direction: training loss and each modality's own", "panel", lines, options), height=330)
+    lines = "Along the first direction: training loss and each modality's own"
+    row(run, (lines, "panel", each(f"{base}/1d", own[1:]), options), height=330)
     if len(own) > 1:
         st.markdown("##### Every loss on the same plane")
         charts = [(title[o], "record", plain[o], options) for o in own]
@@ -108,6 +113,7 @@ def trajectory(run):
         "Each point is filled with its true loss: where it differs from the ground, the point lies off the plane, the "
         "farther the larger it is drawn. That a plane holds most of a path proves nothing: it does of a random walk."
     )
+    own, parts = modalities_of(run), shell.reader(run).meta("parts", []) or []
     names, options = ["landscape/trajectory/2d"], {"group": "path", "empty": PATH}
     live.scrubber(run, [*names, "trajectory/path"], key=f"scrub-path/{run}", group="path")
     flat_and_space(run, "Training loss in the plane of the path", names, **options, log=log)
@@ -117,13 +123,13 @@ def trajectory(run):
         controls.measuring(run, probe)
     row(
         run,
-        ("True losses along the path", "panel", ["trajectory/loss", "trajectory/loss/*"], options),
+        ("True losses along the path", "panel", each("trajectory/loss", own), options),
         ("Share of each point's distance off the plane", "record", ["trajectory/off_plane"], options),
     )
     row(
         run,
-        ("Distance from the start", "panel", ["trajectory/distance", "trajectory/distance/*"], options),
-        ("Length of the net update, a step", "panel", ["trajectory/update", "trajectory/update/*"], options),
+        ("Distance from the start", "panel", each("trajectory/distance", parts), options),
+        ("Length of the net update, a step", "panel", each("trajectory/update", parts), options),
         ("Explained share, which proves nothing", "record", ["trajectory/shares"], options),
     )
 
@@ -158,8 +164,8 @@ def between(run):
     live.scrubber(run, [f"{base}/line"], key=f"scrub-between/{run}/{other}", group="between")
     row(
         run,
-        ("On the straight line, above the chord", "barrier", [f"{base}/line", f"{base}/line/*"], options),
-        ("Barrier over time", "series", [f"{base}/barrier", f"{base}/barrier/*"], options),
+        ("On the straight line, above the chord", "barrier", each(f"{base}/line", modalities_of(run)), options),
+        ("Barrier over time", "series", each(f"{base}/barrier", modalities_of(run)), options),
         height=340,
     )
     options["log"] = log

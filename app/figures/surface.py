@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -10,6 +11,9 @@ import plotly.graph_objects as go
 from app.figures.around import over_plane, over_surface
 from app.figures.base import blank, numbers, short
 from app.theme import Look
+
+LEVELS = 20
+"""About how many steps of colour lie between the lowest and the highest loss of a plane."""
 
 
 def contour(record, look: Look, *, log: bool = False) -> go.Figure:
@@ -29,7 +33,8 @@ def contour(record, look: Look, *, log: bool = False) -> go.Figure:
             zmin=low,
             zmax=high,
             colorscale=look.scale,
-            ncontours=22,
+            autocontour=False,
+            contours=levels(low, high),
             customdata=numbers(record.z),
             hovertemplate="(%{x:.3f}, %{y:.3f}): %{customdata:.5~g}<extra></extra>",
             line={"width": 0.6, "color": "rgba(255,255,255,0.35)"},
@@ -42,6 +47,23 @@ def contour(record, look: Look, *, log: bool = False) -> go.Figure:
     figure.update_yaxes(showgrid=False, scaleanchor="x", constrain="domain")
     figure.update_layout(meta={"span": [low, high], "log": "tickvals" in bar})
     return figure
+
+
+def levels(low: float, high: float) -> dict[str, float]:
+    """Return round contour levels, the first at least half a step above the lowest.
+
+    A level at the ground itself would draw the interpolation's last digits. The page's script does the same when it
+    puts several figures on one scale.
+
+    >>> levels(0.02, 9.7)
+    {'start': 0.5, 'end': 9.7, 'size': 0.5}
+    """
+    rough = (high - low) / LEVELS
+    if not rough > 0:
+        return {"start": high, "end": high, "size": 1.0}
+    decade = 10.0 ** math.floor(math.log10(rough))
+    size = decade * next(step for step in (1.0, 2.0, 2.5, 5.0, 10.0) if step * decade >= rough * 0.999)
+    return {"start": math.ceil(low / size + 0.5) * size, "end": high, "size": size}
 
 
 def surface(record, look: Look, *, log: bool = False) -> go.Figure:

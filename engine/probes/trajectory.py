@@ -71,7 +71,12 @@ class Trajectory(Probe):
                 n=n,
                 mode=f"{whose(name)} at the points themselves, no method active",
                 seconds=seconds,
-                draw={"title": "True losses along the path", "x": "step", "y": "loss"},
+                draw={
+                    "title": "True losses along the path",
+                    "x": "step",
+                    "y": "loss",
+                    "label": "" if name else "joint",
+                },
             )
         yield from _shape(plane, steps, who)
         yield from _lengths(path, steps, snap.problem.layout)
@@ -122,19 +127,19 @@ def _lengths(path: Tensor, steps: np.ndarray, layout: Layout) -> Iterator[Record
     for part, piece in {"": path, **layout.split(path)}.items():
         away = torch.linalg.vector_norm(piece - piece[0], dim=1, dtype=torch.float64).cpu().numpy()
         moved = torch.linalg.vector_norm(piece[1:] - piece[:-1], dim=1, dtype=torch.float64).cpu().numpy()
-        tail, whose = (f"/{part}", part) if part else ("", "all parameters")
+        tail, of, label = (f"/{part}", part, {}) if part else ("", "all parameters", {"label": "all"})
         yield Curve(
             f"trajectory/distance{tail}",
             steps,
             away,
-            mode=f"Euclidean, {whose}",
-            draw={"title": "Distance from the start", "x": "step", "y": "distance from the start"},
+            mode=f"Euclidean, {of}",
+            draw={"title": "Distance from the start", "x": "step", "y": "distance from the start"} | label,
         )
         yield Curve(
             f"trajectory/update{tail}",
             steps[1:],
             moved / np.diff(steps),
-            mode=f"net movement between kept points over the steps between, {whose}",
-            draw={"title": "Length of the net update", "x": "step", "y": "distance a step", "ylog": True},
+            mode=f"net movement between kept points over the steps between, {of}",
+            draw={"title": "Length of the net update", "x": "step", "y": "distance a step", "ylog": True} | label,
         )
-        yield Scalar(f"trajectory/from_start{tail}", float(away[-1]), mode=f"Euclidean, {whose}")
+        yield Scalar(f"trajectory/from_start{tail}", float(away[-1]), mode=f"Euclidean, {of}")
