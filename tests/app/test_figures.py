@@ -221,3 +221,17 @@ def test_the_words_of_levels_stand_where_the_lines_leave_room():
     assert (low.xanchor, low.yanchor) == ("right", "top")  # two levels that lie close do not write into each other
     rising = Curve("c", np.arange(1.0, 31), np.arange(30.0), draw={"levels": {"end": 29.0}})
     assert figures.default(rising, LOOKS[0]).layout.annotations[0].xanchor == "left"
+
+
+def test_a_band_that_reaches_zero_ends_below_all_that_a_logarithmic_axis_shows():
+    line = Line("x", np.arange(3), np.array([10.0, 4.0, 20.0]), LOOKS[0].ink, np.array([12.0, 1.0, 2.0]))
+    band, _ = series([line], LOOKS[0], scale=Scale(ylog=True)).data
+    assert list(band.y) == [22.0, 5.0, 22.0, 18.0, 3.0, 1.5]
+    band, _ = series([line], LOOKS[0]).data
+    assert min(band.y) == -2.0
+
+
+@pytest.mark.parametrize(("top", "ticks"), [(1.5, None), (50.0, "D2"), (1e6, None)])
+def test_a_logarithmic_axis_has_few_ticks_where_all_would_collide(top, ticks):
+    line = Line("x", np.arange(3), np.array([1.0, top, np.nan]), LOOKS[0].ink)
+    assert series([line], LOOKS[0], scale=Scale(ylog=True)).layout.yaxis.dtick == ticks
