@@ -173,7 +173,7 @@ def overlay(curves: Sequence[tuple[str, object, str]], look: Look) -> go.Figure:
     A record whose `draw` has `points`, a name for each, is drawn as single points.
     """
     first = curves[0][1]
-    draw, data, shapes = first.draw, [], []
+    draw, data, bands = first.draw, [], []
     looks = styles([(colour, record.draw) for _, record, colour in curves], look)
     for (label, record, _), style in zip(curves, looks, strict=True):
         x, y = numbers(record.x), numbers(record.y)
@@ -195,7 +195,7 @@ def overlay(curves: Sequence[tuple[str, object, str]], look: Look) -> go.Figure:
                 "hovertemplate": ("%{text}<br>" if names else "") + "%{x:.4~g}: %{y:.5~g}" + f"<extra>{label}</extra>",
             }
         )
-        shapes += [_span(start, end, style.colour, look) for start, end in record.draw.get("spans") or ()]
+        bands += [(record.draw["spans"], style.colour)] if record.draw.get("spans") else []
     xlog, ylog = bool(draw.get("xlog")), bool(draw.get("ylog"))
     across, along = named_values(draw.get("levels"), ylog), named_values(draw.get("lines"), xlog)
     words = _worded([(v, text) for text, v in across], [record.y for _, record, _ in curves], ylog, look)
@@ -210,15 +210,12 @@ def overlay(curves: Sequence[tuple[str, object, str]], look: Look) -> go.Figure:
             | (logarithmic([r.x for _, r, _ in curves]) if xlog else {}),
             "yaxis": {"title": {"text": draw.get("y", "")}}
             | (logarithmic([r.y for _, r, _ in curves]) if ylog else {}),
-            "shapes": shapes + [_level(v, look) for _, v in across] + [_upright(v, look) for _, v in along],
+            "shapes": _bands(bands, (-np.inf, np.inf), look)
+            + [_level(v, look) for _, v in across]
+            + [_upright(v, look) for _, v in along],
             "annotations": words + [_heading(value, text, xlog, look) for text, value in along],
         },
     )
-
-
-def _span(start: float, end: float, colour: str, look: Look) -> dict:
-    place = {"type": "rect", "yref": "y domain", "y0": 0, "y1": 1, "x0": start, "x1": end, "layer": "below"}
-    return place | {"fillcolor": look.faint(colour, 0.1), "line": {"width": 0}}
 
 
 def _upright(value: float, look: Look) -> dict:

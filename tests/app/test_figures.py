@@ -194,9 +194,13 @@ def test_the_pipeline_shows_seven_points_in_order_and_the_methods_on_them():
 @pytest.mark.parametrize("colours", LOOKS, ids=["light", "dark"])
 def test_a_logarithmic_matrix_leaves_empty_what_is_not_positive_and_writes_all_values(colours):
     record = Matrix("m", np.array(["a"]), np.array(list("xyz")), np.array([[100.0, 0.0, np.nan]]), draw={"log": True})
-    (trace,) = figures.default(record, colours).data
+    figure = figures.default(record, colours)
+    (trace,) = figure.data
     assert trace.z[0][0] == pytest.approx(2) and np.isnan(trace.z[0][1:]).all()
-    assert list(trace.text[0]) == ["100", "0", "–"] and not trace.showscale
+    assert list(trace.text[0]) == ["100", "", ""] and not trace.showscale
+    notes = figure.layout.annotations
+    assert [(note.x, note.text) for note in notes] == [(1, "0"), (2, "–")]
+    assert {note.font.color for note in notes} == {colours.muted}
 
 
 def test_a_matrix_of_cosines_is_coloured_from_minus_one_to_one():
