@@ -52,7 +52,7 @@ def card(run: str, name: str) -> None:
                 st.badge("acts at " + ", ".join(entry["points"]), color="gray")
             st.markdown(_sentence(entry))
         with switch:
-            controls.toggle(now, entry, "card", "Switched on")
+            controls.toggle(now, entry, "card", "On")
         if now.refused:
             st.warning(now.refused[1], icon=":material/block:")
         optimizer = (shell.reader(run).meta("optimizer", {}) or {}).get("name", "")

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from app.figures.base import blank, numbers, short
+from app.figures.base import blank, logarithmic, numbers, short
 from app.figures.curves import add_levels
 from app.theme import Look
 
 WRITTEN = 20
 """Bars up to which each has its value written above."""
 NAMED = 18
-"""Lying bars up to which each has its name beside it; of more, every second or third has."""
+"""Lying bars up to which each has its name beside it, twice as many in a tall chart; of more, every second has."""
 
 
 def bars(record, look: Look) -> go.Figure:
@@ -26,7 +26,7 @@ def bars(record, look: Look) -> go.Figure:
     figure = blank(look, revision=f"bars/{record.name}", x=record.draw.get("x", ""), y=record.draw.get("y", ""))
     error = None if record.error is None else numbers(record.error)
     if len(labels) > 4 and max(map(len, labels)) > 12:
-        return _lying(figure, labels, values, error, colours, look, log=bool(record.draw.get("ylog")))
+        return _lying(figure, labels, values, error, colours, look, record.draw)
     figure.add_trace(
         go.Bar(
             x=labels,
@@ -43,7 +43,9 @@ def bars(record, look: Look) -> go.Figure:
     )
     figure.update_layout(bargap=0.45 if len(labels) < 8 else 0.25)
     figure.update_xaxes(type="category", showgrid=False)
-    figure.update_yaxes(type="log" if record.draw.get("ylog") else "linear", zeroline=True, zerolinecolor=look.grid)
+    figure.update_yaxes(zeroline=True, zerolinecolor=look.grid)
+    if record.draw.get("ylog"):
+        figure.update_yaxes(logarithmic([values]))
     add_levels(figure, record.draw.get("levels"), look, log=bool(record.draw.get("ylog")))
     return figure
 
@@ -66,12 +68,14 @@ def beside(blocks: Sequence[tuple[str, object, str]], look: Look) -> go.Figure:
         )
     figure.update_layout(barmode="group", bargap=0.35, showlegend=len(blocks) > 1)
     figure.update_xaxes(type="category", showgrid=False)
-    figure.update_yaxes(zeroline=True, zerolinecolor=look.grid, type="log" if first.draw.get("ylog") else "linear")
+    figure.update_yaxes(zeroline=True, zerolinecolor=look.grid)
+    if first.draw.get("ylog"):
+        figure.update_yaxes(logarithmic([record.values for _, record, _ in blocks]))
     add_levels(figure, first.draw.get("levels"), look, log=bool(first.draw.get("ylog")))
     return figure
 
 
-def _lying(figure: go.Figure, labels, values, error, colours, look: Look, *, log: bool) -> go.Figure:
+def _lying(figure: go.Figure, labels, values, error, colours, look: Look, draw) -> go.Figure:
     """Return bars that lie, for many long names: the end of each name is shown, all of it on hover."""
     figure.add_trace(
         go.Bar(
@@ -83,11 +87,13 @@ def _lying(figure: go.Figure, labels, values, error, colours, look: Look, *, log
             hovertemplate="%{y}: %{x:.5~g}<extra></extra>",
         )
     )
-    named = labels[:: -(-len(labels) // NAMED)]
+    named = labels[:: -(-len(labels) // (2 * NAMED if draw.get("tall") else NAMED))]
     shown = [label if len(label) <= 20 else f"…{label[-19:]}" for label in named]
     x, y = figure.layout.xaxis.title.text, figure.layout.yaxis.title.text
     figure.update_layout(bargap=0.3)
-    figure.update_xaxes(title_text=y, type="log" if log else "linear")
+    figure.update_xaxes(title_text=y)
+    if draw.get("ylog"):
+        figure.update_xaxes(logarithmic([values]))
     figure.update_yaxes(
         type="category",
         autorange="reversed",

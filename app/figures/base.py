@@ -15,6 +15,14 @@ LOGARITHMIC = {"type": "log", "tickformat": "~g", "exponentformat": "power"}
 """A logarithmic axis, its ticks written in full."""
 
 
+def logarithmic(values: Sequence[np.ndarray]) -> dict:
+    """Return a logarithmic axis for such values, (N,) each, with ticks at 1, 2 and 5 where all digits would collide."""
+    held = [v[np.isfinite(v) & (v > 0)] for v in map(np.asarray, values)]
+    ends = [end for v in held if v.size for end in (float(v.min()), float(v.max()))]
+    span = math.log10(max(ends) / min(ends)) if ends else 0.0
+    return LOGARITHMIC | ({"dtick": "D2"} if 0.35 < span < 2.5 else {})
+
+
 def blank(look: Look, *, revision: str, x: str = "", y: str = "") -> go.Figure:
     """Return an empty figure with axis titles `x` and `y`; `revision` stays the same as long as zoom should."""
     figure = go.Figure(layout={"template": template(look), "uirevision": revision, "showlegend": False})
@@ -34,9 +42,16 @@ def steps(values) -> np.ndarray:
     return np.asarray(values, dtype=np.int32)
 
 
-def band(x, low, high, colour: str, look: Look, *, name: str = "") -> dict:
-    """Return a filled band between `low` (N,) and `high` (N,) over `x` (N,), as a trace."""
+def band(x, low, high, colour: str, look: Look, *, name: str = "", log: bool = False) -> dict:
+    """Return a filled band between `low` (N,) and `high` (N,) over `x` (N,), as a trace.
+
+    On a `log` axis a low end that is not positive becomes half of the smallest value that is.
+    """
     x, low, high = np.asarray(x), numbers(low), numbers(high)
+    if log:
+        ends = np.concatenate([low, high])
+        ends = ends[np.isfinite(ends) & (ends > 0)]
+        low = np.where(low > 0, low, ends.min() / 2 if ends.size else np.nan).astype(np.float32)
     held = np.isfinite(low) & np.isfinite(high)
     x, low, high = x[held], low[held], high[held]
     return {

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import plotly.graph_objects as go
 
-from app.figures.base import LOGARITHMIC, band, free_side, numbers, steps
+from app.figures.base import LOGARITHMIC, band, free_side, logarithmic, numbers, steps
 from app.figures.marks import Mark, marking
 from app.figures.styles import styles
 from app.theme import Look, template
@@ -90,7 +90,7 @@ def series(
             "hovermode": "x unified",
             "xaxis": {"title": {"text": "step"}, "rangemode": "nonnegative", "exponentformat": "none"}
             | (LOGARITHMIC if scale.xlog else {}),
-            "yaxis": {"title": {"text": y}} | (LOGARITHMIC if scale.ylog else {}),
+            "yaxis": {"title": {"text": y}} | (logarithmic([line.values for line in lines]) if scale.ylog else {}),
             "shapes": [_level(value, look) for value, _ in levels] + _bands(bands, span, look),
             "annotations": _worded(levels, [line.values for line in lines], scale.ylog, look),
         }
@@ -122,7 +122,7 @@ def _level(value: float, look: Look) -> dict:
 def _worded(levels: Sequence[tuple[float, str]], lines: Sequence[np.ndarray], log: bool, look: Look) -> list[dict]:
     """Return the words of levels where the lines, values (N,) each, leave room; those of the lowest stand below it."""
     shown = [(value, text) for value, text in levels if text and (value > 0 or not log)]
-    lowest = min((value for value, _ in shown), default=0.0) if len(shown) > 1 else -np.inf
+    lowest = min((value for value, _ in shown), default=0.0) if len(shown) > 1 and len(lines) else -np.inf
     out = []
     for value, text in shown:
         side = free_side(lines, value, log) if len(lines) else "right"
@@ -142,7 +142,7 @@ def _traces(line: Line, scale: Scale, look: Look) -> list[dict]:
         x, y, error = x[held], y[held], None if error is None else error[held]
     out = []
     if error is not None and np.isfinite(error).any():
-        out.append(band(x, y - error, y + error, line.colour, look, name=line.label))
+        out.append(band(x, y - error, y + error, line.colour, look, name=line.label, log=scale.ylog))
     if scale.half_life > 0 and not line.sparse and len(x) > 2:
         faint = {"color": look.faint(line.colour, 0.28), "width": 1}
         raw = {"type": "scatter", "x": x, "y": y, "mode": "lines", "line": faint}
@@ -173,13 +173,13 @@ def overlay(curves: Sequence[tuple[str, object, str]], look: Look) -> go.Figure:
     A record whose `draw` has `points`, a name for each, is drawn as single points.
     """
     first = curves[0][1]
-    draw, data, shapes = first.draw, [], []
+    draw, data, bands = first.draw, [], []
     looks = styles([(colour, record.draw) for _, record, colour in curves], look)
     for (label, record, _), style in zip(curves, looks, strict=True):
         x, y = numbers(record.x), numbers(record.y)
         if record.error is not None:
             error = numbers(record.error)
-            data.append(band(x, y - error, y + error, style.colour, look))
+            data.append(band(x, y - error, y + error, style.colour, look, log=bool(draw.get("ylog"))))
         dotted = len(x) <= 60 and not record.draw.get("role")
         names = points if isinstance(points := record.draw.get("points"), list) else []
         data.append(
@@ -195,7 +195,7 @@ def overlay(curves: Sequence[tuple[str, object, str]], look: Look) -> go.Figure:
                 "hovertemplate": ("%{text}<br>" if names else "") + "%{x:.4~g}: %{y:.5~g}" + f"<extra>{label}</extra>",
             }
         )
-        shapes += [_span(start, end, style.colour, look) for start, end in record.draw.get("spans") or ()]
+        bands += [(record.draw["spans"], style.colour)] if record.draw.get("spans") else []
     xlog, ylog = bool(draw.get("xlog")), bool(draw.get("ylog"))
     across, along = named_values(draw.get("levels"), ylog), named_values(draw.get("lines"), xlog)
     words = _worded([(v, text) for text, v in across], [record.y for _, record, _ in curves], ylog, look)
@@ -206,17 +206,16 @@ def overlay(curves: Sequence[tuple[str, object, str]], look: Look) -> go.Figure:
             "template": template(look),
             "uirevision": f"curve/{first.name}",
             "showlegend": len(curves) > 1,
-            "xaxis": {"title": {"text": draw.get("x", "")}} | (LOGARITHMIC if xlog else {}),
-            "yaxis": {"title": {"text": draw.get("y", "")}} | (LOGARITHMIC if ylog else {}),
-            "shapes": shapes + [_level(v, look) for _, v in across] + [_upright(v, look) for _, v in along],
+            "xaxis": {"title": {"text": draw.get("x", "")}}
+            | (logarithmic([r.x for _, r, _ in curves]) if xlog else {}),
+            "yaxis": {"title": {"text": draw.get("y", "")}}
+            | (logarithmic([r.y for _, r, _ in curves]) if ylog else {}),
+            "shapes": _bands(bands, (-np.inf, np.inf), look)
+            + [_level(v, look) for _, v in across]
+            + [_upright(v, look) for _, v in along],
             "annotations": words + [_heading(value, text, xlog, look) for text, value in along],
         },
     )
-
-
-def _span(start: float, end: float, colour: str, look: Look) -> dict:
-    place = {"type": "rect", "yref": "y domain", "y0": 0, "y1": 1, "x0": start, "x1": end, "layer": "below"}
-    return place | {"fillcolor": look.faint(colour, 0.1), "line": {"width": 0}}
 
 
 def _upright(value: float, look: Look) -> dict:

@@ -13,8 +13,8 @@ POINTS_IN_ORDER = ("features", "losses", "gradients", "fuse", "around", "update"
 WORDS = {
     "features": "change the<br>features",
     "losses": "add a<br>loss",
-    "gradients": "change rows of<br>the gradient",
-    "fuse": "one owner makes<br>one gradient",
+    "gradients": "change<br>gradients",
+    "fuse": "one owner,<br>one gradient",
     "around": "evaluate<br>elsewhere",
     "update": "change the<br>step",
     "commit": "remember",
@@ -67,7 +67,7 @@ def pipeline(places: Mapping[str, Sequence[tuple[str, str]]], look: Look) -> go.
                 y=-0.14 - 0.34 * depth,
                 text=f"<b>{title}</b>",
                 showarrow=False,
-                font={"size": 12, "color": colour},
+                font={"size": 11, "color": colour},
             )
         if not held:
             figure.add_annotation(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import plotly.graph_objects as go
 
-from app.figures.base import LOGARITHMIC, blank, free_side, numbers, short
+from app.figures.base import blank, free_side, logarithmic, numbers, short
 from app.theme import Look
 
 
@@ -66,9 +66,9 @@ def ranked(lines: Sequence[Spectrum], look: Look, *, limits: Mapping[str, float]
     if draw.get("range"):
         figure.layout.yaxis.range = draw["range"]
     if draw.get("xlog"):
-        figure.layout.xaxis.update(LOGARITHMIC)
+        figure.layout.xaxis.update(logarithmic([line.record.x for line in lines]))
     if draw.get("ylog"):
-        figure.layout.yaxis.update(LOGARITHMIC)
+        figure.layout.yaxis.update(logarithmic([line.record.y for line in lines]))
     return figure
 
 

@@ -119,24 +119,36 @@ def matrix(record, look: Look) -> go.Figure:
     signed = fixed or (low < 0 < high and not log)
     small = values.size <= 144 and values.shape[1] <= 12
     spread = "" if record.error is None else " ± %{customdata:.2~g}"
+    rows, cols = [str(r) for r in record.rows], [str(c) for c in record.cols]
+    z = numbers(np.log10(np.where(values > 0, values, np.nan))) if log else values
+    filled = np.isfinite(z)
+    words = [
+        [short(float(v)) if kept else "" for v, kept in zip(*row, strict=True)]
+        for row in zip(values, filled, strict=True)
+    ]
     figure.add_trace(
         go.Heatmap(
-            x=[str(c) for c in record.cols],
-            y=[str(r) for r in record.rows],
-            z=numbers(np.log10(np.where(values > 0, values, np.nan))) if log else values,
+            x=cols,
+            y=rows,
+            z=z,
             colorscale="RdBu" if signed else look.scale,
             reversescale=signed,
             zmin=-reach if signed else None,
             zmax=reach if signed else None,
-            text=[[short(float(v)) for v in row] for row in values] if small or log else None,
+            text=words if small or log else None,
             texttemplate="%{text}" if small else None,
             textfont={"size": 11},
             customdata=record.error,
             hovertemplate=f"%{{y}}, %{{x}}: {'%{text}' if log else '%{z:.5~g}'}{spread}<extra></extra>",
+            hoverongaps=False,
             showscale=not log,
             colorbar={"thickness": 10, "outlinewidth": 0},
         )
     )
+    if small:  # the colour of words in a cell is made for its colour, which an empty cell has not
+        font = {"size": 11, "color": look.muted}
+        empty = [{"x": int(j), "y": int(i), "text": short(float(values[i, j]))} for i, j in np.argwhere(~filled)]
+        figure.update_layout(annotations=[cell | {"showarrow": False, "font": font} for cell in empty])
     figure.update_xaxes(showgrid=False, type="category")
     figure.update_yaxes(showgrid=False, type="category", autorange="reversed")
     return figure

@@ -135,7 +135,7 @@ def noise(found: Gradients) -> Iterator[Record]:
         lost = len(scales) - len(clear)
         mode = how + (f"; left out: {lost} layers whose mean gradient drowns in its noise" if lost else "")
         values, errors = np.array(list(clear.values())).T
-        draw = {"title": "Noise scale by layer", "y": "rows", "ylog": True}
+        draw = {"title": "Noise scale by layer", "y": "rows", "ylog": True, "tall": True}
         yield Bars("evidence/noise_by_layer", np.array(list(clear)), values, errors, n=rows, mode=mode, draw=draw)
 
 

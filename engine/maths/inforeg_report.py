@@ -107,7 +107,7 @@ def about_the_period(
         spans = maths.spans([row[i] for row in [*state["opened"], opened]], [*starts, ends[-1], ends[-1] + steps])
         values = np.array([row[i] for row in state["traces"]])
         draw = _BY_PERIOD | {"spans": spans, "label": ""}
-        words = maths.history(state["ever"][i], state["periods"], length, form.plain)
+        words = maths.history(state["ever"][i], state["periods"], length, form.plain).partition(";")[0]
         yield Curve(f"inforeg/traces/{name}", np.array(ends), values, mode=f"{mode}; window {words}", draw=draw)
         if everyone > 0:
             share = state["traces"][-1][i] / everyone

@@ -161,7 +161,7 @@ class Gani(Method):
     def _lines(self, sigma: float, view: View) -> Iterator[Record]:
         rate, p = view.rate, self.params
         edge = {"lr": rate.lr, "momentum": rate.momentum, "sigma": sigma, "placement": p.placement}
-        how = "closed loop of `second`, diagonal Hessian; σ²·Σu⁴ for σ² where the top eigenvector u is spread"
+        how = "closed loop of second, diagonal Hessian; σ²·Σu⁴ for σ² where the top eigenvector u is spread"
         draw = _PANELS["bound"]
         yield Scalar("gani/lambda_bound", stability_bound(**edge), mode=how, draw=draw | _NOISY | {"edge": edge})
         plain = stability_bound(rate.lr, 0.0, rate.momentum)

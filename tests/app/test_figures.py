@@ -194,9 +194,13 @@ def test_the_pipeline_shows_seven_points_in_order_and_the_methods_on_them():
 @pytest.mark.parametrize("colours", LOOKS, ids=["light", "dark"])
 def test_a_logarithmic_matrix_leaves_empty_what_is_not_positive_and_writes_all_values(colours):
     record = Matrix("m", np.array(["a"]), np.array(list("xyz")), np.array([[100.0, 0.0, np.nan]]), draw={"log": True})
-    (trace,) = figures.default(record, colours).data
+    figure = figures.default(record, colours)
+    (trace,) = figure.data
     assert trace.z[0][0] == pytest.approx(2) and np.isnan(trace.z[0][1:]).all()
-    assert list(trace.text[0]) == ["100", "0", "–"] and not trace.showscale
+    assert list(trace.text[0]) == ["100", "", ""] and not trace.showscale
+    notes = figure.layout.annotations
+    assert [(note.x, note.text) for note in notes] == [(1, "0"), (2, "–")]
+    assert {note.font.color for note in notes} == {colours.muted}
 
 
 def test_a_matrix_of_cosines_is_coloured_from_minus_one_to_one():
@@ -221,3 +225,17 @@ def test_the_words_of_levels_stand_where_the_lines_leave_room():
     assert (low.xanchor, low.yanchor) == ("right", "top")  # two levels that lie close do not write into each other
     rising = Curve("c", np.arange(1.0, 31), np.arange(30.0), draw={"levels": {"end": 29.0}})
     assert figures.default(rising, LOOKS[0]).layout.annotations[0].xanchor == "left"
+
+
+def test_a_band_that_reaches_zero_ends_below_all_that_a_logarithmic_axis_shows():
+    line = Line("x", np.arange(3), np.array([10.0, 4.0, 20.0]), LOOKS[0].ink, np.array([12.0, 1.0, 2.0]))
+    band, _ = series([line], LOOKS[0], scale=Scale(ylog=True)).data
+    assert list(band.y) == [22.0, 5.0, 22.0, 18.0, 3.0, 1.5]
+    band, _ = series([line], LOOKS[0]).data
+    assert min(band.y) == -2.0
+
+
+@pytest.mark.parametrize(("top", "ticks"), [(1.5, None), (50.0, "D2"), (1e6, None)])
+def test_a_logarithmic_axis_has_few_ticks_where_all_would_collide(top, ticks):
+    line = Line("x", np.arange(3), np.array([1.0, top, np.nan]), LOOKS[0].ink)
+    assert series([line], LOOKS[0], scale=Scale(ylog=True)).layout.yaxis.dtick == ticks

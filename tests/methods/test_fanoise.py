@@ -425,3 +425,27 @@ def test_noise_lifts_held_out_recall_on_emoji(real_data):
         return run.problem.evaluate(run.state.theta, "test")["recall@10/test"]
 
     assert recall(("fanoise",)) > recall(()) + 0.02
+
+
+def test_evaluation_sees_no_noise_and_takes_no_decomposition(monkeypatch):
+    problem = tiny.problem(heads=True)
+    state, _, _ = tiny.train(problem, [FaNoise(FaNoise.Params(alpha=5.0))], 3)
+    expected = tiny.problem(heads=True).evaluate(state.theta)
+
+    def refused(*args, **kwargs):
+        raise AssertionError("evaluation must not look for directions")
+
+    monkeypatch.setattr(maths, "directions", refused)
+    assert problem.evaluate(state.theta) == expected
+    with pytest.raises(AssertionError, match="directions"):
+        tiny.train(problem, [FaNoise(FaNoise.Params(alpha=5.0))], 1)
+
+
+def test_all_three_scalings_are_one_where_the_spectrum_is_flat():
+    basis = torch.linalg.qr(torch.randn(8, 8, dtype=F64, generator=torch.Generator().manual_seed(0)))[0]
+    given = {"image": 2 * basis, "text": basis}
+    found = [noisy(given, alpha=0.3, scaling=scaling, order="before") for scaling in maths.SCALINGS]
+    for other in found[1:]:
+        for name in given:
+            torch.testing.assert_close(other[name], found[0][name])
+    assert not torch.equal(found[0]["image"], given["image"])
