@@ -77,12 +77,16 @@ def kept(home: Path, before: int, like: Tensor) -> list[tuple[int, Tensor]]:
     if not steps:
         found = [(s, checkpoint.load(home, s, like.device)) for s in checkpoint.steps(home) if s < before]
         return [(s, content["theta"]) for s, content in found if content is not None]
-    return [(step, _read(folder / f"{step:08d}.npy", like)) for step in steps if step < before]
+    read = [(step, _read(folder / f"{step:08d}.npy", like)) for step in steps if step < before]
+    return [(step, theta) for step, theta in read if theta is not None]
 
 
-def _read(path: Path, like: Tensor) -> Tensor:
+def _read(path: Path, like: Tensor) -> Tensor | None:
+    """Return a kept theta, or None where the run that trains on has just dropped it."""
     try:
         theta = torch.from_numpy(np.load(path, allow_pickle=False)).to(like)
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"The point {path} of the path is damaged ({error}); delete it to go without.") from None
     if theta.shape != like.shape:

@@ -87,10 +87,8 @@ def around(run):
     st.caption(EXPLAINED[plane])
     cut = f"{plane}@{part.replace(',', '+')}" if part else plane
     base = "landscape" if cut == "random" else f"landscape/{cut}"
-    options, title = (
-        {"group": "landscape", "log": log},
-        {o: "Training loss" if o == "joint" else f"Loss of {o}" for o in own},
-    )
+    options = {"group": "landscape", "log": log}
+    title = {o: "Training loss" if o == "joint" else f"Loss of {o}" for o in own}
     plain = {o: [f"{base}/2d" if o == "joint" else f"{base}/2d/{o}"] for o in own}
     live.scrubber(run, plain["joint"], key=f"scrub/{run}/{base}", group="landscape")
     flat_and_space(run, f"{title[loss]} on a plane", plain[loss], **options)

@@ -1,5 +1,6 @@
 """The path that a run keeps: few points, the same ones however often it was interrupted, and whole files only."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -44,6 +45,19 @@ def test_a_damaged_point_is_named(tmp_path):
     (tmp_path / "path" / "00000000.npy").write_bytes(b"half")
     with pytest.raises(InputError, match="is damaged"):
         kept(tmp_path, 1, torch.ones(3))
+
+
+def test_a_point_that_a_running_engine_drops_meanwhile_is_left_out(tmp_path, monkeypatch):
+    for step in range(3):
+        Trail(tmp_path).keep(step, torch.ones(3))
+    load = np.load
+
+    def late(path, **options):
+        (tmp_path / "path" / "00000001.npy").unlink(missing_ok=True)
+        return load(path, **options)
+
+    monkeypatch.setattr("engine.trail.np.load", late)
+    assert [step for step, _ in kept(tmp_path, 9, torch.ones(3))] == [0, 2]
 
 
 def test_a_run_that_kept_no_path_has_its_checkpoints(tmp_path):
