@@ -238,6 +238,7 @@ CHARTS: dict[str, Chart] = {
     "densities": Chart(curvature.densities, measured),
     "opinions": Chart(curvature.opinions, measured),
     "steps": Chart(_steps, measured),
+    "along": Chart(landscapes.along, measured),
     "barrier": Chart(landscapes.line, measured),
     "between": Chart(landscapes.plane, measured),
     "spectrum": Chart(spectra.spectrum, spectra.stamp),

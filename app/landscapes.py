@@ -11,6 +11,7 @@ from typing import Any
 
 from app.drawing import Drawing
 from app.figures.around import barrier
+from app.figures.curves import overlay
 from app.figures.surface import contour, surface
 from app.naming import named, spoken
 from app.reading import located, said
@@ -18,6 +19,17 @@ from app.theme import Look
 from engine.records import Record
 
 NOTHING = "This has not been measured yet."
+
+
+def along(reader, args: Mapping[str, Any], look: Look) -> Drawing:
+    """Return the curves of one measurement in one figure, each modality's by its name; the first is captioned."""
+    found = located(reader, args, args["names"])
+    if not found:
+        return Drawing(None, empty=args["empty"] or NOTHING)
+    label = named([name for name, _, _ in found], {name: record.draw for name, _, record in found}, look)
+    figure = overlay([(label[name], record, look.part(name)) for name, _, record in found], look)
+    name, step, record = found[0]
+    return Drawing(figure, said(step, record), steps=tuple(reader.history(name)))
 
 
 def line(reader, args: Mapping[str, Any], look: Look) -> Drawing:

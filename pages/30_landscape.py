@@ -93,7 +93,7 @@ def around(run):
     live.scrubber(run, plain["joint"], key=f"scrub/{run}/{base}", group="landscape")
     flat_and_space(run, f"{title[loss]} on a plane", plain[loss], **options)
     lines = "Along the first direction: training loss and each modality's own"
-    row(run, (lines, "panel", each(f"{base}/1d", own[1:]), options), height=330)
+    row(run, (lines, "along", each(f"{base}/1d", own[1:]), options), height=330)
     if len(own) > 1:
         st.markdown("##### Every loss on the same plane")
         charts = [(title[o], "record", plain[o], options) for o in own]
@@ -121,13 +121,13 @@ def trajectory(run):
         controls.measuring(run, probe)
     row(
         run,
-        ("True losses along the path", "panel", each("trajectory/loss", own), options),
+        ("True losses along the path", "along", each("trajectory/loss", own), options),
         ("Share of each point's distance off the plane", "record", ["trajectory/off_plane"], options),
     )
     row(
         run,
-        ("Distance from the start", "panel", each("trajectory/distance", parts), options),
-        ("Length of the net update, a step", "panel", each("trajectory/update", parts), options),
+        ("Distance from the start", "along", each("trajectory/distance", parts), options),
+        ("Length of the net update, a step", "along", each("trajectory/update", parts), options),
         ("Explained share, which proves nothing", "record", ["trajectory/shares"], options),
     )
 

@@ -175,6 +175,7 @@ def test_every_chart_draws_the_fixture_run_in_light_and_dark(home):
         "pipeline": [],
         "spectrum": ["spectra/*"],
         "steps": ["landscape/2d"],
+        "along": ["landscape/1d*"],
         "barrier": ["between/*/line"],
         "between": ["between/*/plane"],
     }

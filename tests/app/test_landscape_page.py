@@ -127,6 +127,12 @@ def test_the_path_is_drawn_with_its_true_losses_and_what_lies_off_the_plane(home
     assert line.z.tolist() == pytest.approx(path["loss"])
 
 
+def test_every_loss_along_a_line_is_named_and_how_it_was_found_said_once(home):
+    found = drawn("along", ["landscape/1d", "landscape/1d/*"])
+    assert [trace.name for trace in found.figure.data] == ["joint", "image", "text"]
+    assert found.caption.count("n = 512") == 1 and "every point evaluated · 2.4 s" in found.caption
+
+
 def test_the_barrier_is_marked_between_the_chord_and_the_top(home):
     figure = drawn("barrier", [f"between/{NEIGHBOUR}/line"]).figure
     line, chord, rise = figure.data
@@ -147,6 +153,6 @@ def test_the_runs_of_a_plane_are_called_as_a_person_would(home):
     assert figure.data[1].text[0] == "digits-captions · 21 Nov 16:30:12"
 
 
-@pytest.mark.parametrize("name", ["barrier", "between"])
+@pytest.mark.parametrize("name", ["along", "barrier", "between"])
 def test_what_was_not_measured_leaves_words(home, name):
     assert drawn(name, ["between/no-such-run/line"], empty="Measure it.").empty == "Measure it."
