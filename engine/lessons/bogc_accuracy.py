@@ -10,6 +10,10 @@ exponents 0.5 and 1 on precision did not differ over four data sets, and the def
 rows, which nothing was chosen on and which carry no noise. On data of your own name one of its modalities, as in
 `--data FILE.npz --set corrupt=audio=1.0`, or none: `--set corrupt=`.
 
+Found on seeds 0 to 4, first arm minus plain, paired, 95 %: with noise on the text, accuracy changes by -1.4 points
+[-3.6, +0.8] on emoji, -0.1 [-1.0, +0.8] on Wikipedia and -1.0 [-2.4, +0.4] on MOSI, while the test loss rises on all
+three; without noise by +0.3 [0.0, +0.7] on Wikipedia. So nothing here bears the claim out.
+
 *Source*: BOGC-MML as reconstructed here, arXiv 2505.23071, whose claim is better accuracy. Model, data and settings are
 ours.
 """
@@ -58,8 +62,8 @@ class BogcAccuracy(Lesson):
     words = (
         "The images are noisy, the captions are not. BOGC-MML turns each encoder's gradient towards the loss that is "
         "surer of it, without making it longer: watch weights and direction on the Methods page. Then compare the "
-        "accuracies of the arms with the plain sum of the losses. They lie close together, as a change of direction "
-        "alone often does little; only several seeds can tell."
+        "accuracies of the arms: they lie close together. On three real data sets, over five seeds each, the claim "
+        "was not borne out, and the loss on test rows was higher with calibration than without."
     )
     claim = (
         "With noise on one modality, BOGC-MML at the length of the plain gradient ends with higher accuracy on clean "
