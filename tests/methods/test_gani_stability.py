@@ -141,6 +141,7 @@ SEEDS = range(4)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_more_noise_along_the_gradient_the_flatter_the_end():
     """The table of our trials, of which every seed is in order: descent ends at 9.98, where it began."""
     ends = {
@@ -158,6 +159,7 @@ def test_the_more_noise_along_the_gradient_the_flatter_the_end():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_without_the_clip_some_paths_diverge():
     ends = [curvature_after(in_the_valley(Gani, 2.0, clip=0.0), seed) for seed in range(12)]
     assert 0 < sum(not math.isfinite(value) for value in ends) < len(ends)
