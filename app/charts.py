@@ -102,7 +102,7 @@ def _told(held: Mapping[str, Any]) -> str:
     if len(modes) == 1:
         return about(first, cost=False)
     told = " · ".join(
-        f"{', '.join(labels)}: {mode}" for mode, labels in sorted(modes.items(), key=lambda pair: pair[1]) if mode
+        f"{' and '.join(labels)}: {mode}" for mode, labels in sorted(modes.items(), key=lambda pair: pair[1]) if mode
     )
     return (f" · n = {first.n:,}" if first.n is not None else "") + (f" · {told}" if len(told) <= WORDY else "")
 

@@ -69,11 +69,19 @@ class Tails:
 
 
 class TailReader:
-    """A run's reader whose numbers come from memory; everything else is the reader's own."""
+    """A run's reader whose numbers and names come from memory; everything else is the reader's own."""
 
     def __init__(self, home: Path, tails: Tails) -> None:
         self.home, self.tails = home, tails
         self.reader = RunReader(home)
+        self._known: tuple[int, dict[str, Any]] = (-1, {})
+
+    def names(self) -> dict[str, Any]:
+        """Return the names of numbers and records, read anew when the run has recorded something."""
+        version = self.reader.version()
+        if version != self._known[0]:
+            self._known = (version, self.reader.names())
+        return self._known[1]
 
     def scalars(self, name: str, points: int | None = 1000) -> tuple[np.ndarray, np.ndarray]:
         """Return steps and values, thinned to at most `points` (None: all), each bucket's extremes kept."""

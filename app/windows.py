@@ -12,7 +12,7 @@ from app.theme import Look
 
 GROWTH = 0.04
 """Growth of a Fisher trace, as a share of itself, above which a window is open: K of InfoReg."""
-MOST = 40
+MOST = 400
 """Windows of one part that are drawn; a comb says nothing."""
 
 

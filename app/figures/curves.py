@@ -102,15 +102,15 @@ def _bands(bands: Sequence[tuple[Sequence[tuple[float, float]], str]], span: tup
     """Return a lane for each colour, since shades that overlap mix, and shades over the whole height where few."""
     shapes = []
     for lane, (spans, colour) in enumerate(bands):
-        for start, end in spans:
-            box = {"type": "rect", "x0": max(start, span[0]), "x1": min(end, span[1]), "yref": "y domain"}
-            box |= {"line": {"width": 0}, "layer": "below"}
-            if box["x1"] > box["x0"]:
-                if len(spans) <= TALL:
-                    shapes.append(box | {"y0": 0, "y1": 1, "fillcolor": look.faint(colour, 0.07)})
-                shapes.append(
-                    box | {"y0": 0.03 * lane, "y1": 0.03 * lane + 0.022, "fillcolor": look.faint(colour, 0.7)}
-                )
+        held = [(max(start, span[0]), min(end, span[1])) for start, end in spans]
+        held = [(start, end) for start, end in held if end > start]
+        base = {"yref": "y domain", "line": {"width": 0}, "layer": "below"}
+        if len(held) <= TALL:
+            tall = base | {"type": "rect", "y0": 0, "y1": 1, "fillcolor": look.faint(colour, 0.07)}
+            shapes += [tall | {"x0": start, "x1": end} for start, end in held]
+        low, high = 0.03 * lane, 0.03 * lane + 0.022
+        path = " ".join(f"M{start:.10g},{low:g} H{end:.10g} V{high:g} H{start:.10g} Z" for start, end in held)
+        shapes += [base | {"type": "path", "path": path, "fillcolor": look.faint(colour, 0.7)}] if held else []
     return shapes
 
 

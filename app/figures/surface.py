@@ -104,6 +104,10 @@ def surface(record, look: Look, *, log: bool = False) -> go.Figure:
     return figure
 
 
+CROWDED = 16
+"""Columns up to which each has its name below."""
+
+
 def matrix(record, look: Look) -> go.Figure:
     """Return a `matrix` record as a heat map, diverging around zero when it has both signs.
 
@@ -150,6 +154,8 @@ def matrix(record, look: Look) -> go.Figure:
         empty = [{"x": int(j), "y": int(i), "text": short(float(values[i, j]))} for i, j in np.argwhere(~filled)]
         figure.update_layout(annotations=[cell | {"showarrow": False, "font": font} for cell in empty])
     figure.update_xaxes(showgrid=False, type="category")
+    if len(cols) > CROWDED:
+        figure.update_xaxes(tickvals=cols[:: -(-len(cols) // CROWDED)], tickangle=0)
     figure.update_yaxes(showgrid=False, type="category", autorange="reversed")
     return figure
 

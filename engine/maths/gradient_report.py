@@ -133,7 +133,9 @@ def noise(found: Gradients) -> Iterator[Record]:
     clear = {name: found for name, found in scales.items() if math.isfinite(found[0])}
     if clear:
         lost = len(scales) - len(clear)
-        mode = how + (f"; left out: {lost} layers whose mean gradient drowns in its noise" if lost else "")
+        mode = how + (
+            f"; left out: {lost} of {len(scales)} layers, whose mean gradient drowns in its noise" if lost else ""
+        )
         values, errors = np.array(list(clear.values())).T
         draw = {"title": "Noise scale by layer", "y": "rows", "ylog": True, "tall": True}
         yield Bars("evidence/noise_by_layer", np.array(list(clear)), values, errors, n=rows, mode=mode, draw=draw)

@@ -80,15 +80,14 @@ def per_sample_gradients(loss: Callable[..., Tensor], theta: Tensor, rows: Seque
 
 
 def mean_and_error(samples: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean of samples (B,) and its standard error, float64 scalars.
+    """Return the mean of samples (B,) and its standard error, float64 scalars; of one sample the error is nan.
 
-    Raises:
-        InputError: fewer than two samples.
+    >>> [float(v) for v in mean_and_error(torch.tensor([2.0]))]
+    [2.0, nan]
     """
-    if len(samples) < 2:
-        raise InputError(f"{len(samples)} sample gives no standard error; give at least 2.")
     samples = samples.double()
-    return samples.mean(), samples.std() / len(samples) ** 0.5
+    error = samples.std() / len(samples) ** 0.5 if len(samples) > 1 else torch.full_like(samples.sum(), nan)
+    return samples.mean(), error
 
 
 def fisher_trace(gradients: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,9 +96,14 @@ def fisher_trace(gradients: Tensor) -> tuple[Tensor, Tensor]:
     E |∇ log p(y|x)|² with the labels of the data; give one part's columns for that part's trace. This is a trace of
     squared gradients, not of the Hessian: it vanishes where the data are interpolated.
 
+    Raises:
+        InputError: fewer than two samples.
+
     >>> [float(v) for v in fisher_trace(torch.tensor([[3.0, 4.0], [3.0, 4.0]]))]
     [25.0, 0.0]
     """
+    if len(gradients) < 2:
+        raise InputError(f"{len(gradients)} sample gives no standard error; give at least 2.")
     return mean_and_error(gradients.double().square().sum(-1))
 
 

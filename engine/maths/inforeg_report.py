@@ -42,7 +42,7 @@ _TRACE = {"x": "step", "y": "Fisher trace", "ylog": True}
 _BY_PERIOD = _TRACE | {
     "panel": "Fisher trace by period",
     "place": 1,
-    "note": "Shaded where the prime learning window is open: the trace still grows.",
+    "note": "Marked below where the prime learning window is open: the trace still grows.",
 }
 _SURE = {
     "panel": "Confidence and accuracy, each alone",

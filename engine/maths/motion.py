@@ -34,7 +34,7 @@ def motion(
         if size > 0:
             mode = f"‖g‖²/‖w‖², the term of the conditional learning speed; {how}"
             speed = (torch.linalg.vector_norm(grad).item() / size) ** 2
-            yield Scalar(f"{prefix}/learning_speed/{m}", speed, n=n, mode=mode, draw={"ylog": True})
+            yield Scalar(f"{prefix}/learning_speed/{m}", speed, n=n, mode=mode, draw={"y": "‖g‖²/‖w‖²", "ylog": True})
         if moved is not None and size > 0:
             value = torch.linalg.vector_norm(moved[m]).item() / size
             draw = {"y": "‖Δw‖/‖w‖", "ylog": True}

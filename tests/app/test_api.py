@@ -200,6 +200,17 @@ def test_a_tick_reads_only_what_is_new(home):
     assert steps.tolist() == full[0].tolist() and values.tolist() == full[1].tolist()
 
 
+def test_names_are_read_again_only_when_something_was_recorded(home):
+    reader, writer = Tails().reader(home), RunWriter(home)
+    read = []
+    real = reader.reader.names
+    reader.reader.names = lambda: read.append(1) or real()
+    assert reader.names() == reader.names() == RunReader(home).names() and len(read) == 1
+    writer.scalar(STEPS, "new/number", 0.5)
+    writer.flush()
+    assert "new/number" in reader.names()["scalars"] and len(read) == 2
+
+
 def test_a_request_changes_the_control_tag_until_it_is_applied(home):
     before = standing(RUN, home)
     number = post(home, Toggle("sam", True))

@@ -209,6 +209,12 @@ def test_a_matrix_of_cosines_is_coloured_from_minus_one_to_one():
     assert (trace.zmin, trace.zmax, trace.showscale) == (-1, 1, True)
 
 
+def test_of_many_columns_some_have_their_names():
+    record = Matrix("m", np.array(["a"]), np.arange(64).astype(str), np.zeros((1, 64)))
+    axis = figures.default(record, LOOKS[0]).layout.xaxis
+    assert list(axis.tickvals) == [str(i) for i in range(0, 64, 4)]
+
+
 def test_of_many_lying_bars_every_second_has_its_name_and_none_loses_its_value():
     labels = np.array([f"image/blocks.{i}.conv.weight" for i in range(30)])
     figure = figures.default(Bars("m", labels, np.arange(1.0, 31), draw={"ylog": True}), LOOKS[0])
@@ -235,7 +241,7 @@ def test_a_band_that_reaches_zero_ends_below_all_that_a_logarithmic_axis_shows()
     assert min(band.y) == -2.0
 
 
-@pytest.mark.parametrize(("top", "ticks"), [(1.5, None), (50.0, "D2"), (1e6, None)])
+@pytest.mark.parametrize(("top", "ticks"), [(1.5, "L0.2"), (50.0, "D2"), (1e6, None), (1.0, None)])
 def test_a_logarithmic_axis_has_few_ticks_where_all_would_collide(top, ticks):
     line = Line("x", np.arange(3), np.array([1.0, top, np.nan]), LOOKS[0].ink)
     assert series([line], LOOKS[0], scale=Scale(ylog=True)).layout.yaxis.dtick == ticks

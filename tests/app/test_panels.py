@@ -89,7 +89,7 @@ def test_an_overlay_marks_levels_and_shades_spans():
     figure = overlay([(r.draw["label"], r, LOOKS[0].part(r.name)) for r in records], LOOKS[0])
     lines = [shape for shape in figure.layout.shapes if shape.type == "line"]
     assert [(shape.y0, shape.y1) for shape in lines] == [(0.5, 0.5)]
-    assert {(s.x0, s.x1) for s in figure.layout.shapes if s.type == "rect"} == {(2.0, 3.0)}
+    assert [(s.x0, s.x1) for s in figure.layout.shapes if s.type == "rect"] == [(2.0, 3.0)]
     (words,) = (a for a in figure.layout.annotations if a.text == "edge")
     assert words.y == pytest.approx(np.log10(0.5))
 
