@@ -123,11 +123,17 @@ class Measuring:
             self._go_on(job, idle=idle)
 
     def _next_job(self, idle: bool) -> Job | None:
-        """Return the measurement whose turn it is: what was asked for, then what has had least time, if any may go."""
+        """Return the measurement whose turn it is: what was asked for, then by turns the oldest and the least served.
+
+        So a cheap measurement does not wait for a dear one, and of many dear ones the oldest still has half the time.
+        """
         asked = next((job for job in self.jobs if job.asked), None)
         if asked is not None or not self.jobs:
             return asked
-        return min(self.jobs, key=lambda job: job.seconds) if idle or self._allowed() else None
+        if not idle and not self._allowed():
+            return None
+        self._oldest = not self._oldest
+        return self.jobs[0] if self._oldest else min(self.jobs, key=lambda job: job.seconds)
 
     def _go_on(self, job: Job, *, idle: bool) -> None:
         """Take a measurement to its next record or breathing point."""
@@ -156,6 +162,8 @@ class Measuring:
     _before: float | None = None
     """Seconds of training before this engine's first turn, by which a resumed run has earned nothing."""
     _trained = 0.0
+    _oldest = False
+    """Whether the last turn was the oldest measurement's."""
 
     def _allowed(self) -> bool:
         return self.budget.allows(self._trained + self.budget.spent)

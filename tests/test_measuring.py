@@ -15,7 +15,7 @@ from engine.training import Training
 from tests.homes import small, trained
 
 BREATH, STEP = 0.05, 0.01
-BREATHS = {"hessian": 40, "imbalance": 2}
+BREATHS = {"hessian": 40, "landscape": 40, "sharpness": 40, "imbalance": 2}
 
 
 class Stage:
@@ -77,6 +77,14 @@ def test_a_cheap_measurement_does_not_wait_for_a_dear_one(monkeypatch):
     stage = Stage(monkeypatch, {"hessian": 1, "imbalance": 1}).go(2000)
     first = stage.made.index(("hessian", stage.of("hessian")[0]))
     assert first >= 1 and stage.made[0][0] == "imbalance"
+
+
+def test_of_many_dear_measurements_the_oldest_has_half_the_time(monkeypatch):
+    stage = Stage(monkeypatch, {"landscape": 1, "hessian": 1, "sharpness": 1})
+    while not stage.made:
+        stage.go(1)
+    assert stage.made[0][0] == "landscape"
+    assert stage.measuring.budget.spent <= (2 * BREATHS["landscape"] + 3) * BREATH
 
 
 def test_without_a_budget_only_what_is_asked_for_is_measured_and_the_last_step(monkeypatch):
