@@ -17,7 +17,7 @@ _PANELS: dict[str, dict[str, Any]] = {
     "precision": {
         "panel": "Precision of each loss's gradient",
         "place": 2,
-        "note": "Median; the band is half the range from 5 % to 95 %. A saturated row is precise, but about nothing.",
+        "note": "Median; the band is as wide as 5 % to 95 % lie apart. A saturated row is precise, but about nothing.",
     },
     "cosine_to_sum": {
         "panel": "Calibrated beside plain: direction",
@@ -26,22 +26,13 @@ _PANELS: dict[str, dict[str, Any]] = {
         "note": "Where the cosine stays at 1, calibration changes nothing but the length.",
     },
     "norm_ratio": {"panel": "Calibrated beside plain: length", "place": 4, "levels": {"as long": 1.0}},
-    "conflict": {
-        "panel": "Do the losses contradict each other?",
-        "place": 5,
-        "label": "conflict mass",
-        "role": "limit",
-    },
     "sign_disagreement": {"panel": "Do the losses contradict each other?", "place": 5, "label": "signs differ"},
-    "uncertainty": {"panel": "Uncertainty of the opinions", "place": 6},
-    "fused_uncertainty": {
-        "panel": "Uncertainty of the opinions",
-        "place": 6,
-        "label": "fused opinion",
-        "role": "expected",
-    },
+    "uncertainty": {"panel": "Uncertainty of each opinion", "place": 6},
+    "fused_uncertainty": {"panel": "Uncertainty of the fused opinion", "place": 6.5},
 }
 """Quantity to the chart that it shares; other quantities have charts of their own, folded."""
+
+_CONFLICT = _PANELS["sign_disagreement"] | {"label": "conflict mass", "role": "limit"}
 
 READING_NOTES = {
     "trust": "Reading O1, trust: each loss's opinion is whether its gradient can be trusted, weights go by belief.",
@@ -62,7 +53,7 @@ def summaries(prefix: str, modality: str, found: Found, mode: str, reading: str)
     spread = c.weights.flatten(1).std(1, correction=0)
     gradient = found.gradient
     single = {
-        "precision": (middle, "median log10 of 1/variance; band: half the 5-95 % range", "log10 precision"),
+        "precision": (middle, "median log10 of 1/variance; band: ± half the 5-95 % range", "log10 precision"),
         "precision_low": (low, "5 % quantile of log10 precision", "log10 precision"),
         "precision_high": (high, "95 % quantile of log10 precision", "log10 precision"),
         "uncertainty": (c.uncertainty.flatten(1).mean(1), "mean u of the source's opinion", "uncertainty u"),
@@ -103,7 +94,10 @@ def summaries(prefix: str, modality: str, found: Found, mode: str, reading: str)
             "levels": {"equal": equal},
             "note": f"{READING_NOTES[reading]} No band: a plain mean of the losses.",
         },
-        "conflict": {} if reading == "signed" else {"note": f"The reading {reading} has no conflict mass; signed has."},
+        "sign_disagreement": {}
+        if reading == "signed"
+        else {"note": f"There is no conflict mass in reading {reading}."},
+        "conflict": _CONFLICT if reading == "signed" else {},
     }
     for (name, (_, what, axis)), values in zip(single.items(), table[: len(single)], strict=True):
         for k, source in enumerate(found.sources):

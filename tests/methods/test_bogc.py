@@ -343,8 +343,8 @@ def test_the_report_shows_what_was_done():
     table = records["bogc/precision_map/image"]
     assert table.rows.tolist() == ["fused", "image"] and (table.values[0, :-1] >= table.values[0, 1:]).all()
     assert all(r.mode and (r.n or r.name in ("bogc/jitters", "bogc/posterior_seconds")) for r in records.values())
-    assert len({r.draw["panel"] for r in records.values() if "place" in r.draw}) == 10
-    assert "trust has no conflict mass" in records["bogc/conflict/image"].draw["note"]
+    assert len({r.draw["panel"] for r in records.values() if "place" in r.draw}) == 11
+    assert records["bogc/sign_disagreement/image"].draw["note"] == "There is no conflict mass in reading trust."
 
 
 @pytest.mark.parametrize("reading", READINGS)
@@ -354,3 +354,5 @@ def test_the_chart_of_weights_says_which_reading_is_active(reading):
     for name in ("bogc/weight/image/fused", "bogc/weight/text/text"):
         assert records[name].draw["note"].startswith(READING_NOTES[reading])
         assert reading in records[name].mode and records[name].draw["levels"] == {"equal": 0.5}
+    beside = records["bogc/conflict/image"].draw.get("panel") == records["bogc/sign_disagreement/image"].draw["panel"]
+    assert beside == (reading == "signed"), "a mass that is always zero is folded"
