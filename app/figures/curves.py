@@ -42,6 +42,10 @@ TALL = 8
 """Stretches of one colour that are shaded over the whole height of a figure; more would hide the curves."""
 
 
+WHOLE = 5
+"""Steps below which an axis is ticked at each, since there is nothing between two steps."""
+
+
 def smoothed(x: np.ndarray, y: np.ndarray, half_life: float) -> np.ndarray:
     """Return the running mean of `y` (N,) whose weights halve every `half_life` steps of `x` (N,); gaps stay gaps.
 
@@ -89,7 +93,7 @@ def series(
             "showlegend": len(lines) > 1,
             "hovermode": "x unified",
             "xaxis": {"title": {"text": "step"}, "rangemode": "nonnegative", "exponentformat": "none"}
-            | (LOGARITHMIC if scale.xlog else {}),
+            | (LOGARITHMIC if scale.xlog else {"dtick": 1} if span[1] - span[0] < WHOLE else {}),
             "yaxis": {"title": {"text": y}} | (logarithmic([line.values for line in lines]) if scale.ylog else {}),
             "shapes": [_level(value, look) for value, _ in levels] + _bands(bands, span, look),
             "annotations": _worded(levels, [line.values for line in lines], scale.ylog, look),

@@ -245,3 +245,10 @@ def test_a_band_that_reaches_zero_ends_below_all_that_a_logarithmic_axis_shows()
 def test_a_logarithmic_axis_has_few_ticks_where_all_would_collide(top, ticks):
     line = Line("x", np.arange(3), np.array([1.0, top, np.nan]), LOOKS[0].ink)
     assert series([line], LOOKS[0], scale=Scale(ylog=True)).layout.yaxis.dtick == ticks
+
+
+def test_a_chart_of_one_step_has_no_ticks_between_steps():
+    one, many = (
+        series([Line("a", np.arange(n), np.ones(n), LOOKS[0].ink)], LOOKS[0]).layout.xaxis.dtick for n in (1, 20)
+    )
+    assert one == 1 and many is None
