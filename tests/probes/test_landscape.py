@@ -90,8 +90,11 @@ def test_records_say_rows_mode_and_seconds():
         assert record.n == 32 and "filter-normalised" in record.mode and record.seconds > 0, name
 
 
-def test_training_may_go_on_between_rows():
-    assert sum(r is None for r in small(points=15).measure(snapshot())) >= 15
+def test_training_may_go_on_between_points(monkeypatch):
+    monkeypatch.setattr("engine.maths.points.BREATH", 0.0)
+    found = list(small(points=15, tol=0.0).measure(snapshot()))
+    evaluations = sum(r.draw.get("evaluations", 0) for r in found if r is not None and r.name == "landscape/2d")
+    assert evaluations == 15**2 and sum(r is None for r in found) >= evaluations
 
 
 @pytest.mark.parametrize("part", ["audio", "image,text,shared"])
