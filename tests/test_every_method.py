@@ -151,7 +151,7 @@ def test_records_that_ask_for_one_chart_are_of_one_kind_and_place(name):
         if "panel" in record.draw:
             shared.setdefault(record.draw["panel"], set()).add((record.kind, record.draw.get("place")))
         assert "place" not in record.draw or "panel" in record.draw, record.name
-    assert all(len(kinds) == 1 for kinds in shared.values()), shared
+    assert shared and all(len(kinds) == 1 for kinds in shared.values()), shared
 
 
 @every_method
