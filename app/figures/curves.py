@@ -43,7 +43,7 @@ TALL = 8
 
 
 WHOLE = 5
-"""Steps below which an axis is ticked at each, since there is nothing between two steps."""
+"""Steps of a chart below which each has its tick, since there is nothing between two steps."""
 
 
 def smoothed(x: np.ndarray, y: np.ndarray, half_life: float) -> np.ndarray:
@@ -93,13 +93,19 @@ def series(
             "showlegend": len(lines) > 1,
             "hovermode": "x unified",
             "xaxis": {"title": {"text": "step"}, "rangemode": "nonnegative", "exponentformat": "none"}
-            | (LOGARITHMIC if scale.xlog else {"dtick": 1} if span[1] - span[0] < WHOLE else {}),
+            | (LOGARITHMIC if scale.xlog else _whole(span)),
             "yaxis": {"title": {"text": y}} | (logarithmic([line.values for line in lines]) if scale.ylog else {}),
             "shapes": [_level(value, look) for value, _ in levels] + _bands(bands, span, look),
             "annotations": _worded(levels, [line.values for line in lines], scale.ylog, look),
         }
         | axis,
     )
+
+
+def _whole(span: tuple[float, float]) -> dict:
+    """Return the ticks of a time axis from `span`; never a `dtick`, by which an event far away costs a tick a step."""
+    first, last = int(span[0]), int(span[1])
+    return {"tickvals": list(range(first, last + 1))} if last - first < WHOLE else {}
 
 
 def _bands(bands: Sequence[tuple[Sequence[tuple[float, float]], str]], span: tuple, look: Look) -> list[dict]:
