@@ -207,7 +207,7 @@ def refine(
         plane.learn(rows, cols)
         plane.fit(rows, cols)
         order = torch.randperm(int(plane.unknown.sum()), generator=generator, device=generator.device)[:CHECKS]
-        for checks in np.split(np.argwhere(plane.unknown)[order.cpu().numpy()], CHECKS // AT_ONCE):
+        for checks in np.array_split(np.argwhere(plane.unknown)[order.cpu().numpy()], CHECKS // AT_ONCE):
             if plane.finite and (plane.bound <= tol or not first):
                 yield from plane.evaluated(checks)
         if not plane.finite:

@@ -251,3 +251,12 @@ def test_what_cannot_be_sliced_is_refused_in_one_sentence(call, says):
     with pytest.raises(InputError, match=says) as refusal:
         call(lambda w: (w**2).sum(), torch.ones(3))
     assert str(refusal.value).endswith(".") and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(("wide", "high", "rate"), [(31, 9, 1.0), (31, 11, 2.0), (33, 7, 0.5)])
+def test_a_small_kinked_plane_is_checked_however_few_points_are_left(wide, high, rate):
+    theta, d1, d2 = torch.zeros(2, dtype=torch.float64), *torch.eye(2, dtype=torch.float64)
+    loss = lambda w: torch.sin(rate * w[0]) * torch.cos(rate * w[1]) + (w[0] > 0.6) * 0.02  # noqa: E731
+    plane, truth = (slice_2d(loss, theta, d1, d2, axis(1.0, wide), axis(1.0, high), tol) for tol in (1e-3, 0.0))
+    assert plane.checked_error <= 1e-3 and plane.evaluations <= wide * high
+    assert (plane.z - truth.z).abs().max() <= 1e-3 * (truth.z.max() - truth.z.min())
