@@ -70,12 +70,12 @@ class Field:
         until = time.perf_counter() + BREATH
         first, *others = self.directions
         found, rest, base = [], None, self.theta
-        for c, *more in coordinates.tolist():
+        for c, *more in map(np.ndarray.tolist, coordinates):  # one at a time: most are left for later calls
             if more != rest:
                 rest, base = more, self.theta
                 for b, d in zip(more, others, strict=True):
-                    base = base + b * d
-            found.append(self.losses(base + c * first))
+                    base = base.add(d, alpha=b)
+            found.append(self.losses(base.add(first, alpha=c)))
             if time.perf_counter() > until:
                 break
         return torch.stack(found).cpu().double().numpy()

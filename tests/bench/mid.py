@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional
 
 from engine.layout import Layout
+from engine.problem import Functional
 
 CLASSES, WIDTH = 10, 64
 REST = 0.009
@@ -50,10 +50,18 @@ class Case:
         return self.layout.pack(dict(self.model.named_parameters())).detach()
 
     def loss(self, x: Tensor | None = None, y: Tensor | None = None) -> Callable[[Tensor], Tensor]:
-        """Return the mean cross-entropy on some rows, by default all, as a function of the flat parameters."""
+        """Return the mean cross-entropy on some rows, by default all, as a function of the flat parameters.
+
+        The module is called as a run calls its encoders.
+        """
         x, y = (self.x, self.y) if x is None else (x, y)
-        layout = self.layout
-        return lambda theta: functional.cross_entropy(functional_call(self.model, layout.unpack(theta), (x,)), y)
+        layout, model = self.layout, Functional(self.model, "model")
+
+        def loss(theta: Tensor) -> Tensor:
+            named = {f"model.{name}": value for name, value in layout.unpack(theta).items()}
+            return functional.cross_entropy(model(named, x), y)
+
+        return loss
 
     def double(self) -> Case:
         """Return the case in float64."""
