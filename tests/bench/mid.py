@@ -74,8 +74,7 @@ def mid(rows: int = 2000, hidden: int = 96, rest: float = REST) -> Case:
     """Return the trained network; labels depend on both halves of the input."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        x = torch.randn(rows, 2 * WIDTH)
-        y = (torch.tanh(x) @ torch.randn(2 * WIDTH, CLASSES) + 0.5 * torch.randn(rows, CLASSES)).argmax(1)
+        x, y = _drawn(rows)
         model = TwoBranches(hidden)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     for _ in range(2000):
@@ -86,6 +85,18 @@ def mid(rows: int = 2000, hidden: int = 96, rest: float = REST) -> Case:
         loss.backward()
         optimizer.step()
     return Case(model.eval(), x, y)
+
+
+def samples(rows: int) -> tuple[Tensor, Tensor]:
+    """Return inputs (rows, 2·64) and labels (rows,), those of `mid`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return _drawn(rows)
+
+
+def _drawn(rows: int) -> tuple[Tensor, Tensor]:
+    x = torch.randn(rows, 2 * WIDTH)
+    return x, (torch.tanh(x) @ torch.randn(2 * WIDTH, CLASSES) + 0.5 * torch.randn(rows, CLASSES)).argmax(1)
 
 
 def _mlp(*widths: int) -> nn.Sequential:

@@ -26,6 +26,7 @@ from engine.maths.curvature import Density, spectral_density, spectrum, top_eige
 from engine.maths.landscape import axis, direction_pair, refine, slice_2d
 from engine.maths.points import single
 from engine.networks.resnet import ResNet18
+from tests.bench import mixed
 from tests.bench.mid import Case, mid
 
 REPEATS = int(os.environ.get("BENCH_REPEATS", "5"))
@@ -202,6 +203,8 @@ def report() -> None:
             f"{slow} / {fast}: {ratio:.1f} ({min(ratios):.1f} to {max(ratios):.1f}; aim {aim:g}, "
             f"{'met' if ratio >= aim else 'missed'})"
         )
+    torch.eig = _eig
+    mixed.report(REPEATS)
     memory(("ours, 40 steps + 8 probes", "PyHessian, equal accuracy", "curvlinops + ARPACK", "hessian-eigenthings"))
     growth()
 
