@@ -178,43 +178,29 @@ def configuration(run: str) -> None:
 def export(run: str) -> None:
     """Offer the run's numbers, events and configuration as files."""
     st.markdown("Every number, event and setting of this run, to keep or to draw elsewhere.")
-    with st.container(horizontal=True):
-        st.download_button(
-            "Numbers as CSV",
-            lambda: numbers_csv(run),
-            f"{run}.csv",
-            "text/csv",
-            key="export-csv",
-            icon=":material/table:",
-            on_click="ignore",
-        )
-        st.download_button(
-            "Events as CSV",
-            lambda: events_csv(run),
-            f"{run}-events.csv",
-            "text/csv",
-            key="export-events",
-            icon=":material/event_note:",
-            on_click="ignore",
-        )
-        st.download_button(
+    files = (
+        ("Numbers as CSV", lambda: numbers_csv(run), f"{run}.csv", "text/csv", "csv", ":material/table:"),
+        ("Events as CSV", lambda: events_csv(run), f"{run}-events.csv", "text/csv", "events", ":material/event_note:"),
+        (
             "Records as NPZ files",
             lambda: records_zip(run),
             f"{run}-records.zip",
             "application/zip",
-            key="export-records",
-            icon=":material/data_array:",
-            on_click="ignore",
-        )
-        st.download_button(
+            "records",
+            ":material/data_array:",
+        ),
+        (
             "Configuration",
             lambda: (folder() / run / "config.json").read_text(),
             f"{run}-config.json",
             "application/json",
-            key="export-config",
-            icon=":material/settings:",
-            on_click="ignore",
-        )
+            "config",
+            ":material/settings:",
+        ),
+    )
+    with st.container(horizontal=True):
+        for label, made, name, kind, key, icon in files:
+            st.download_button(label, made, name, kind, key=f"export-{key}", icon=icon, on_click="ignore")
     st.caption("The camera above each chart saves it as a picture.")
 
 

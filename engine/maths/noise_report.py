@@ -85,7 +85,7 @@ _SIZES = {
 }
 
 
-def sizes(
+def measured(
     name: str,
     found: Directions,
     shapes: Mapping[str, Shape],
@@ -95,31 +95,18 @@ def sizes(
     noisy: Tensor,
     alpha: float,
 ) -> Iterator[Record]:
-    """Yield the single numbers of what noise of one scaling did to a modality."""
+    """Yield the single numbers and the curves of what noise of one scaling did to a modality; a group makes a chart."""
     values = maths.sizes(found, shapes[scaling], noise[scaling], x, noisy, alpha)
-    for key, value in zip(values, torch.stack(list(values.values())).tolist(), strict=True):
+    sizes = dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
+    for key, value in sizes.items():
         yield Scalar(f"fanoise/{key}/{name}", value, n=len(x), mode=_SIZES[key], draw=_LINES.get(key, {}))
-
-
-def curves(
-    name: str,
-    found: Directions,
-    shapes: Mapping[str, Shape],
-    noise: Mapping[str, Tensor],
-    scaling: str,
-    x: Tensor,
-    noisy: Tensor,
-    alpha: float,
-) -> Iterator[Record]:
-    """Yield the curves of what noise of one scaling did to a modality, those of a group for one chart."""
-    about = {"n": len(x), "mode": f"{scaling}, α = {alpha:g}, one draw"}
-    values = maths.sizes(found, shapes[scaling], noise[scaling], x, noisy, alpha)
-    limits = {"edge of noise alone": float(values["edge"]), "θ<sub>c</sub>": float(values["threshold"])}
-    made = maths.curves(found, shapes, noise, scaling, x, noisy, alpha)
-    for (group, label), (place, value) in made.items():
+    limits = {"edge of noise alone": sizes["edge"], "θ<sub>c</sub>": sizes["threshold"]}
+    how = f"{scaling}, α = {alpha:g}, one draw"
+    for (group, label), (place, value) in maths.curves(found, shapes, noise, scaling, x, noisy, alpha).items():
         draw = _PANELS[group] | _ROLES.get(label, {}) | ({"levels": limits} if group == "spectrum" else {})
         draw |= {"panel": f"{draw['panel']}: {name}", "label": label.replace("/", ", ")}
-        yield Curve(f"fanoise/{group}/{name}/{label}", place.numpy(), value.numpy(), draw=draw, **about)
+        path = f"fanoise/{group}/{name}/{label}"
+        yield Curve(path, place.numpy(), value.numpy(), n=len(x), mode=how, draw=draw)
 
 
 def compared(

@@ -196,8 +196,7 @@ class FaNoise(Method):
         z = draw(found.basis.new_empty(x.shape))
         noise = {key: alpha * maths.noise(z, form) for key, form in shapes.items()} | noise
         yield Scalar(f"fanoise/seconds/{name}", seconds, n=1, mode=f"one decomposition, {p.route}")
-        yield from noise_report.sizes(name, found, shapes, noise, p.scaling, x, noisy, alpha)
-        yield from noise_report.curves(name, found, shapes, noise, p.scaling, x, noisy, alpha)
+        yield from noise_report.measured(name, found, shapes, noise, p.scaling, x, noisy, alpha)
         yield from noise_report.compared(name, found, shapes, noise, len(x))
 
 
