@@ -20,8 +20,9 @@ from engine.catalog import catalog
 from engine.config import RunConfig, read, validated
 from engine.handle import lock
 from engine.knobs import InputError
+from engine.past import recreated
 from engine.records import Record
-from engine.run import Run, recreated
+from engine.run import Run
 from engine.store import RunReader, RunWriter, create
 from engine.training import Training, deterministic
 

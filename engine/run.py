@@ -8,17 +8,17 @@ import signal
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from engine import checkpoint
-from engine.config import read
-from engine.control import Command, Mailbox, from_json
+from engine.control import Command, Mailbox
 from engine.knobs import InputError
 from engine.measuring import Measuring
+from engine.past import recorded_commands
 from engine.store import RunReader, RunWriter
 from engine.trail import Trail
 from engine.training import Training, obey_due
@@ -122,14 +122,24 @@ class Run:
         training = self.training
         self._keep()
         before, states = training.state, {m: m.state for m in training.stack.methods.values()}
-        view = training.step()
+        try:
+            view = training.step()
+        except InputError as error:  # a method that cannot go on from here, before anything has changed
+            if not self.attended:
+                raise
+            self._diverge("", f"Step {before.step + 1} could not be taken: {error}")
+            return False
         values = self._scalars(view)
         bad = [name for name, value in values.items() if not abs(value) < float("inf")]
         if bad:
             training.state = before
             for method, state in states.items():
                 method.state = state
-            self._diverge(bad[0])
+            words = (
+                f"{bad[0]} is no longer finite at step {before.step}, so that step was not taken; "
+                "lower optimizer.lr or a method's dose, then resume."
+            )
+            self._diverge(bad[0], words)
             return False
         self.writer.scalars(view.step, values)
         own = training.own
@@ -204,12 +214,8 @@ class Run:
         if not self.measuring.busy:
             time.sleep(_IDLE)
 
-    def _diverge(self, name: str) -> None:
+    def _diverge(self, name: str, words: str) -> None:
         step = self.training.state.step
-        words = (
-            f"{name} is no longer finite at step {step}, so that step was not taken; "
-            "lower optimizer.lr or a method's dose, then resume."
-        )
         self.diverged = True
         self.writer.event(step, "diverged", {"name": name, "error": words})
         if self.attended:
@@ -340,37 +346,6 @@ class Run:
     def note(self, text: str) -> None:
         """Write a note into the log."""
         self.writer.event(self.training.state.step, "note", {"text": text})
-
-
-def recorded_commands(reader: RunReader, since: int = 0) -> Iterator[tuple[int, Command]]:
-    """Yield (step, command) for each applied command that changed training at or after step `since`."""
-    for event in reader.events():
-        if event.kind == "applied" and event.step >= since:
-            command = from_json(event.detail["command"])
-            if command.affects_training:
-                yield event.step, command
-
-
-def recreated(home: Path, step: int | None = None, *, from_start: bool = False) -> Training:
-    """Return the training of a recorded run at `step` (default: its last checkpoint), steps repeated as needed.
-
-    Raises:
-        InputError: the run has not come that far.
-    """
-    reader = RunReader(home)
-    config = read(home)
-    training = Training(config)
-    training.home = Path(home)
-    newest = (checkpoint.steps(home) or [0])[-1]
-    until = newest if step is None else step
-    reached = max(newest, reader.meta("step", 0))
-    if until > reached:
-        raise InputError(f"The run in {home} has come to step {reached}, not to {until}; give a step up to {reached}.")
-    content = None if from_start else checkpoint.load(home, until, training.device)
-    if content is not None:
-        training.restore(content)
-    training.advance(until, recorded_commands(reader, since=training.state.step))
-    return training
 
 
 class _stopped_by_signals:

@@ -10,8 +10,11 @@ from engine.control import Measure, Note, Pause, Resume, Stop, Toggle, Tune, Wat
 from engine.foreground import probe, replay, resume
 from engine.handle import RunHandle
 from engine.knobs import InputError
-from engine.run import recreated
-from engine.store import RunReader
+from engine.methods.gani import Gani
+from engine.past import recreated
+from engine.run import Run
+from engine.store import RunReader, create
+from engine.training import Training
 from tests.homes import small, trained
 
 STEER = {
@@ -139,9 +142,37 @@ def test_divergence_takes_the_step_back_and_ends_an_unattended_run(tmp_path):
     assert replay(run.home)["identical"]
 
 
-def test_an_error_in_the_loop_fails_the_run_with_its_traceback(tmp_path, monkeypatch):
-    from engine.training import Training
+def test_a_method_that_cannot_go_on_pauses_an_attended_run_where_it_is_and_ends_another(tmp_path, monkeypatch):
+    commit = Gani.commit
 
+    def refusing(self, view):
+        if view.step == 5:
+            raise InputError("the averages are full; switch gani off.")
+        return commit(self, view)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Gani, "commit", refusing)
+        with pytest.raises(InputError, match="averages are full"):
+            trained(tmp_path / "unattended", small(methods=("gani",)))
+        home = tmp_path / "attended"
+        home.mkdir()
+        create(home)
+        run = Run(Training(small(methods=("gani",))), home, attended=True)
+        run.begin()
+        for _ in range(5):
+            assert run._step()
+        theta, states = run.training.state.theta, {name: m.state for name, m in run.training.stack.methods.items()}
+        assert not run._step()
+        run.writer.flush()
+    assert run.paused and run.training.state.step == 5 and run.training.state.theta is theta
+    assert all(m.state is states[name] for name, m in run.training.stack.methods.items())
+    said = [e.detail["error"] for e in RunReader(home).events() if e.kind == "diverged"]
+    assert said == ["Step 6 could not be taken: the averages are full; switch gani off."]
+    run.resume()
+    assert run._step() and run.training.state.step == 6
+
+
+def test_an_error_in_the_loop_fails_the_run_with_its_traceback(tmp_path, monkeypatch):
     def broken(self):
         raise RuntimeError("the moon is in the wrong house")
 

@@ -8,7 +8,7 @@ from engine import checkpoint
 from engine.control import Measure, Stop
 from engine.foreground import resume
 from engine.knobs import InputError
-from engine.run import recreated
+from engine.past import recreated
 from engine.store import RunReader
 from engine.trail import FEWEST, MOST, Trail, kept, stride
 from tests.homes import small, trained
