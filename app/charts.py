@@ -12,11 +12,11 @@ import numpy as np
 
 from app import catalog, curvature, figures, landscapes, spectra, windows
 from app.drawing import Chart, ChartError, Drawing, arguments
-from app.edges import noisy_edges, told, within
+from app.edges import edges, noisy_edges, told, within
 from app.figures.bars import beside
 from app.figures.curves import Line, Scale, history, named_values, overlay, series
 from app.figures.pipeline import POINTS_IN_ORDER, pipeline
-from app.figures.spectrum import density, edges, sharpness, top
+from app.figures.spectrum import density, sharpness, top
 from app.figures.styles import in_order, styles
 from app.figures.surface import surface
 from app.naming import colours, matching, named, part_of, ranked
@@ -136,7 +136,7 @@ def _sharpness(reader, args, look) -> Drawing:
     figure = sharpness(
         lines + within(bounds, np.inf if args["ylog"] else FAR * highest),
         look,
-        rate={} if above else known,
+        levels=() if above else edges(known),
         marks=marks(reader, look),
         ylog=args["ylog"],
     )
@@ -151,9 +151,7 @@ def _sharpness(reader, args, look) -> Drawing:
         )
         caption += (f" · the edge {above[0]} lies far above" if above else "") + told(bounds)
     else:
-        caption += (
-            " · no stability edge is drawn: 2/η holds for SGD; Adam rides where its preconditioned Hessian is near 38/η"
-        )
+        caption += " · no stability edge is drawn: 2/η holds for SGD; for others see Edge of stability above"
     return Drawing(figure, caption)
 
 

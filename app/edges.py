@@ -1,4 +1,4 @@
-"""How sharp a place may be before a method's noise throws training out of it, from what the method reported."""
+"""How sharp a place may be before training leaves it: by its step alone, or by what a method's noise adds."""
 
 from __future__ import annotations
 
@@ -12,10 +12,24 @@ from app.figures.base import short
 from app.figures.curves import Line
 from app.naming import matching
 from app.theme import Look
-from engine.stability import stability_bound
+from engine.stability import edge_of_stability, stability_bound
 
 LATE = 2
 """Reports that may be missing before a method counts as switched off."""
+
+
+def edges(rate: Mapping[str, float]) -> list[tuple[float, str]]:
+    """Return the stability edges (value, words) of sgd that `lr`, `momentum` and `nesterov` imply.
+
+    >>> edges({"lr": 0.1})
+    [(20.0, '2/η = 20')]
+    """
+    lr, momentum, nesterov = (rate.get(key) or 0 for key in ("lr", "momentum", "nesterov"))
+    if lr <= 0:
+        return []
+    edge = edge_of_stability("sgd", lr, momentum, nesterov=bool(nesterov))
+    rule = ("2(1+β)/((1+2β)η)" if nesterov else "2(1+β)/η") if momentum > 0 else "2/η"
+    return [(edge, f"{rule} = {short(edge)}")]
 
 
 def noisy_edges(reader, steps: Sequence[int], look: Look, titles: Mapping[str, str]) -> list[Line]:

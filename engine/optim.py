@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
 from engine.knobs import knob
+from engine.stability import edge_of_stability
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,25 @@ class Optimizer:
             self._known.append(next(self._factors))
         momentum = s.momentum if s.name in _HEAVY_BALL else 0.0
         return Rate(s.lr * self._known[min(step, self.horizon)], momentum, s.nesterov, s.name, self.horizon)
+
+    def edge(self, step: int) -> float:
+        """Return the largest eigenvalue of the preconditioned Hessian at which the rule is stable at `step`."""
+        s = self.settings
+        return edge_of_stability(s.name, self.rate(step).lr, s.momentum, nesterov=s.nesterov and s.name == "sgd")
+
+    def preconditioner(self, moments: dict[str, Any], theta: Tensor) -> Tensor:
+        """Return what the rule divides the gradient's average by, (P,): 1 for sgd, and before the first step.
+
+        For adam (1 - β₁ᵗ)(√(v/(1 - β₂ᵗ)) + ε), so that the bias correction of the average is in it as well (Cohen et
+        al., arXiv 2207.14484, equation 2).
+        """
+        group, slots = self._rule.param_groups[0], moments["slots"]
+        if "exp_avg_sq" in slots:
+            first, second = (1 - beta ** moments["step"] for beta in group["betas"])
+            return first * ((slots["exp_avg_sq"] / second).sqrt() + group["eps"])
+        if "square_avg" in slots:
+            return slots["square_avg"].sqrt() + group["eps"]
+        return torch.ones_like(theta)
 
     def init(self) -> dict[str, Any]:
         """Return the memory before the first step."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from engine.knobs import InputError, describe, knob
 from engine.maths.points import Losses, fastest_chunk
 from engine.method import Stack
+from engine.optim import Optimizer
 from engine.problem import Problem
 from engine.records import Bars, Curve, Matrix, Record, Scalar, Surface
 from engine.rng import Rng
@@ -58,6 +59,9 @@ class Snapshot:
     """Returns the past as the run kept it: (step, theta (P,)), oldest first, without the present."""
     other: Callable[[str], Neighbour] = _nobody
     """Returns the run of an id that lies beside this one, or raises an `InputError`."""
+    optimizer: Optimizer | None = None
+    moments: dict[str, Any] = field(default_factory=dict)
+    """The optimiser's memory at `theta`."""
     notes: dict[str, int] = field(default_factory=dict)
     """What measurements keep between each other: facts about the machine, never numbers of the run."""
 

@@ -279,7 +279,7 @@ class Run:
             "score": problem.score,
             "device": str(training.device),
             "threads": training.own.threads,
-            "optimizer": {key: training.settings[f"optimizer.{key}"] for key in ("name", "lr", "momentum")},
+            "optimizer": {key: training.settings[f"optimizer.{key}"] for key in ("name", "lr", "momentum", "nesterov")},
             "versions": {"python": platform.python_version(), "torch": torch.__version__, **_version()},
         }
         for key, value in facts.items():

@@ -1,8 +1,23 @@
-"""Where descent with noise of its own making ceases to be stable. Free of torch, since the dashboard draws it too."""
+"""Where descent, with or without noise of its own making, ceases to be stable. Free of torch: the dashboard uses it."""
 
 from __future__ import annotations
 
 import math
+
+
+def edge_of_stability(optimizer: str, lr: float, momentum: float = 0.0, *, nesterov: bool = False) -> float:
+    """Return the largest curvature λ of a quadratic on which the optimiser is stable, without noise and weight decay.
+
+    For sgd λ is one of the Hessian, for adam, adamw and rmsprop one of the Hessian preconditioned by what they divide
+    the gradient by. Heavy-ball μ: 2(1+μ)/lr; Nesterov: 2(1+μ)/((1+2μ)lr); a moving average, as in adam:
+    2(1+μ)/((1-μ)lr), 38/lr at μ = 0.9 (Cohen et al., arXiv 2103.00065, appendix B, and 2207.14484, section 2).
+
+    >>> edge_of_stability("sgd", 0.1), round(edge_of_stability("adam", 1.0, 0.9), 6)
+    (20.0, 38.0)
+    """
+    if optimizer in ("adam", "adamw"):
+        return 2 * (1 + momentum) / ((1 - momentum) * lr)
+    return 2 * (1 + momentum) / ((1 + 2 * momentum * nesterov) * lr)
 
 
 def stability_bound(lr: float, sigma: float, momentum: float = 0.0, placement: str = "decoupled") -> float:

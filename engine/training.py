@@ -109,6 +109,7 @@ class Training:
             around["path"] = partial(kept, home, step, theta)
             around["other"] = lambda run: neighbour(home, run, problem.layout, self.config, theta)
         view = self.view or self._fresh_view()
+        around |= {"optimizer": self.optimizer, "moments": self.state.moments}
         return Snapshot(step, theta, problem, self.rng, self.stack, view, notes=self._notes, **around)
 
     def probe(self, name: str, settings: dict[str, Any] | None = None) -> Probe:

@@ -110,6 +110,23 @@ def others(run):
     )
 
 
+def edge(run):
+    """Draw the Hessian as the optimiser sees it beside what the optimiser can bear."""
+    scheduled(run, "stability")
+    st.caption(
+        "Trained on whole batches, networks climb until the largest eigenvalue meets what the optimiser can bear, and "
+        "stay there: 2/η for SGD, for Adam about 38/η in the Hessian divided by Adam's own scale. Mini-batches hold "
+        "training below."
+    )
+    both = ["stability/lambda_max", "stability/edge"]
+    row(
+        run,
+        ("Largest eigenvalue as the optimiser sees it, and its edge", "series", both, {"y": "λ", "ylog": True}),
+        ("The eigenvalue over the edge", "series", ["stability/ratio"], {"level": 1.0}),
+        height=330,
+    )
+
+
 def measures(run):
     """Draw how far the loss rises around the parameters."""
     scheduled(run, "sharpness")
@@ -196,6 +213,7 @@ run = shell.page(
 scheduled(run, "hessian")
 views = {
     "Spectrum": spectrum,
+    "Edge of stability": edge,
     "Modalities": parts,
     "Gauss–Newton and Fisher": others,
     "Sharpness measures": measures,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import plotly.graph_objects as go
 
-from app.figures.base import band, blank, numbers, short, symlog, symlog_ticks
+from app.figures.base import band, blank, numbers, symlog, symlog_ticks
 from app.figures.curves import Line, Scale, series
 from app.figures.marks import Mark
 from app.theme import Look
@@ -105,28 +105,9 @@ def sharpness(
     lines: Sequence[Line],
     look: Look,
     *,
-    rate: Mapping[str, float] | None = None,
+    levels: Sequence[tuple[float, str]] = (),
     marks: Sequence[Mark] = (),
     ylog: bool = False,
 ) -> go.Figure:
-    """Return λ_max over time with standard errors and the edge of stability.
-
-    `rate` has `lr` η and `momentum` β; gradient descent on a quadratic is stable below 2/η, with heavy-ball momentum
-    below 2(1+β)/η.
-    """
-    return series(lines, look, scale=Scale(ylog=ylog), y="λ<sub>max</sub>", marks=marks, levels=edges(rate or {}))
-
-
-def edges(rate: Mapping[str, float]) -> list[tuple[float, str]]:
-    """Return the stability edges (value, words) that `lr` and `momentum` imply; none for other optimisers.
-
-    >>> edges({"lr": 0.1})
-    [(20.0, '2/η = 20')]
-    """
-    lr, momentum = float(rate.get("lr") or 0), float(rate.get("momentum") or 0)
-    if lr <= 0:
-        return []
-    if momentum > 0:
-        edge = 2 * (1 + momentum) / lr
-        return [(edge, f"2(1+β)/η = {short(edge)}")]
-    return [(2 / lr, f"2/η = {short(2 / lr)}")]
+    """Return λ_max over time with standard errors and `levels`, value and words, at which it ceases to be stable."""
+    return series(lines, look, scale=Scale(ylog=ylog), y="λ<sub>max</sub>", marks=marks, levels=levels)

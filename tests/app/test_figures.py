@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from app import figures
+from app.edges import edges
 from app.figures.base import symlog, symlog_ticks
 from app.figures.curves import Line, Scale, series, smoothed
 from app.figures.marks import Mark
 from app.figures.pipeline import POINTS_IN_ORDER, pipeline
-from app.figures.spectrum import density, edges, sharpness, top
+from app.figures.spectrum import density, sharpness, top
 from app.figures.surface import surface
 from app.theme import MODALITY_HUES, look
 from engine.records import KINDS, Bars, Curve, Matrix, Scalar, Surface
@@ -172,8 +173,9 @@ def test_top_eigenvalues_carry_their_residuals():
 def test_the_edge_of_stability_follows_rate_and_momentum():
     assert edges({"lr": 0.1})[0][0] == pytest.approx(20.0)
     assert edges({"lr": 0.1, "momentum": 0.9})[0][0] == pytest.approx(38.0)
+    assert edges({"lr": 0.1, "momentum": 0.9, "nesterov": True})[0][0] == pytest.approx(38.0 / 2.8)
     assert edges({}) == []
-    figure = sharpness([line(sparse=True)], LOOKS[0], rate={"lr": 0.1})
+    figure = sharpness([line(sparse=True)], LOOKS[0], levels=edges({"lr": 0.1}))
     assert figure.layout.shapes[0].y0 == pytest.approx(20.0)
 
 

@@ -1,0 +1,99 @@
+"""How close training is to the edge of stability: the Hessian as the optimiser sees it, beside what it can bear.
+
+Gradient descent on a quadratic diverges along every direction whose curvature exceeds 2/η; trained long enough at a
+constant rate on whole batches, networks climb to this edge and stay near it (Cohen et al., arXiv 2103.00065). An
+optimiser that divides the gradient by P meets the edge where λ_max(P⁻¹H) does, for adam 38/η at its usual β₁ = 0.9
+(arXiv 2207.14484): the Hessian's own λ_max then says little. Mini-batches hold training below the edge.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from engine.knobs import InputError
+from engine.maths.chunks import cut
+from engine.maths.curvature import unhurried_spectrum
+from engine.maths.portrait import About
+from engine.maths.slices import Timed
+from engine.probe import Probe, Record, Scalar, Snapshot, knob
+
+MATRIX = "P^-½ H P^-½ of the training loss, P what the optimiser divides the gradient by, no method active"
+
+
+class Stability(Probe):
+    """λ_max of the preconditioned Hessian, the optimiser's edge, and their ratio: 1 at the edge of stability."""
+
+    name = "stability"
+    title = "Edge of stability"
+    every = 100
+    cost = "dear"
+
+    @dataclass(frozen=True)
+    class Params:
+        """How much to spend."""
+
+        steps: int = knob(30, 5, 300, "Lanczos steps at most, a product each; fewer where λ_max is found sooner.")
+        micro: int = knob(
+            0, 0, 1_000_000, "Rows in one piece of a product; 0 for all, or fewer where that would stop training long."
+        )
+
+    def measure(self, snap: Snapshot) -> Iterator[Record | None]:
+        """Yield `stability/lambda_max`, `stability/edge` and `stability/ratio`.
+
+        Raises:
+            InputError: the snapshot knows no optimiser.
+        """
+        if snap.optimizer is None:
+            raise InputError("No optimiser is known here, so neither is its edge of stability; measure a run.")
+        problem, batch = snap.problem, snap.problem.probe_batch()
+        pieces, how = cut(problem.loss, snap.theta, batch, self.params.micro)
+        yield None
+        # In coordinates u with theta = theta_0 + P^-½ u the Hessian is P^-½ H P^-½, which has the eigenvalues of P⁻¹H.
+        narrow = snap.optimizer.preconditioner(snap.moments, snap.theta).rsqrt()
+        losses = [
+            (lambda u, piece=piece: problem.loss(snap.theta + narrow * u, piece), share) for piece, share in pieces
+        ]
+        measured = Timed(
+            unhurried_spectrum(
+                losses,
+                torch.zeros_like(snap.theta),
+                k=1,
+                steps=self.params.steps,
+                generator=snap.rng.generator("stability", 0),
+                known=(math.nan, math.nan),
+                early=True,
+            )
+        )
+        yield from measured
+        found, edge = measured.found, snap.optimizer.edge(snap.step)
+        about = About("; ".join(filter(None, (MATRIX, how, found.note))), len(batch), measured.seconds)
+        top, residual = found.values[0].item(), found.residuals[0].item()
+        name = snap.optimizer.settings.name
+        yield Scalar(
+            "stability/lambda_max",
+            top,
+            residual,
+            **about.bound(),
+            draw={"title": "λ_max as the optimiser sees it", "y": "λ<sub>max</sub>(P⁻¹H)", "label": "λ_max(P⁻¹H)"},
+        )
+        yield Scalar(
+            "stability/edge",
+            edge,
+            mode=f"largest λ at which {name} is stable on a quadratic, without noise",
+            draw={"title": "Edge of stability", "y": "λ", "label": f"edge of {name}", "role": "limit"},
+        )
+        yield Scalar(
+            "stability/ratio",
+            top / edge,
+            residual / edge,
+            **about.bound(),
+            draw={
+                "title": "Sharpness over the edge of stability",
+                "y": "λ<sub>max</sub>(P⁻¹H) / edge",
+                "levels": {"edge of stability": 1.0},
+            },
+        )
