@@ -240,6 +240,7 @@ CHARTS: dict[str, Chart] = {
     "steps": Chart(_steps, measured),
     "along": Chart(landscapes.along, measured),
     "barrier": Chart(landscapes.line, measured),
+    "barriers": Chart(landscapes.barriers, moving),
     "between": Chart(landscapes.plane, measured),
     "spectrum": Chart(spectra.spectrum, spectra.stamp),
     "pipeline": Chart(_pipeline, lambda reader, args: (sorted(reader.meta("methods", {}) or {}), catalog.titles())),

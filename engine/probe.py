@@ -94,11 +94,6 @@ class Snapshot:
         yield self.notes["chunk"]
 
 
-def whose(name: str) -> str:
-    """Return in words which of the `Snapshot.losses` has that name."""
-    return f"{name} loss" if name else "training loss"
-
-
 class Probe:
     """A measurement. Override `measure`; it must leave no trace in what it is given."""
 
