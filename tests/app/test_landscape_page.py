@@ -143,7 +143,8 @@ def test_the_barrier_is_marked_between_the_chord_and_the_top(home):
 
 def test_barriers_over_time_have_their_errors_and_say_what_they_cost(home):
     found = drawn("barriers", [f"between/{NEIGHBOUR}/barrier", f"between/{NEIGHBOUR}/barrier/*"])
-    assert [trace.name for trace in found.figure.data if trace.fill is None] == ["joint", "image", "text"]
+    lines = [trace.name for trace in found.figure.data if trace.name and trace.fill is None]
+    assert lines == ["joint", "image", "text"]
     bands = [trace for trace in found.figure.data if trace.fill == "toself"]
     assert len(bands) == 3 and np.ptp(bands[0].y) == pytest.approx(0.2)
     assert f"through step {STEPS}" in found.caption and "n = 512" in found.caption and found.caption.endswith("2.4 s")
