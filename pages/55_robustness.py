@@ -8,6 +8,7 @@ TITLE = "Robustness"
 ICON = ":material/shield:"
 
 run = shell.page(TITLE, "What is left of the held-out score when a modality goes missing or turns to noise.")
+shell.several(run, "what is left when one of several is missing stands on this page of a run of several.")
 probe = shell.probe("robustness")
 if probe:
     controls.measuring(run, probe)

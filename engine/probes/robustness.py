@@ -25,7 +25,7 @@ from torch import Tensor
 
 from engine.knobs import InputError
 from engine.maths import robustness
-from engine.probe import Bars, Curve, Matrix, Probe, Record, Scalar, Snapshot, knob
+from engine.probe import Bars, Curve, Matrix, Probe, Record, Scalar, Snapshot, knob, several
 from engine.problem import Batch
 
 ERROR = "error: one standard error over the rows"
@@ -70,7 +70,8 @@ class Robustness(Probe):
         """Yield subsets, the curve over missing rates and one over severities a modality; nothing without a fusion."""
         names, batch = snap.problem.modalities, self._batch(snap)
         scorer = _scorer(snap, batch)
-        if len(names) < 2 or scorer is None:
+        several("Robustness", names)
+        if scorer is None:
             return
         pair = _pair(self.params.pair, names)
         yield None
