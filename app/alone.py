@@ -26,8 +26,8 @@ from engine.store import RunReader
 
 NEWEST = 200
 """Newest runs among which those of one modality are looked for."""
-BOOKKEEPING = ("modalities", "probe_rows", "evaluate", "report", "checkpoint", "budget")
-"""Settings that say nothing of how a run of these modalities is trained."""
+MEASURING = ("probe_rows", "report", "checkpoint", "budget")
+"""Settings that change what is recorded of a run, and nothing that two runs are compared by."""
 SEVERAL = "These runs have not been evaluated at the same step yet."
 
 
@@ -53,7 +53,7 @@ def companions(run: str, catalogue: Mapping[str, Any]) -> dict[str, str]:
 
 def config_of(run: str, modality: str, catalogue: Mapping[str, Any]) -> dict[str, Any]:
     """Return the configuration, as JSON values, of a run that is as `run`, but of one modality and without methods."""
-    own, elsewhere = read(folder() / run), _owners(catalogue)
+    own, elsewhere = read(folder() / run), {*_owners(catalogue), *MEASURING}
     settings = {key: value for key, value in own.settings.items() if key.partition(".")[0] not in elsewhere}
     return replace(own, methods=(), probes={}, settings=settings | {"modalities": modality}).to_json()
 
@@ -129,11 +129,11 @@ def _alike(own: RunConfig, alone: RunConfig, catalogue: Mapping[str, Any]) -> bo
     """Return whether two runs differ in their modalities alone, as far as training goes."""
     if not set(alone.methods) <= set(own.methods):
         return False
-    elsewhere = _owners(catalogue) - set(alone.methods)
+    elsewhere = {*_owners(catalogue), *MEASURING, "evaluate", "modalities"} - set(alone.methods)
 
     def trained(config: RunConfig) -> tuple:
         settings = resolved(config, catalogue)
-        kept = {k: v for k, v in settings.items() if k not in BOOKKEEPING and k.partition(".")[0] not in elsewhere}
+        kept = {k: v for k, v in settings.items() if k.partition(".")[0] not in elsewhere}
         data = str(Path(config.data).resolve()) if config.data else None
         return config.problem, data, config.seed, config.steps, kept
 

@@ -239,11 +239,11 @@ def probe(name: str) -> dict[str, Any] | None:
     return catalog.named(catalogue()["probes"]).get(name)
 
 
-def several(run: str, what: str) -> None:
-    """Say that a run of one modality has nothing to compare, `what` a page is about, and stop the page there."""
+def several(run: str, otherwise: str) -> None:
+    """Of a run of one modality say what there is instead of a comparison, `otherwise`, and stop the page there."""
     known = reader(run).meta("modalities", []) or []
     if len(known) == 1:
-        st.info(f"This run trains on {known[0]} alone; {what}", icon=":material/filter_1:")
+        st.info(f"This run trains on {known[0]} alone, so {otherwise}", icon=":material/info:")
         st.stop()
 
 

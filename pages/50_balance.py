@@ -25,7 +25,9 @@ MANY = "This comes with a measurement of a classification problem of up to eight
 HELD_OUT = "Held-out scores appear here at the first evaluation; those of one modality with unimodal heads or slices."
 
 run = shell.page(TITLE, "Which modality the model leans on, since when, and by how much.")
-shell.several(run, "which modality leads, and what it reaches alone, stands on this page of a run of several.")
+shell.several(
+    run, "there is nothing to balance; choose a run of several modalities, which is also compared with this one."
+)
 probe = shell.probe("imbalance")
 if probe:
     controls.measuring(run, probe)
@@ -168,7 +170,12 @@ def beside_alone():
         live.chart(run, "alone", key=f"{title}/{run}", title=title, names=names, height=280)
         with st.container(horizontal=True, gap="medium", key="balance-alone-runs"):
             for name, other in found.items():
-                st.page_link(shell.page_path("live"), label=f"The run of {name} alone", query_params={"run": other})
+                st.page_link(
+                    shell.page_path("live"),
+                    label=f"The run of {name} alone",
+                    icon=":material/arrow_forward:",
+                    query_params={"run": other},
+                )
     if not missing:
         return
     st.caption(

@@ -8,7 +8,7 @@ TITLE = "Robustness"
 ICON = ":material/shield:"
 
 run = shell.page(TITLE, "What is left of the held-out score when a modality goes missing or turns to noise.")
-shell.several(run, "what is left when one of several is missing stands on this page of a run of several.")
+shell.several(run, "nothing can go missing beside it; choose a run of several modalities.")
 probe = shell.probe("robustness")
 if probe:
     controls.measuring(run, probe)
@@ -21,7 +21,9 @@ crossing = (
 )
 scrubbed = {"group": "robustness"}
 
+first = "robustness/rates/" + "+".join((shell.reader(run).meta("modalities", []) or [])[:2])
 crossed = [name for name in shell.reader(run).names()["records"] if name.startswith("robustness/rates/")]
+crossed.sort(key=lambda name: name != first)
 pair = crossed[0] if crossed else "robustness/rates/*"
 if len(crossed) > 1:
     said = {name: name.rpartition("/")[2].replace("+", " × ") for name in crossed}

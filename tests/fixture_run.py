@@ -387,7 +387,8 @@ def _robustness(step: int) -> list:
             np.add.outer([0.9, 0.6, 0.3], [0.0, -0.1, -0.2]) * base + 0.1,
             np.full((3, 3), 0.02),
             **about,
-            draw=draw | {"x": "missing rate of text", "y": "missing rate of image", "z": "accuracy", "rates": True},
+            draw=draw
+            | {"x": "realised missing rate of text", "y": "realised rate of image", "z": "accuracy", "rates": True},
         ),
         Scalar("robustness/clean", 0.95 * base, 0.02, draw=draw | {"label": "clean"}, **about),
         Scalar("robustness/worst", 0.6 * base, 0.03, draw=draw | {"label": "worst one left out"}, **about),

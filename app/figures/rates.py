@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import plotly.graph_objects as go
 
@@ -22,8 +24,7 @@ def rates(record, look: Look) -> go.Figure:
     held = [*levels.values(), *values[np.isfinite(values)].tolist()]
     low, high = (min(held), max(held)) if held else (0.0, 1.0)
     figure = blank(look, revision=f"rates/{record.name}", x=record.draw.get("x", ""), y=record.draw.get("y", ""))
-    ticks = np.linspace(low, high, 4).tolist()
-    marked = [t for t in ticks if all(abs(t - at) > 0.12 * (high - low) for at in levels.values())]
+    marked = [t for t in _round(low, high) if all(abs(t - at) > 0.08 * (high - low) for at in levels.values())]
     spread = "" if record.error is None else " ± %{customdata:.2~g}"
     rows, cols = (numbers(np.asarray(side, np.float64)) for side in (record.rows, record.cols))
     what = record.draw.get("z", "score")
@@ -45,7 +46,8 @@ def rates(record, look: Look) -> go.Figure:
                 "thickness": 10,
                 "outlinewidth": 0,
                 "ticklen": 3,
-                "title": {"text": what, "side": "right"},
+                "title": {"text": what, "side": "right", "font": {"size": 12, "color": look.muted}},
+                "tickfont": {"size": 11, "color": look.muted},
                 "tickvals": [*levels.values(), *marked],
                 "ticktext": [*(f"{text} {short(at)}" for text, at in levels.items()), *map(short, marked)],
             },
@@ -55,3 +57,11 @@ def rates(record, look: Look) -> go.Figure:
         shown = held[:: -(-len(held) // WRITTEN)]
         axis(tickvals=shown, ticktext=[f"{rate:.2f}" for rate in shown], showgrid=False, zeroline=False, ticks="")
     return figure
+
+
+def _round(low: float, high: float) -> list[float]:
+    """Return up to six round numbers from `low` to `high`."""
+    rough = max((high - low) / 5, 1e-9)
+    decade = 10.0 ** math.floor(math.log10(rough))
+    step = decade * next(n for n in (1.0, 2.0, 2.5, 5.0, 10.0) if n * decade >= rough * 0.999)
+    return [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]

@@ -3,7 +3,8 @@
 The barrier is max_t [L(w_t) - (1 - t) L(w_0) - t L(w_1)] along the straight line (Frankle et al. 2020): near 0, both
 lie in one basin. A high one need not mean two basins: permuting hidden units gives the same function at another point,
 and curved paths often avoid it (Garipov et al. 2018). Losses are those of this run's rows; the other run's parameters
-are those of its last checkpoint. Networks here keep no running statistics, so none are recomputed on the way.
+are those of its last checkpoint. Networks here keep no running statistics, so none are recomputed on the way. A barrier
+is a mean over rows, and its error that of one; it says nothing of the points of the line that were not looked at.
 """
 
 from __future__ import annotations

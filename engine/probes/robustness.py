@@ -166,7 +166,7 @@ class Robustness(Probe):
         how = f"each of the two lost by itself{rest}, {p.draws} masks of each, the same at every step and level"
         mode = f"{self._mode(scorer)}; {how}; {ERROR}"
         draw = {"title": f"{pair[0]} missing × {pair[1]} missing", "z": scorer.name, "rates": True} | scorer.draw
-        draw |= {"x": f"missing rate of {pair[1]}", "y": f"missing rate of {pair[0]}"}
+        draw |= {"x": f"realised missing rate of {pair[1]}", "y": f"realised rate of {pair[0]}"}
         yield Matrix(f"robustness/rates/{'+'.join(pair)}", *rates, table, errors, n=len(batch), mode=mode, draw=draw)
 
     def _severity(self, snap, batch, clean, blank, scorer) -> Iterator[Record | None]:

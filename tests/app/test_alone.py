@@ -58,7 +58,9 @@ def known():
 def test_a_run_of_one_modality_and_otherwise_the_same_is_found(home):
     write_alone("image", "image-alone")
     assert known() == {"image": "image-alone"}
-    write_alone("text", "text-alone", settings={"report": 5, "hessian.steps": 20, "optimizer.nesterov": False})
+    write_alone(
+        "text", "text-alone", settings={"report": 5, "evaluate": 10, "hessian.steps": 20, "optimizer.nesterov": False}
+    )
     assert known() == {"image": "image-alone", "text": "text-alone"}
     assert alone.companions("image-alone", catalog.load()) == {}
 
@@ -153,6 +155,12 @@ def test_the_button_starts_that_run(home, monkeypatch):
     assert not at.exception and not at.error
     ((config, note),) = begun
     assert config["settings"]["modalities"] == "text" and config["methods"] == [] and "text alone" in note
+
+
+def test_the_start_page_offers_the_modalities_among_its_settings():
+    at = opened()
+    found = at.text_input(key="new/digits_captions/modalities")
+    assert (found.label, found.value) == ("Modalities", "") and "empty for all" in found.help
 
 
 @pytest.mark.parametrize("page", [PAGE, "55_robustness.py"])
