@@ -177,6 +177,7 @@ class Measuring:
 
     def _finish(self, job: Job) -> None:
         self.jobs.remove(job)
+        self._said.pop(job.probe, None)
         self.writer.event(job.step, "probe", {"name": job.probe, "seconds": round(job.seconds, 4), "records": job.made})
 
     def _fail(self, job: Job, detail: dict[str, Any]) -> None:
