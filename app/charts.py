@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from app import catalog, curvature, figures, landscapes, spectra, windows
+from app import alone, catalog, curvature, figures, landscapes, spectra, windows
 from app.drawing import Chart, ChartError, Drawing, arguments
 from app.edges import edges, noisy_edges, told, within
 from app.figures.bars import beside
@@ -238,8 +238,10 @@ CHARTS: dict[str, Chart] = {
     "steps": Chart(_steps, measured),
     "along": Chart(landscapes.along, measured),
     "barrier": Chart(landscapes.line, measured),
+    "barriers": Chart(landscapes.barriers, moving),
     "between": Chart(landscapes.plane, measured),
     "spectrum": Chart(spectra.spectrum, spectra.stamp),
+    "alone": Chart(alone.gap, alone.stamp),
     "pipeline": Chart(_pipeline, lambda reader, args: (sorted(reader.meta("methods", {}) or {}), catalog.titles())),
 }
 """Name of a chart to how it is drawn."""

@@ -11,10 +11,10 @@ from typing import Any
 
 from app.drawing import Drawing
 from app.figures.around import barrier
-from app.figures.curves import overlay
+from app.figures.curves import overlay, series
 from app.figures.surface import contour, surface
-from app.naming import named, spoken
-from app.reading import located, said
+from app.naming import matching, named, spoken
+from app.reading import located, marks, recorded, said
 from app.theme import Look
 from engine.records import Record
 
@@ -41,6 +41,19 @@ def line(reader, args: Mapping[str, Any], look: Look) -> Drawing:
     lines = [(label[name], _spoken(name, record), look.part(name)) for name, _, record in found]
     name, step, _ = found[0]
     return Drawing(barrier(lines, look), said(step, lines[0][1]), steps=tuple(reader.history(name)))
+
+
+def barriers(reader, args: Mapping[str, Any], look: Look) -> Drawing:
+    """Return the barriers of every loss over time with their errors; the newest joint one is captioned."""
+    names = matching(reader.names()["scalars"], args["names"])
+    lines, latest = recorded(reader, names, look), [found for n in names if (found := reader.latest(n)) is not None]
+    if not lines or not latest:
+        return Drawing(None, empty=args["empty"] or NOTHING)
+    label = named(names, reader.drawn(names), look)
+    lines = [replace(drawn, label=label[drawn.label], colour=look.part(drawn.label)) for drawn in lines]
+    figure = series(lines, look, y="barrier", marks=marks(reader, look), levels=[(0.0, "")])
+    step, record = latest[0]
+    return Drawing(figure, f"through {said(step, _spoken(names[0], record))}")
 
 
 def plane(reader, args: Mapping[str, Any], look: Look) -> Drawing:

@@ -239,6 +239,14 @@ def probe(name: str) -> dict[str, Any] | None:
     return catalog.named(catalogue()["probes"]).get(name)
 
 
+def several(run: str, otherwise: str) -> None:
+    """Of a run of one modality say what there is instead of a comparison, `otherwise`, and stop the page there."""
+    known = reader(run).meta("modalities", []) or []
+    if len(known) == 1:
+        st.info(f"This run trains on {known[0]} alone, so {otherwise}", icon=":material/info:")
+        st.stop()
+
+
 def facts(run: str) -> str:
     """Return in one line what the run trains, as far as its engine has said so."""
     known = reader(run)

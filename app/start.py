@@ -43,7 +43,7 @@ def lessons(catalogue: Mapping[str, Any]) -> None:
                         words = titles.get(arm) or arm.replace("_", " ").capitalize()
                         key = f"lesson/{entry['name']}/{arm}"
                         if st.button(words, key=key, icon=":material/play_arrow:"):
-                            _begin(
+                            begin(
                                 config, catalogue, note=f"{entry['title']}: {words}", page=(*entry["show"], "live")[0]
                             )
 
@@ -93,7 +93,7 @@ def form(catalogue: Mapping[str, Any]) -> None:
                 "device": device,
                 "settings": kept,
             }
-            _begin(made, catalogue, note=note)
+            begin(made, catalogue, note=note)
 
 
 def _what(catalogue: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -194,7 +194,7 @@ def _probes(catalogue: Mapping[str, Any]) -> dict[str, int]:
     return {name: 0 for name in chosen or ()}
 
 
-def _begin(config: Mapping[str, Any], catalogue: Mapping[str, Any], *, note: str = "", page: str = "live") -> None:
+def begin(config: Mapping[str, Any], catalogue: Mapping[str, Any], *, note: str = "", page: str = "live") -> None:
     """Start a run and show it; what is wrong with the configuration is said in place."""
     try:
         checked = validated(RunConfig.from_json(config), catalogue)

@@ -46,6 +46,7 @@ class RunSettings:
         "",
         help="Noise on inputs of training and validation, such as audio=1.0, in the modality's standard deviations.",
     )
+    modalities: str = knob("", help="Modalities that are trained on, with commas between; empty for all there are.")
     probe_rows: int = knob(256, 1, 100_000, "Training rows that every measurement uses.", log=True)
     evaluate: int = knob(
         0, 0, MOST_STEPS, "Steps between two evaluations on held-out rows; 0 for about forty in a run."

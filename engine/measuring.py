@@ -47,6 +47,8 @@ class Measuring:
         self.jobs: deque[Job] = deque()
         self.intervals: dict[str, int] = {}
         self._next: dict[str, int] = {}
+        self._said: dict[str, str] = {}
+        """Probe to why its last measurement failed."""
         self.watched(training.config.probes)
 
     @property
@@ -175,8 +177,13 @@ class Measuring:
 
     def _finish(self, job: Job) -> None:
         self.jobs.remove(job)
+        self._said.pop(job.probe, None)
         self.writer.event(job.step, "probe", {"name": job.probe, "seconds": round(job.seconds, 4), "records": job.made})
 
     def _fail(self, job: Job, detail: dict[str, Any]) -> None:
+        """Give up a measurement and say why; what is scheduled says the same thing once."""
         self.jobs.remove(job)
+        if self._said.get(job.probe) == detail["error"] and not job.asked:
+            return
+        self._said[job.probe] = detail["error"]
         self.writer.event(job.step, "probe failed", {"name": job.probe} | detail)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -98,9 +98,14 @@ class Snapshot:
         yield self.notes["chunk"]
 
 
-def whose(name: str) -> str:
-    """Return in words which of the `Snapshot.losses` has that name."""
-    return f"{name} loss" if name else "training loss"
+def several(title: str, modalities: Sequence[str]) -> None:
+    """Refuse a problem of one modality, for the measurement of that title.
+
+    Raises:
+        InputError: there are fewer than two.
+    """
+    if len(modalities) < 2:
+        raise InputError(f"{title} compares modalities, but this run trains on {modalities[0]} alone; use one of more.")
 
 
 class Probe:

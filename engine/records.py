@@ -40,7 +40,8 @@ class Record:
     without come last, folded), `note` a sentence on what it shows where the method works. In it `label` names a line,
     `role` says what it is (`expected`, `limit`, `before`; measured where none is given), `hue` numbers a colour that is
     no modality's, `points` draws marks without a line. `stack` says how many rows of a matrix are shares of a whole
-    over its columns; as many more may follow, 1 where that row was drawn.
+    over its columns; as many more may follow, 1 where that row was drawn. `rates` says that the rows and columns of a
+    matrix are rates, 0 to 1, and `z` what its values are.
     """
 
 

@@ -21,7 +21,7 @@ from engine.catalog import catalog
 from engine.config import RunConfig, RunSettings, resolved
 from engine.control import Command
 from engine.data import npz
-from engine.data.dataset import Dataset, Source, corrupted, mislabelled
+from engine.data.dataset import Dataset, Source, corrupted, mislabelled, restricted
 from engine.knobs import InputError, checked, describe
 from engine.method import Method, Stack
 from engine.neighbours import neighbour
@@ -176,7 +176,8 @@ class Training:
         else:
             source = named("engine.problems", Source, self.config.problem)
             data = source(self._params(source.Params, self.config.problem)).load(rng)
-        return corrupted(mislabelled(data, self.own.label_noise, rng), self.own.corrupt, rng)
+        spoilt = corrupted(mislabelled(data, self.own.label_noise, rng), self.own.corrupt, rng)
+        return restricted(spoilt, self.own.modalities)
 
     def _problem(self) -> Multimodal:
         own, data = self.own, self.data

@@ -40,6 +40,18 @@ def flat_and_space(run, what, names, **options):
     )
 
 
+def several(run, chart, names, options):
+    """Draw every loss on one plane, loss to record; nothing where there is but the joint one."""
+    if len(names) < 2:
+        return
+    st.markdown("##### Every loss on the same plane")
+    charts = [
+        ("Training loss" if o == "joint" else f"Loss of {o}", chart, [name], options) for o, name in names.items()
+    ]
+    for start in range(0, len(charts), 3):
+        row(run, *charts[start : start + 3], height=300)
+
+
 def modalities_of(run):
     """Return the modalities that have a loss of their own."""
     known = shell.reader(run)
@@ -94,11 +106,7 @@ def around(run):
     flat_and_space(run, f"{title[loss]} on a plane", plain[loss], **options)
     lines = "Along the first direction: training loss and each modality's own"
     row(run, (lines, "along", each(f"{base}/1d", own[1:]), options), height=330)
-    if len(own) > 1:
-        st.markdown("##### Every loss on the same plane")
-        charts = [(title[o], "record", plain[o], options) for o in own]
-        for start in range(0, len(charts), 3):
-            row(run, *charts[start : start + 3], height=300)
+    several(run, "record", {o: plain[o][0] for o in own}, options)
 
 
 def trajectory(run):
@@ -158,12 +166,12 @@ def between(run):
         "basin. A high one need not mean two: permuted hidden units are the same function elsewhere, and curved ways "
         "often avoid it. Losses are those of this run's rows; the others stand at their last checkpoints."
     )
-    base, options = f"between/{other}", {"group": "between", "empty": BETWEEN}
+    base, own, options = f"between/{other}", modalities_of(run), {"group": "between", "empty": BETWEEN}
     live.scrubber(run, [f"{base}/line"], key=f"scrub-between/{run}/{other}", group="between")
     row(
         run,
-        ("On the straight line, above the chord", "barrier", each(f"{base}/line", modalities_of(run)), options),
-        ("Barrier over time", "series", each(f"{base}/barrier", modalities_of(run)), options),
+        ("On the straight line, above the chord", "barrier", each(f"{base}/line", own), options),
+        ("Barrier over time", "barriers", each(f"{base}/barrier", own), options),
         height=340,
     )
     options["log"] = log
@@ -173,6 +181,7 @@ def between(run):
         ("The same plane in space", "between", [f"{base}/plane"], options | {"as": "surface"}),
         height=450,
     )
+    several(run, "between", {o: f"{base}/plane" + (f"/{o}" if o in own else "") for o in ["joint", *own]}, options)
 
 
 def beside(run):

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from app import controls, live, shell
+from app import alone, controls, live, shell, start
 
 TITLE = "Balance"
 ICON = ":material/balance:"
@@ -25,6 +25,9 @@ MANY = "This comes with a measurement of a classification problem of up to eight
 HELD_OUT = "Held-out scores appear here at the first evaluation; those of one modality with unimodal heads or slices."
 
 run = shell.page(TITLE, "Which modality the model leans on, since when, and by how much.")
+shell.several(
+    run, "there is nothing to balance; choose a run of several modalities, which is also compared with this one."
+)
 probe = shell.probe("imbalance")
 if probe:
     controls.measuring(run, probe)
@@ -33,7 +36,7 @@ chance = reader.latest("imbalance/chance")
 
 with st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key="balance-choices"):
     scored = st.selectbox(
-        "One modality alone, by",
+        "One modality by itself, by",
         list(PROTOCOLS),
         format_func=PROTOCOLS.get,
         key="balance-protocol",
@@ -57,7 +60,7 @@ with st.container(horizontal=True, vertical_alignment="bottom", gap="medium", ke
         help="When an encoder takes in information fastest: as InfoReg has it where it is on, else where the "
         "measured Fisher trace grows.",
     )
-alone = ["imbalance/unimodal/own/*"] if scored == "own" else [f"imbalance/unimodal/{scored}/*"]
+single = [f"imbalance/unimodal/{scored}/*"]
 if scored == "own":
     heads = "This needs unimodal heads or slices; choose another way of scoring one modality alone."
 else:
@@ -66,7 +69,7 @@ else:
 sections = {
     "Scores": [
         (
-            ("Each modality alone", "series", alone, {"empty": heads, "y": "accuracy"}),
+            ("Each modality by itself", "series", single, {"empty": heads, "y": "accuracy"}),
             (
                 "Held out, joint and by modality",
                 "series",
@@ -75,7 +78,7 @@ sections = {
             ),
         ),
         (
-            ("One modality alone, by every protocol", "record", ["imbalance/protocols"], {"empty": CLASSES}),
+            ("One modality by itself, by every protocol", "record", ["imbalance/protocols"], {"empty": CLASSES}),
             ("Lead of the strongest over the weakest", "series", ["imbalance/gap"], {"level": 0.0}),
         ),
     ],
@@ -153,6 +156,41 @@ sections = {
         ),
     ],
 }
+
+
+def beside_alone():
+    """Draw how much better each modality does when it is trained alone, and how to get the runs that tell."""
+    if reader.meta("score", "") not in ("accuracy", "error"):
+        return
+    found = alone.companions(run, shell.catalogue())
+    missing = [name for name in reader.meta("modalities", []) or [] if name not in found]
+    st.markdown("##### Trained alone, against in company")
+    if found:
+        names, title = list(found.values()), "What each modality reaches when trained alone, minus in company"
+        live.chart(run, "alone", key=f"{title}/{run}", title=title, names=names, height=280)
+        with st.container(horizontal=True, gap="medium", key="balance-alone-runs"):
+            for name, other in found.items():
+                st.page_link(
+                    shell.page_path("live"),
+                    label=f"The run of {name} alone",
+                    icon=":material/arrow_forward:",
+                    query_params={"run": other},
+                )
+    if not missing:
+        return
+    st.caption(
+        f"To see what {' and '.join(missing)} would reach alone, train a run like this one on that modality: press the "
+        "button, run the line beside it, or give the Start page the data, seed, steps and settings of this run and, "
+        "under More settings, that name as Modalities."
+    )
+    for name in missing:
+        config = alone.config_of(run, name, shell.catalogue())
+        with st.container(horizontal=True, vertical_alignment="center", gap="small", key=f"balance-alone-{name}"):
+            if st.button(f"Train {name} alone", key=f"alone/{run}/{name}", icon=":material/play_arrow:"):
+                start.begin(config, shell.catalogue(), note=f"{name} alone, beside {shell.words(run)}")
+            st.code(alone.command(config), language="bash", wrap_lines=True)
+
+
 for section, rows in sections.items():
     st.markdown(f"##### {section}")
     for row in rows:
@@ -162,5 +200,7 @@ for section, rows in sections.items():
                 if chart == "series" and shaded:
                     options["shade"] = ["inforeg/traces/*", "imbalance/fisher_trace/*"]
                 live.chart(run, chart, key=f"{title}/{run}", title=title, names=names, height=260, **options)
+    if section == "Scores":
+        beside_alone()
 
 st.caption(shell.protocol(run))

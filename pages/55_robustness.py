@@ -8,6 +8,7 @@ TITLE = "Robustness"
 ICON = ":material/shield:"
 
 run = shell.page(TITLE, "What is left of the held-out score when a modality goes missing or turns to noise.")
+shell.several(run, "nothing can go missing beside it; choose a run of several modalities.")
 probe = shell.probe("robustness")
 if probe:
     controls.measuring(run, probe)
@@ -15,7 +16,18 @@ if probe:
 empty = "Nothing has been measured here. Choose an interval above, or press Measure now."
 lead = "Drawn where the clean score is better than chance."
 heads = "Late fusion to compare with needs a run with unimodal set to heads or slices."
+crossing = (
+    "Nothing has been measured here. Press Measure now; its settings name the two modalities, and how many rates."
+)
 scrubbed = {"group": "robustness"}
+
+first = "robustness/rates/" + "+".join((shell.reader(run).meta("modalities", []) or [])[:2])
+crossed = [name for name in shell.reader(run).names()["records"] if name.startswith("robustness/rates/")]
+crossed.sort(key=lambda name: name != first)
+pair = crossed[0] if crossed else "robustness/rates/*"
+if len(crossed) > 1:
+    said = {name: name.rpartition("/")[2].replace("+", " × ") for name in crossed}
+    pair = st.selectbox("Missing rates of", crossed, format_func=said.get, key=f"robustness-pair/{run}", width=260)
 
 live.scrubber(run, ["robustness/missing"], key=f"scrub/{run}", group="robustness")
 
@@ -26,14 +38,18 @@ rows = [
     ),
     (
         ("Score by corruption of one modality", "overlay", ["robustness/severity/*"], scrubbed),
-        ("Area under each of these curves", "series", ["robustness/area/*"], {}),
+        ("Score by the missing rates of two modalities", "record", [pair], scrubbed | {"empty": crossing}),
     ),
     (
+        ("Area under each of these curves", "series", ["robustness/area/*"], {}),
         ("Share kept of the lead over chance, mean over each curve", "series", ["robustness/retention/*"], {}),
-        ("Without one modality", "series", ["robustness/without/*"], {}),
     ),
 ]
 more = [
+    (
+        ("Without one modality", "series", ["robustness/without/*"], {}),
+        ("Score without one modality / score with all", "series", ["robustness/immunity/*"], {}),
+    ),
     (
         (
             "Clean, incomplete and worst",
@@ -41,11 +57,11 @@ more = [
             ["robustness/clean", "robustness/incomplete", "robustness/worst_subset", "robustness/worst"],
             {},
         ),
-        ("Score without one modality / score with all", "series", ["robustness/immunity/*"], {}),
+        ("How unevenly modalities are missed", "series", ["robustness/dominance_gap"], {}),
     ),
     (
         ("Level at which half the lead is gone", "series", ["robustness/half/*"], {}),
-        ("How unevenly modalities are missed", "series", ["robustness/dominance_gap"], {}),
+        ("Area by missing rate, not divided by its range", "series", ["robustness/raw_area/*"], {}),
     ),
     (
         ("Lead over late fusion beyond the clean one", "series", ["robustness/effective/*"], {"empty": heads}),
@@ -58,7 +74,7 @@ for group in (rows, more):
     for row in group:
         for column, (title, chart, names, options) in zip(st.columns(2, gap="medium"), row, strict=True):
             with column:
-                key, height = f"robustness/{names[0]}/{run}", 300 if row is rows[0] else 260
+                key, height = f"robustness/{names[0]}/{run}", 300 if row in rows[:2] else 260
                 own = {"empty": lead if "lead" in title else empty} | options
                 live.chart(run, chart, key=key, title=title, names=names, height=height, **own)
 

@@ -255,19 +255,15 @@ def _path(step: int, x, z, about: dict) -> list:
     way, marks = np.linspace(0, 1, 25), [("this run", 0.0, 0.0), (NEIGHBOUR, 0.9, 0.0)]
     line = 0.1 + 0.2 * way + 4 * way * (1 - way)
     axes = {"x": f"towards {NEIGHBOUR}", "y": "random direction", "checked_error": 4e-4}
-    return [
-        *found,
-        Curve(f"between/{NEIGHBOUR}/line", way, line, **about, draw={"x": "", "y": "loss", "label": "joint"}),
-        Scalar(f"between/{NEIGHBOUR}/barrier", 1.0, **about, draw={"y": "barrier", "label": "joint"}),
-        Surface(
-            f"between/{NEIGHBOUR}/plane",
-            x,
-            x,
-            z,
-            **about,
-            draw=axes | {"marks": [{"text": text, "x": a, "y": b} for text, a, b in marks]},
-        ),
-    ]
+    axes["marks"] = [{"text": text, "x": a, "y": b} for text, a, b in marks]
+    for name, scale in (("", 1.0), ("/image", 0.7), ("/text", 0.5)):
+        draw = {"y": "loss", "label": "" if name else "joint"}
+        found += [
+            Curve(f"between/{NEIGHBOUR}/line{name}", way, scale * line, **about, draw=draw | {"x": ""}),
+            Scalar(f"between/{NEIGHBOUR}/barrier{name}", scale, 0.1, **about, draw=draw | {"y": "barrier"}),
+            Surface(f"between/{NEIGHBOUR}/plane{name}", x, x, scale * z, **about, draw=axes),
+        ]
+    return found
 
 
 def _balance(step: int, rng) -> list:
@@ -384,6 +380,15 @@ def _robustness(step: int) -> list:
             0.02 + 0 * x,
             **about,
             draw=draw | {"x": "realised missing rate"},
+        ),
+        Matrix(
+            "robustness/rates/image+text",
+            *(np.array(["0.000", "0.511", "1.000"]),) * 2,
+            np.add.outer([0.9, 0.6, 0.3], [0.0, -0.1, -0.2]) * base + 0.1,
+            np.full((3, 3), 0.02),
+            **about,
+            draw=draw
+            | {"x": "realised missing rate of text", "y": "realised rate of image", "z": "accuracy", "rates": True},
         ),
         Scalar("robustness/clean", 0.95 * base, 0.02, draw=draw | {"label": "clean"}, **about),
         Scalar("robustness/worst", 0.6 * base, 0.03, draw=draw | {"label": "worst one left out"}, **about),

@@ -206,3 +206,11 @@ def test_a_finer_picture_takes_the_place_of_the_coarser_at_the_same_step(tmp_pat
     assert len(seen) > 1 and sorted(seen) == seen and len({stamp for _, stamp in seen}) == len(seen)
     assert reader.history("landscape/2d") == [60]
     assert reader.at("landscape/2d", 60).draw["evaluations"] == seen[-1][0]
+
+
+def test_what_is_scheduled_and_refused_says_so_once_and_again_when_it_is_asked_for(tmp_path):
+    config = small(probes={"imbalance": 10}, settings={"modalities": "audio", "budget": 1.0})
+    run = trained(tmp_path / "run", config, {40: [Measure("imbalance", {})]})
+    failed = [event for event in RunReader(run.home).events() if event.kind == "probe failed"]
+    assert [event.step for event in failed] == [10, 40, 60], "the first, the one asked for, and the last of the run"
+    assert all("this run trains on audio alone" in event.detail["error"] for event in failed)

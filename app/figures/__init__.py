@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 from app.figures.areas import areas
 from app.figures.bars import bars, scalar
 from app.figures.curves import curve
+from app.figures.rates import rates
 from app.figures.surface import contour, matrix
 from app.theme import Look
 
@@ -15,7 +16,9 @@ FOR_KIND = {"scalar": scalar, "curve": curve, "surface": contour, "bars": bars, 
 
 
 def default(record, look: Look) -> go.Figure:
-    """Return the default figure of a record; a matrix whose rows are shares of a whole is stacked."""
+    """Return the default figure of a record; a matrix of shares of a whole is stacked, one over two rates mapped."""
     if record.kind == "matrix" and record.draw.get("stack"):
         return areas(record, look)
+    if record.kind == "matrix" and record.draw.get("rates"):
+        return rates(record, look)
     return FOR_KIND[record.kind](record, look)

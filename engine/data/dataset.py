@@ -148,6 +148,24 @@ def corrupted(data: Dataset, noise: str, rng: Rng) -> Dataset:
     return replace(data, x=x)
 
 
+def restricted(data: Dataset, modalities: str) -> Dataset:
+    """Return the data set with the modalities that are named, with commas between, in its own order; all if none is.
+
+    Rows, labels and split stay, so what a modality reaches alone can be compared with what it reaches in company.
+
+    Raises:
+        InputError: a modality that is not there.
+    """
+    asked = [name for name in (part.strip() for part in modalities.split(",")) if name]
+    for name in asked:
+        if name not in data.x:
+            raise InputError(f"modalities names {name!r}, which {data.title} does not have{nearest(name, data.x)}")
+    if not asked:
+        return data
+    kept = {name: size for name, size in data.vocabularies.items() if name in asked}
+    return replace(data, x={name: x for name, x in data.x.items() if name in asked}, vocabularies=kept)
+
+
 class Source:
     """One built-in problem: where its data come from. Subclasses live in `engine/problems`, one a file."""
 

@@ -20,7 +20,7 @@ from engine.maths.krylov import Loss
 from engine.maths.points import Field, Losses, single
 
 __all__ = ["Slice", "axis", "axis_over", "barrier", "direction_pair", "filter_normalised", "gaps", "line", "refine"]
-__all__ += ["slice_1d", "slice_2d"]
+__all__ += ["rise", "slice_1d", "slice_2d"]
 
 CHECKS = 24
 """Random grid points at which an interpolated plane is compared with the truth, at each refinement."""
@@ -90,15 +90,21 @@ def axis_over(low: float, high: float, points: int) -> Tensor:
 
 
 def barrier(t: Sequence[float] | Tensor, losses: Tensor) -> Tensor:
-    """Return how far the losses (…, N) on the way t (N,) from 0 to 1 rise above the chord, (…), in the loss's unit.
+    """Return how far the losses (…, N) on the way t (N,) from 0 to 1 rise above the chord at most, (…), in their unit.
 
     max_t [L(w_t) - (1 - t) L(w_0) - t L(w_1)] (Frankle et al. 2020): 0 where the way never leaves the chord upwards.
 
-    Raises:
-        InputError: t does not run from 0 to 1, or a loss at its ends is not finite.
-
     >>> barrier([0.0, 0.5, 1.0], torch.tensor([1.0, 3.0, 2.0])).item()
     1.5
+    """
+    return rise(t, losses).max(-1).values
+
+
+def rise(t: Sequence[float] | Tensor, losses: Tensor) -> Tensor:
+    """Return how far the losses (…, N) on the way t (N,) from 0 to 1 lie above the chord, (…, N), in the loss's unit.
+
+    Raises:
+        InputError: t does not run from 0 to 1, or a loss at its ends is not finite.
     """
     t = torch.from_numpy(_axis(t, "t"))
     if t[0] != 0 or t[-1] != 1 or losses.shape[-1:] != t.shape:
@@ -106,7 +112,7 @@ def barrier(t: Sequence[float] | Tensor, losses: Tensor) -> Tensor:
     ends = losses[..., [0, -1]]
     if not ends.isfinite().all():
         raise InputError(f"the losses at the ends are {ends.tolist()!s:.80}; a barrier needs finite ones.")
-    return (losses - (1 - t) * losses[..., :1] - t * losses[..., -1:]).max(-1).values
+    return losses - (1 - t) * losses[..., :1] - t * losses[..., -1:]
 
 
 def gaps(values: Tensor) -> str:

@@ -53,6 +53,20 @@ def present(uniform: Tensor, p: float, rule: str) -> Tensor:
     return kept | (saved & ~kept.any(1, keepdim=True))
 
 
+def worth_of_masks(hits: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Return what each row is worth, (draws, B), where two modalities are lost, (draws, B) of bool each.
+
+    `hits` (2, 2, B): a row's worth with neither lost, the second, the first, both. Where a row is scored by itself and
+    what fills a gap is fixed, these four say it for every mask; in expectation over masks with rates p and q the score
+    is then bilinear in p and q between its four corners, so what a map of it shows beside them is chance.
+
+    >>> hits = torch.tensor([[[1.0], [0.5]], [[0.25], [0.0]]])
+    >>> worth_of_masks(hits, torch.tensor([[True]]), torch.tensor([[False]])).item()
+    0.25
+    """
+    return hits[first.long(), second.long(), torch.arange(hits.shape[2], device=hits.device)]
+
+
 def area(levels: Sequence[float], values: Sequence[float], normalised: bool = True) -> float:
     """Return the area under a curve by the trapezium rule; divided by the range of levels if `normalised`.
 

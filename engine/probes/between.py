@@ -3,11 +3,13 @@
 The barrier is max_t [L(w_t) - (1 - t) L(w_0) - t L(w_1)] along the straight line (Frankle et al. 2020): near 0, both
 lie in one basin. A high one need not mean two basins: permuting hidden units gives the same function at another point,
 and curved paths often avoid it (Garipov et al. 2018). Losses are those of this run's rows; the other run's parameters
-are those of its last checkpoint. Networks here keep no running statistics, so none are recomputed on the way.
+are those of its last checkpoint. Networks here keep no running statistics, so none are recomputed on the way. A barrier
+is a mean over rows, and its error that of one; it says nothing of the points of the line that were not looked at.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,9 +18,11 @@ from torch import Tensor
 
 from engine.knobs import InputError
 from engine.maths.directions import direction_pair
-from engine.maths.landscape import axis_over, barrier, gaps, line, refine
+from engine.maths.landscape import axis_over, line, refine, rise
+from engine.maths.planes import Cutting, under
 from engine.maths.slices import timed
-from engine.probe import Curve, Neighbour, Probe, Record, Scalar, Snapshot, Surface, knob, whose
+from engine.probe import Neighbour, Probe, Record, Scalar, Snapshot, knob
+from engine.problem import Batch
 
 LEAST = 25
 """Points on the way between two runs, at least: fewer miss a narrow barrier."""
@@ -63,34 +67,33 @@ class Between(Probe):
         yield from self._line(snap, names, losses, d, chunk, n, _mode(runs[:1]))
         yield from self._plane(snap, runs, names, losses, d, chunk, n)
 
-    def _line(self, snap: Snapshot, names, losses, d: Tensor, chunk: int, n: int, mode: str) -> Iterator[Record | None]:
+    def _line(
+        self, snap: Snapshot, names, losses, d: Tensor, chunk: int, n: int, words: str
+    ) -> Iterator[Record | None]:
+        """Yield the line of each loss, then its barrier with the error of a mean over rows."""
         t = torch.linspace(0, 1, self.params.line, dtype=torch.float64)
+        draw = {"title": "Loss on the straight line between the two"}
+        draw["x"] = f"from this run (0) to {self.params.other} (1)"
+        records, lines, spent = Cutting(self._named("line"), words, n, draw), [], 0.0
         for found, seconds in timed(line(losses, snap.theta, d, t, chunk=chunk)):
             if found is None:
                 yield None
                 continue
-            for name, values, height in zip(names, found, barrier(t, found).tolist(), strict=True):
-                about = {"n": n, "mode": f"{whose(name)}, {mode}{gaps(values)}", "seconds": seconds}
-                yield Curve(
-                    self._named("line", name),
-                    t.numpy(),
-                    values.numpy(),
-                    **about,
-                    draw={
-                        "title": "Loss on the straight line between the two",
-                        "x": f"from this run (0) to {self.params.other} (1)",
-                        "y": "loss",
-                        "label": "" if name else "joint",
-                        "barrier": height,
-                        "checked_error": 0,
-                    },
-                )
-                yield Scalar(
-                    self._named("barrier", name),
-                    height,
-                    **about,
-                    draw={"y": "barrier", "label": "" if name else "joint"},
-                )
+            heights, places = rise(t, found).max(-1)
+            spent = seconds
+            for name, values, height in zip(names, found, heights.tolist(), strict=True):
+                lines.append(records.line(name, t, values, seconds, {"barrier": height}))
+            yield from lines
+        for errors, seconds in timed(_errors(snap, names, d, t[places].tolist())):
+            if errors is None:
+                yield None
+                continue
+            for name, own, error in zip(names, lines, errors, strict=True):
+                how = "" if error is None else "; error: one standard error over the rows"
+                about = {"n": n, "mode": own.mode + how, "seconds": spent + seconds}
+                draw = {"y": "barrier", "label": own.draw["label"]}
+                place = under(self._named("barrier"), name)
+                yield Scalar(place, own.draw["barrier"], error, **about, draw=draw)
 
     def _plane(
         self, snap: Snapshot, runs: list[Neighbour], names, losses, d: Tensor, chunk: int, n: int
@@ -117,47 +120,54 @@ class Between(Probe):
             words, label = f"{_mode(runs)}; upwards a random direction", "random direction"
         x = self._axis([x for _, x, _ in marks])
         y = self._axis([y for _, _, y in marks])
-        work = refine(
-            losses,
-            snap.theta,
-            d,
-            across,
-            x,
-            y,
-            self.params.tol,
-            generator=snap.rng.generator("between checks"),
-            chunk=chunk,
-        )
+        draw = {"title": "Plane through the runs:", "x": f"towards {runs[0].run}", "y": label}
+        draw["marks"] = [{"text": text, "x": a, "y": b} for text, a, b in marks]
+        records, checks = Cutting(self._named("plane"), words, n, draw), snap.rng.generator("between checks")
+        work = refine(losses, snap.theta, d, across, x, y, self.params.tol, generator=checks, chunk=chunk)
         for slices, seconds in timed(work):
             if slices is None:
                 yield None
                 continue
             for name, found in zip(names, slices, strict=True):
-                error = f"; interpolated, checked error {found.checked_error:.1e}" if found.checked_error else ""
-                yield Surface(
-                    self._named("plane", name),
-                    x.numpy(),
-                    y.numpy(),
-                    found.z.numpy(),
-                    n=n,
-                    mode=f"{whose(name)}, {words}{error}{gaps(found.z)}",
-                    seconds=seconds,
-                    draw={
-                        "title": f"Plane through the runs: {whose(name)}",
-                        "x": f"towards {runs[0].run}",
-                        "y": label,
-                        "marks": [{"text": text, "x": a, "y": b} for text, a, b in marks],
-                        "checked_error": found.checked_error,
-                        "evaluations": found.evaluations,
-                    },
-                )
+                yield records.plane(name, x, y, found, seconds, {})
 
     def _axis(self, places: list[float]) -> Tensor:
         """Return evenly spaced numbers around the places of the runs that contain 0."""
         return axis_over(min(places) - BEYOND, max(*places, 0.3) + BEYOND, self.params.points)
 
-    def _named(self, kind: str, name: str) -> str:
-        return "/".join(["between", self.params.other, kind, *([name] if name else [])])
+    def _named(self, kind: str) -> str:
+        return f"between/{self.params.other}/{kind}"
+
+
+@torch.no_grad()
+def _rows(snap: Snapshot, theta: Tensor, names: tuple[str, ...], batch: Batch) -> dict[str, Tensor]:
+    """Return each row's loss (B,) at theta by the names of `Snapshot.losses`."""
+    outputs = snap.problem.outputs(theta, batch)
+    kept = {name: {name: outputs[name]} if name else outputs for name in names}
+    return {name: snap.problem.row_losses(part, batch).double().cpu() for name, part in kept.items()}
+
+
+def _errors(
+    snap: Snapshot, names: tuple[str, ...], d: Tensor, places: list[float]
+) -> Iterator[list[float | None] | None]:
+    """Yield None at breathing points, and at last the standard error over the rows of each rise above the chord.
+
+    Each loss rises at its own place between 0 and 1. None where a row's loss depends on the other rows (contrastive),
+    or is not finite.
+    """
+    batch = snap.problem.probe_batch()
+    half = batch.rows(slice(0, (len(batch) + 1) // 2))
+    start, end = (_rows(snap, theta, names, batch) for theta in (snap.theta, snap.theta + d))
+    found: list[float | None] = []
+    for name, t in zip(names, places, strict=True):
+        yield None
+        theta = snap.theta.add(d, alpha=t)
+        top, apart = (_rows(snap, theta, (name,), rows)[name] for rows in (batch, half))
+        risen = top - (1 - t) * start[name] - t * end[name]
+        error = (risen.std() / len(batch) ** 0.5).item() if len(batch) > 1 else math.nan
+        alone = torch.allclose(apart, top[: len(half)], rtol=1e-3, atol=1e-5)
+        found.append(error if alone and math.isfinite(error) else None)
+    yield found
 
 
 def _mode(runs: list[Neighbour]) -> str:

@@ -6,7 +6,7 @@ zero, the mean of the training rows, unless a protocol says otherwise. Fisher tr
 the data's labels (the empirical Fisher matrix) or with labels drawn from the network (the Fisher matrix); they are not
 traces of the Hessian, and the empirical one vanishes where the data are interpolated.
 
-What needs a second run is not here: a modality trained alone, to compare with what it reaches in company.
+What needs a second run is not here: the Balance page compares with runs that were trained on one modality alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from engine.maths import contribution, imbalance
 from engine.maths.motion import motion
 from engine.maths.robustness import majority
-from engine.probe import Bars, Matrix, Probe, Record, Scalar, Snapshot, knob
+from engine.probe import Bars, Matrix, Probe, Record, Scalar, Snapshot, knob, several
 from engine.problem import Batch
 
 MOST = 8
@@ -94,8 +94,7 @@ class Imbalance(Probe):
 
     def measure(self, snap: Snapshot) -> Iterator[Record | None]:
         """Yield the metrics that the problem has: a regression has no class probabilities, for example."""
-        if len(snap.problem.modalities) < 2:
-            return
+        several("Modality imbalance", snap.problem.modalities)
         seen = Seen()
         yield from seen.fill(snap)
         for metric in (_scores, _protocols, self._ratios, _norms):

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from engine.knobs import InputError
 from engine.maths.directions import Parts, curved_pair, direction_pair, downhill_pair, principal_pair
-from engine.maths.landscape import Slice, axis_over, gaps, line, refine
+from engine.maths.landscape import axis_over, line, refine
+from engine.maths.planes import Cutting
 from engine.maths.slices import timed
-from engine.probe import Curve, Probe, Record, Snapshot, Surface, knob, whose
+from engine.probe import Probe, Record, Snapshot, knob
 
 MARGIN = 0.15
 """How far a trajectory's plane goes beyond the path, as a share of its extent."""
@@ -41,6 +42,15 @@ class Cut:
     """For a trajectory: `step`, `x`, `y` and `off` (share of the distance off the plane) of each point."""
     losses: np.ndarray | None = None
     """For a trajectory: the true losses (N, L) of its points."""
+
+    @property
+    def cosine(self) -> float:
+        """The cosine between the two directions."""
+        return torch.nn.functional.cosine_similarity(self.d1.double(), self.d2.double(), dim=0).item()
+
+    def path_of(self, place: int) -> dict[str, Any]:
+        """Return how the path is drawn with the true losses of one of the L, nothing where there is none."""
+        return {} if self.losses is None else {"path": self.path | {"loss": self.losses[:, place].tolist()}}
 
 
 class Landscape(Probe):
@@ -97,13 +107,16 @@ class Landscape(Probe):
         x, y = (axis_over(low, high, p.points | 1) for low, high in cut.ends)
         generator = snap.rng.generator("landscape checks", p.draw)
         drawn = False
+        draw = {"title": "Plane through the parameters:", "x": cut.axes[0], "y": cut.axes[1], "cosine": cut.cosine}
+        records = Cutting(self._named("2d"), cut.words, n, draw)
         work = refine(losses, snap.theta, cut.d1, cut.d2, x, y, p.tol, generator=generator, chunk=chunk)
         for slices, seconds in timed(work):
             if slices is None:
                 yield None
                 continue
-            for place, name in enumerate(names):
-                yield self._surface(name, place, slices[place], cut, x, y, n, spent + seconds)
+            for place, (name, found) in enumerate(zip(names, slices, strict=True)):
+                center = {"center": found.z[int((y == 0).nonzero()), int((x == 0).nonzero())].item()}
+                yield records.plane(name, x, y, found, spent + seconds, center | cut.path_of(place))
             if not drawn:  # the line comes after the first, coarse plane and before the finer ones
                 yield from self._lines(snap, names, losses, cut, chunk, n)
                 drawn = True
@@ -111,58 +124,19 @@ class Landscape(Probe):
     def _lines(self, snap: Snapshot, names, losses, cut: Cut, chunk: int, n: int) -> Iterator[Record | None]:
         t = axis_over(*cut.ends[0], self.params.line | 1)
         center = int((t == 0).nonzero())
+        draw = {"title": "Line through the parameters", "x": cut.axes[0]}
+        records = Cutting(self._named("1d"), cut.words, n, draw)
         for found, seconds in timed(line(losses, snap.theta, cut.d1, t, chunk=chunk)):
             if found is None:
                 yield None
                 continue
-            for name, y in zip(names, found, strict=True):
-                yield Curve(
-                    self._named("1d", name),
-                    t.numpy(),
-                    y.numpy(),
-                    n=n,
-                    mode=f"{whose(name)}, {cut.words}{gaps(y)}",
-                    seconds=seconds,
-                    draw={
-                        "title": "Line through the parameters",
-                        "x": cut.axes[0],
-                        "y": "loss",
-                        "label": "" if name else "joint",
-                        "center": y[center].item(),
-                        "checked_error": 0,
-                    },
-                )
+            for name, values in zip(names, found, strict=True):
+                yield records.line(name, t, values, seconds, {"center": values[center].item()})
 
-    def _surface(
-        self, name: str, place: int, found: Slice, cut: Cut, x: Tensor, y: Tensor, n: int, seconds: float
-    ) -> Surface:
-        cosine = torch.nn.functional.cosine_similarity(cut.d1.double(), cut.d2.double(), dim=0).item()
-        about = f"; interpolated, checked error {found.checked_error:.1e}" if found.checked_error else ""
-        path = {} if cut.losses is None else {"path": cut.path | {"loss": cut.losses[:, place].tolist()}}
-        return Surface(
-            self._named("2d", name),
-            x.numpy(),
-            y.numpy(),
-            found.z.numpy(),
-            n=n,
-            mode=f"{whose(name)}, {cut.words}{about}{gaps(found.z)}",
-            seconds=seconds,
-            draw={
-                "title": f"Plane through the parameters: {whose(name)}",
-                "x": cut.axes[0],
-                "y": cut.axes[1],
-                "center": found.z[int((y == 0).nonzero()), int((x == 0).nonzero())].item(),
-                "checked_error": found.checked_error,
-                "evaluations": found.evaluations,
-                "cosine": cosine,
-            }
-            | path,
-        )
-
-    def _named(self, kind: str, name: str) -> str:
+    def _named(self, kind: str) -> str:
         parts = "+".join(word.strip() for word in self.params.part.split(",") if word.strip())
         cut = f"{self.params.plane}@{parts}" if parts else self.params.plane
-        return "/".join(["landscape", *([] if cut == "random" else [cut]), kind, *([name] if name else [])])
+        return "/".join(["landscape", *([] if cut == "random" else [cut]), kind])
 
     def _cut(self, snap: Snapshot) -> Iterator[Cut | None]:
         """Yield None at breathing points, and at last where to cut."""

@@ -4,7 +4,8 @@ The same random numbers are used at every level and at every step, so curves are
 steps are the network's. Missing modalities are replaced at the features: by zero, by the features of the neutral input
 (zero, the training mean: the fair "no information"), of noise, or of another row (shuffled: nothing looks odd). Curves
 with different fill-ins are different measurements; each record's `mode` names its own. The masks are drawn per row and
-modality, and the missing rate is the realised one, at most (M - 1)/M where one modality always stays.
+modality, and the missing rate is the realised one, at most (M - 1)/M where one modality always stays. In the map of two
+missing rates each modality is lost by itself, so both may be; its corners are scores of subsets.
 
 Where each modality has a loss of its own, late fusion of those heads under the same corruption is what the fused
 prediction is measured against: a network whose fusion adds nothing has an effective robustness of 0.
@@ -22,8 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.knobs import InputError
 from engine.maths import robustness
-from engine.probe import Bars, Curve, Probe, Record, Scalar, Snapshot, knob
+from engine.probe import Bars, Curve, Matrix, Probe, Record, Scalar, Snapshot, knob, several
 from engine.problem import Batch
 
 ERROR = "error: one standard error over the rows"
@@ -32,7 +34,7 @@ MOST = 5
 
 
 class Robustness(Probe):
-    """Score against missing rate and against corruption severity, modality by modality, and the grid of subsets."""
+    """Score against missing rate, by modality and of two at once, against corruption severity, and by subset."""
 
     name = "robustness"
     title = "Robustness"
@@ -61,13 +63,17 @@ class Robustness(Probe):
             choices=("noise", "drop", "shuffle"),
         )
         reach: float = knob(3.0, 0.1, 20.0, "Standard deviation of the noise at severity 1, in training deviations.")
+        pair: str = knob("", help="Two modalities whose missing rates are crossed, with a comma; empty: the first two.")
+        grid: int = knob(6, 0, 41, "Missing rates of each of the two, from 0 to 1; below 2 they are not crossed.")
 
     def measure(self, snap: Snapshot) -> Iterator[Record | None]:
         """Yield subsets, the curve over missing rates and one over severities a modality; nothing without a fusion."""
         names, batch = snap.problem.modalities, self._batch(snap)
         scorer = _scorer(snap, batch)
-        if len(names) < 2 or scorer is None:
+        several("Robustness", names)
+        if scorer is None:
             return
+        pair = _pair(self.params.pair, names)
         yield None
         with torch.no_grad():
             clean = snap.problem.encode(snap.theta, batch)
@@ -78,6 +84,8 @@ class Robustness(Probe):
         for part in (self._subsets, self._missing, self._severity):
             yield None
             yield from part(snap, batch, clean, blank, scorer)
+        if self.params.grid > 1:
+            yield from self._crossed(snap, batch, clean, blank, scorer, pair)
 
     def _subsets(self, snap, batch, clean, blank, scorer) -> Iterator[Record | None]:
         """Yield the score of subsets of the modalities, what each one's absence costs, and the worst case."""
@@ -113,12 +121,9 @@ class Robustness(Probe):
 
     def _missing(self, snap, batch, clean, blank, scorer) -> Iterator[Record | None]:
         """Yield the score against the realised missing rate, its area and how much of it is kept."""
-        p, names, device = self.params, list(clean), batch.y.device
+        p, names = self.params, list(clean)
         size = (len(batch), len(names) + 1)
-        uniform = [
-            torch.rand(size, generator=snap.rng.generator("robustness/missing", draw, device), device=device)
-            for draw in range(p.draws)
-        ]
+        uniform = _uniform(snap, "robustness/missing", p.draws, size, batch.y.device)
         rates, scores, errors = [], [], []
         for level in np.linspace(0, 1, p.levels).tolist():
             masks = [robustness.present(numbers, level, p.rule) for numbers in uniform]
@@ -140,6 +145,29 @@ class Robustness(Probe):
         raw, draw = robustness.area(rates, scores, normalised=False), {"y": f"{scorer.name} × missing rate"}
         about["mode"] += "; not divided by the range, as most tables have it"
         yield Scalar("robustness/raw_area/missing", raw, draw=draw, **about)
+
+    def _crossed(self, snap, batch, clean, blank, scorer, pair: tuple[str, str]) -> Iterator[Record | None]:
+        """Yield the score by the missing rates of two modalities, each lost by itself, the others always there."""
+        p, levels = self.params, np.linspace(0, 1, self.params.grid).tolist()
+        hits = []
+        for gone in ((), pair[1:], pair[:1], pair):
+            hits.append(scorer.hits({m: blank[m] if m in gone else clean[m] for m in clean}))
+            yield None
+        uniform = [_uniform(snap, f"robustness/rate/{m}", p.draws, (len(batch),), batch.y.device) for m in pair]
+        lost = [[numbers < level for level in levels] for numbers in uniform]
+        table, errors = np.empty((2, p.grid, p.grid))
+        for i, first in enumerate(lost[0]):
+            for j, second in enumerate(lost[1]):
+                worth = robustness.worth_of_masks(torch.stack(hits).view(2, 2, -1), first, second)
+                table[i, j], errors[i, j] = robustness.mean_over_rows(worth)
+            yield None
+        rates = [np.array([f"{mask.double().mean().item():.3f}" for mask in masks]) for masks in lost]
+        rest = ", the others always there" if len(clean) > 2 else ""
+        how = f"each of the two lost by itself{rest}, {p.draws} masks of each, the same at every step and level"
+        mode = f"{self._mode(scorer)}; {how}; {ERROR}"
+        draw = {"title": f"{pair[0]} missing × {pair[1]} missing", "z": scorer.name, "rates": True} | scorer.draw
+        draw |= {"x": f"realised missing rate of {pair[1]}", "y": f"realised rate of {pair[0]}"}
+        yield Matrix(f"robustness/rates/{'+'.join(pair)}", *rates, table, errors, n=len(batch), mode=mode, draw=draw)
 
     def _severity(self, snap, batch, clean, blank, scorer) -> Iterator[Record | None]:
         """Yield the score against the severity of each modality's corruption, the others clean."""
@@ -215,6 +243,27 @@ class Robustness(Probe):
         order = torch.empty_like(cycle)
         order[cycle] = cycle.roll(1)
         return order.to(batch.y.device)
+
+
+def _uniform(snap: Snapshot, purpose: str, draws: int, size: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return uniform numbers (draws, …), the same at every step and for every network of the run's seed."""
+    pieces = [
+        torch.rand(size, generator=snap.rng.generator(purpose, draw, device), device=device) for draw in range(draws)
+    ]
+    return torch.stack(pieces)
+
+
+def _pair(text: str, names: tuple[str, ...]) -> tuple[str, str]:
+    """Return the two modalities that `robustness.pair` names, in the problem's order.
+
+    Raises:
+        InputError: they are not two of them.
+    """
+    asked = {name.strip() for name in text.split(",") if name.strip()} or set(names[:2])
+    if len(asked) != 2 or not asked <= set(names):
+        raise InputError(f"robustness.pair is {text!r}; give two of {', '.join(names)} with a comma between.")
+    first, second = (name for name in names if name in asked)
+    return first, second
 
 
 @dataclass(frozen=True)

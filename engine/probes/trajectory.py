@@ -18,7 +18,8 @@ from torch import Tensor
 
 from engine.layout import Layout
 from engine.maths.directions import Principal, principal_pair
-from engine.probe import Bars, Curve, Probe, Record, Scalar, Snapshot, knob, whose
+from engine.maths.planes import whose
+from engine.probe import Bars, Curve, Probe, Record, Scalar, Snapshot, knob
 
 WALK = "this proves nothing: a random walk has 81 % + 9 %"
 """What explained variance must never be shown without; (8 / π²) / (2k - 1)² for a long walk seen from its end."""

@@ -16,6 +16,7 @@ from app.status import folder, home_of, standing
 from app.tails import Tails
 from engine.control import Toggle, post
 from engine.store import RunReader, RunWriter
+from tests.app.test_alone import write_alone
 from tests.fixture_run import STEPS, TOGGLED_AT, write_run
 
 RUN = "digits-captions-fixture"
@@ -177,8 +178,11 @@ def test_every_chart_draws_the_fixture_run_in_light_and_dark(home):
         "steps": ["landscape/2d"],
         "along": ["landscape/1d*"],
         "barrier": ["between/*/line"],
+        "barriers": ["between/*/barrier"],
         "between": ["between/*/plane"],
+        "alone": ["image-alone"],
     }
+    write_alone("image", "image-alone")
     assert set(wanted) == set(CHARTS)
     for name, names in wanted.items():
         for dark in (False, True):

@@ -253,3 +253,16 @@ def test_a_chart_of_few_steps_is_ticked_at_them_and_nowhere_else():
     one, many = (series([Line("a", np.arange(n), np.ones(n), LOOKS[0].ink)], LOOKS[0]).layout.xaxis for n in (2, 20))
     assert one.tickvals == (0, 1) and many.tickvals is None
     assert one.dtick is None, "an event at step 100,000 would cost as many ticks"
+
+
+@pytest.mark.parametrize("colours", LOOKS, ids=["light", "dark"])
+def test_a_map_of_two_rates_starts_its_colours_at_chance_and_writes_it_beside_them(colours):
+    at, draw = np.array(["0.000", "0.412", "1.000"]), {"rates": True, "levels": {"chance": 0.25}, "z": "accuracy"}
+    values = np.array([[0.9, 0.6, 0.4], [0.8, 0.5, 0.3], [0.7, 0.4, 0.26]])
+    figure = figures.default(Matrix("robustness/rates/a+b", at, at, values, 0.1 * values, draw=draw), colours)
+    (cells,) = figure.data
+    assert (cells.zmin, cells.zmax) == (0.25, pytest.approx(0.9))
+    assert cells.x.tolist() == cells.y.tolist() == pytest.approx([0, 0.412, 1])
+    marked = dict(zip(cells.colorbar.ticktext, cells.colorbar.tickvals, strict=True))
+    assert marked["chance 0.25"] == 0.25 and len(marked) >= 3
+    assert figure.layout.yaxis.autorange != "reversed" and figure.layout.xaxis.ticktext[1] == "0.41"

@@ -141,6 +141,21 @@ def test_the_barrier_is_marked_between_the_chord_and_the_top(home):
     assert line.name == "joint, barrier 1"
 
 
+def test_barriers_over_time_have_their_errors_and_say_what_they_cost(home):
+    found = drawn("barriers", [f"between/{NEIGHBOUR}/barrier", f"between/{NEIGHBOUR}/barrier/*"])
+    lines = [trace.name for trace in found.figure.data if trace.name and trace.fill is None]
+    assert lines == ["joint", "image", "text"]
+    bands = [trace for trace in found.figure.data if trace.fill == "toself"]
+    assert len(bands) == 3 and np.ptp(bands[0].y) == pytest.approx(0.2)
+    assert f"through step {STEPS}" in found.caption and "n = 512" in found.caption and found.caption.endswith("2.4 s")
+
+
+def test_every_loss_is_drawn_on_the_plane_through_the_runs(home, served):
+    planes = [data["args"]["names"] for data in charts(view("Between runs")) if data["name"] == "between"]
+    for name in ("plane", "plane/image", "plane/text"):
+        assert [f"between/{NEIGHBOUR}/{name}"] in planes
+
+
 def test_the_runs_of_a_plane_are_called_as_a_person_would(home):
     run = "digits-captions-261121-163012-ab12"
     writer = RunWriter(home)

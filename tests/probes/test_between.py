@@ -22,19 +22,29 @@ STIFF = 3.0
 
 
 class Wells:
-    """The lower of quadratic wells ½·3·‖θ − m‖² around given minima, as the loss of the modality `left`."""
+    """The lower of quadratic wells ½·3·‖θ − m‖² around given minima, as the loss of the modality `left`.
+
+    A row's loss is the mean times a number of its own, unless the rows `know` of each other.
+    """
 
     name, title, modalities, micro = "wells", "Wells", ("left", "right"), 0
+    shares, know = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0], dtype=torch.float64), False
 
     def __init__(self, *minima: list[float]) -> None:
         self.minima = torch.tensor(minima, dtype=torch.float64)
         self.layout = Layout({"left": (2, 2), "right": (2, 2)}, {"left": "left", "right": "right"})
 
     def probe_batch(self) -> Batch:
-        return Batch({"left": torch.zeros(5, 1)}, torch.zeros(5))
+        return Batch({"left": self.shares[:, None]}, torch.zeros(5))
 
     def encode(self, theta: Tensor, batch: Batch) -> dict[str, Tensor]:
         return {"theta": theta}
+
+    def outputs(self, theta: Tensor, batch: Batch) -> dict[str, Tensor]:
+        return {"left": STIFF / 2 * (theta - self.minima).square().sum(1).min() * batch.x["left"][:, 0]}
+
+    def row_losses(self, outputs: dict[str, Tensor], batch: Batch) -> Tensor:
+        return outputs["left"] * (len(batch) if self.know else 1)
 
     def objectives(self, theta: Tensor, features: dict[str, Tensor], batch: Batch) -> tuple[dict, dict]:
         return {"left": STIFF / 2 * (features["theta"] - self.minima).square().sum(1).min()}, {}
@@ -61,6 +71,18 @@ def test_the_barrier_between_two_wells_is_the_closed_form():
     assert line.y[0] == line.y[-1] == 0 and line.x[line.y.argmax()] == 0.5 and len(line.x) >= 25
     assert records["between/there/barrier/left"].value == barrier.value
     assert (barrier.n, "step 30" in barrier.mode, barrier.seconds > 0) == (5, True, True)
+
+
+def test_the_error_of_a_barrier_is_that_of_a_mean_over_rows():
+    barrier = measured(wells(HERE, THERE, there=THERE), other="there")["between/there/barrier"]
+    assert barrier.error == pytest.approx(barrier.value * Wells.shares.std().item() / 5**0.5)
+    assert "one standard error over the rows" in barrier.mode
+
+
+def test_rows_that_know_of_each_other_give_no_error(monkeypatch):
+    monkeypatch.setattr(Wells, "know", True)
+    barrier = measured(wells(HERE, THERE, there=THERE), other="there")["between/there/barrier"]
+    assert barrier.error is None and "standard error" not in barrier.mode and barrier.value == 6
 
 
 def test_within_one_basin_there_is_no_barrier():
@@ -98,7 +120,20 @@ def test_lines_and_planes_of_networks_are_the_losses_between_them():
             for t, y in zip(line.x, line.y, strict=True):
                 theta = snap.theta + t * (other - snap.theta)
                 assert y == pytest.approx(tiny.objectives(theta, tiny.encode(theta, batch), batch)[0][name].item())
+            found, t = records[f"between/other-run/barrier/{name}"], line.x[(line.y - _chord(line)).argmax()]
+            rows = [
+                torch.nn.functional.cross_entropy(tiny.outputs(theta, batch)[name], batch.y, reduction="none")
+                for theta in (snap.theta, snap.theta + t * (other - snap.theta), other)
+            ]
+            risen = rows[1] - (1 - t) * rows[0] - t * rows[2]
+            assert found.value == pytest.approx(risen.mean().item(), abs=1e-9)
+            assert found.error == pytest.approx((risen.std() / len(batch) ** 0.5).item(), rel=1e-6, abs=1e-9)
+            assert found.n == len(batch) and found.seconds > 0
     assert "trained from seed 3" in records["between/other-run/plane/text"].mode
+
+
+def _chord(line):
+    return (1 - line.x) * line.y[0] + line.x * line.y[-1]
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,17 @@
 """The robustness probe scores what it says, with the same numbers at every level, and leaves no trace."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 
+from engine.knobs import InputError
 from engine.maths import robustness
 from engine.probes.robustness import Robustness, _noisy, _Numbers
 from engine.problem import Batch
+from engine.rng import Rng
 from tests import tiny
 from tests.probes.snapshots import measured, snapshot
 from tests.tiny import problem
@@ -89,6 +92,77 @@ def test_the_raw_area_is_that_of_published_tables():
     raw = records["robustness/raw_area/missing"].value
     assert raw == pytest.approx(np.trapezoid(curve.y, curve.x))
     assert raw == pytest.approx(records["robustness/area/missing"].value * curve.x[-1])
+
+
+def crossed(snap, **knobs):
+    return measured(Robustness(Robustness.Params(levels=3, **knobs)), snap)["robustness/rates/image+text"]
+
+
+def test_the_corners_of_two_missing_rates_are_the_subsets():
+    snap, records = found()
+    score = dict(zip(records["robustness/subsets"].labels, records["robustness/subsets"].values, strict=True))
+    map_ = records["robustness/rates/image+text"]
+    gone = accuracy(snap, lambda batch: snap.problem.without(snap.problem.without(batch, "image"), "text"))
+    corners = map_.values[[0, 0, -1, -1], [0, -1, 0, -1]]
+    assert corners.tolist() == [score["image+text"], score["image"], score["text"], pytest.approx(gone)]
+    assert map_.values[0, 0] == records["robustness/clean"].value
+    assert map_.values[-1, 0] == records["robustness/without/image"].value
+    assert (
+        map_.n == 40 and "3 masks" in map_.mode and map_.draw["levels"] == records["robustness/subsets"].draw["levels"]
+    )
+
+
+def test_the_rates_are_the_realised_ones_and_rise():
+    map_ = crossed(found()[0], grid=9, draws=2)
+    for rates in (map_.rows.astype(float), map_.cols.astype(float)):
+        assert rates[0] == 0 and rates[-1] == 1 and (np.diff(rates) >= 0).all()
+        assert np.allclose(rates, np.linspace(0, 1, 9), atol=5 * 0.5 / 80**0.5)
+        assert np.allclose(rates * 80, (rates * 80).round(), atol=80 * 5e-4), "a count of 2 masks of 40 rows"
+    assert map_.rows.tolist() != map_.cols.tolist(), "each modality has masks of its own"
+
+
+def test_every_cell_is_the_score_of_features_blanked_by_hand():
+    snap, draws = found()[0], 2
+    map_ = crossed(snap, grid=4, draws=draws)
+    batch = next(iter(snap.problem.held_out("val")))
+    batch = batch.rows(torch.randperm(40, generator=snap.rng.generator("robustness/rows")))
+    blank = batch
+    for m in NAMES:
+        blank = snap.problem.without(blank, m)
+    clean, blank = (snap.problem.encode(snap.theta, rows) for rows in (batch, blank))
+    hits = []
+    for draw in range(draws):
+        features = {}
+        for m, level in zip(NAMES, (1 / 3, 2 / 3), strict=True):
+            numbers = torch.rand(40, generator=snap.rng.generator(f"robustness/rate/{m}", draw))
+            features[m] = torch.where((numbers < level)[:, None], blank[m], clean[m])
+        logits = snap.problem.objectives(snap.theta, features, batch)[1]["fused"]
+        hits.append((logits.argmax(1) == batch.y).double().mean().item())
+    assert map_.values[1, 2] == pytest.approx(np.mean(hits))
+
+
+def test_two_networks_of_one_seed_meet_the_same_masks():
+    one, other = (snapshot(problem(heads=heads, noise=0.0), steps=steps) for heads, steps in ((False, 20), (True, 3)))
+    maps = [crossed(snap, draws=2) for snap in (one, other)]
+    assert np.array_equal(maps[0].rows, maps[1].rows) and np.array_equal(maps[0].cols, maps[1].cols)
+    assert not np.array_equal(maps[0].values, maps[1].values)
+    third = crossed(replace(one, rng=Rng(5)), draws=2)
+    assert not np.array_equal(maps[0].rows, third.rows)
+
+
+def test_with_many_masks_the_map_is_bilinear_between_its_corners():
+    map_ = crossed(found()[0], grid=3, draws=100)
+    middle = map_.values[[0, 0, -1, -1], [0, -1, 0, -1]].mean()
+    assert map_.values[1, 1] == pytest.approx(middle, abs=5 * 0.5 / (100 * 40) ** 0.5)
+
+
+def test_the_pair_is_named_or_refused_and_may_be_left_out():
+    snap = found()[0]
+    assert "robustness/rates/image+text" in measured(Robustness(Robustness.Params(levels=3, pair="text, image")), snap)
+    assert not [n for n in measured(Robustness(Robustness.Params(levels=3, grid=0)), snap) if "rates" in n]
+    for pair in ("image", "image,sound", "image,image"):
+        with pytest.raises(InputError, match="give two of image, text with a comma"):
+            measured(Robustness(Robustness.Params(pair=pair)), snap)
 
 
 @torch.no_grad()
