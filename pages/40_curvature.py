@@ -121,7 +121,7 @@ def edge(run):
     both = ["stability/lambda_max", "stability/edge"]
     row(
         run,
-        ("Largest eigenvalue as the optimiser sees it, and its edge", "series", both, {"y": "λ", "ylog": True}),
+        ("Largest eigenvalue as the optimiser sees it, and its edge", "series", both, {"y": "λ"}),
         ("The eigenvalue over the edge", "series", ["stability/ratio"], {"level": 1.0}),
         height=330,
     )

@@ -21,7 +21,8 @@ from engine.maths.portrait import About
 from engine.maths.slices import Timed
 from engine.probe import Probe, Record, Scalar, Snapshot, knob
 
-MATRIX = "P^-½ H P^-½ of the training loss, P what the optimiser divides the gradient by, no method active"
+MATRIX = "P⁻¹H: Hessian of the training loss over what the optimiser divides the gradient by, no method active"
+_TOP = "λ<sub>max</sub>(P⁻¹H)"
 
 
 class Stability(Probe):
@@ -52,7 +53,7 @@ class Stability(Probe):
         problem, batch = snap.problem, snap.problem.probe_batch()
         pieces, how = cut(problem.loss, snap.theta, batch, self.params.micro)
         yield None
-        # In coordinates u with theta = theta_0 + P^-½ u the Hessian is P^-½ H P^-½, which has the eigenvalues of P⁻¹H.
+        # In coordinates u with theta = theta_0 + P⁻½u the Hessian is P⁻½HP⁻½, which has the eigenvalues of P⁻¹H.
         narrow = snap.optimizer.preconditioner(snap.moments, snap.theta).rsqrt()
         losses = [
             (lambda u, piece=piece: problem.loss(snap.theta + narrow * u, piece), share) for piece, share in pieces
@@ -78,7 +79,11 @@ class Stability(Probe):
             top,
             residual,
             **about.bound(),
-            draw={"title": "λ_max as the optimiser sees it", "y": "λ<sub>max</sub>(P⁻¹H)", "label": "λ_max(P⁻¹H)"},
+            draw={
+                "title": "λ<sub>max</sub> as the optimiser sees it",
+                "y": "λ<sub>max</sub>(P⁻¹H)",
+                "label": "λ<sub>max</sub>(P⁻¹H)",
+            },
         )
         yield Scalar(
             "stability/edge",
@@ -91,9 +96,5 @@ class Stability(Probe):
             top / edge,
             residual / edge,
             **about.bound(),
-            draw={
-                "title": "Sharpness over the edge of stability",
-                "y": "λ<sub>max</sub>(P⁻¹H) / edge",
-                "levels": {"edge of stability": 1.0},
-            },
+            draw={"title": "Sharpness over the edge of stability", "y": f"{_TOP} / edge"},
         )
