@@ -17,12 +17,15 @@ from typing import Any
 
 from engine.knobs import InputError
 from engine.probe import Budget, Probe, Record
+from engine.reader import RunReader
 from engine.registry import named
 from engine.store import RunWriter
 from engine.training import Training
 
 SLICE = 0.025
 """Seconds of measuring between two training steps, as far as a measurement's breathing points allow."""
+NAMED = 3
+"""Measurements under way that are listed by name; more are counted."""
 
 
 @dataclass
@@ -49,6 +52,8 @@ class Measuring:
         self._next: dict[str, int] = {}
         self._said: dict[str, str] = {}
         """Probe to why its last measurement failed."""
+        self.costs: dict[str, float] = {}
+        """Seconds that the last measurement of each probe took."""
         self.watched(training.config.probes)
 
     @property
@@ -59,9 +64,24 @@ class Measuring:
     @property
     def activity(self) -> str:
         """What is being measured, in words, or nothing."""
-        names = ", ".join(dict.fromkeys(job.probe for job in self.jobs))
+        probes = dict.fromkeys(job.probe for job in self.jobs)
+        names = ", ".join(probes) if len(probes) <= NAMED else f"{len(probes)} probes"
         slowly = names and not any(job.asked for job in self.jobs) and self.budget.share < 1.0
         return names and f"measuring {names}" + (f" in {self.budget.share:.0%} of the time" if slowly else "")
+
+    def told(self) -> dict[str, Any]:
+        """Return what a heartbeat says of measurements, from which a page estimates when the next ones are done."""
+        jobs = [{"probe": j.probe, "step": j.step, "asked": j.asked, "seconds": round(j.seconds, 2)} for j in self.jobs]
+        facts = {"jobs": jobs, "costs": self.costs, "next": self._next, "share": self.budget.share, "slice": SLICE}
+        facts |= {"spent": round(self.budget.spent, 2), "trained": round(self._trained, 2), "steps": self._turns}
+        return {"activity": self.activity, "measuring": facts}
+
+    def recall(self, reader: RunReader) -> None:
+        """Go on with the probes that a recorded run watched, and with what their measurements took."""
+        self.costs = {event.detail["name"]: event.detail["seconds"] for event in reader.events(kinds=("probe",))}
+        probes = reader.meta("probes", None)
+        if probes is not None:
+            self.watched(probes)
 
     def watched(self, probes: Mapping[str, int]) -> None:
         """Watch these probes and no others."""
@@ -117,6 +137,7 @@ class Measuring:
         if self._before is None:
             self._before = trained
         self._trained = trained - self._before
+        self._turns += not idle
         until = time.perf_counter() + SLICE
         while time.perf_counter() < until:
             job = self._next_job(idle)
@@ -125,17 +146,18 @@ class Measuring:
             self._go_on(job, idle=idle)
 
     def _next_job(self, idle: bool) -> Job | None:
-        """Return the measurement whose turn it is: what was asked for, then by turns the oldest and the least served.
+        """Return the measurement whose turn it is: what was asked for, the oldest, or the least served of the others.
 
-        So a cheap measurement does not wait for a dear one, and of many dear ones the oldest still has half the time.
+        The last two have half of the time each, so a cheap measurement does not wait for a dear one, in however many
+        pieces it comes, and of many dear ones the oldest gets on.
         """
         asked = next((job for job in self.jobs if job.asked), None)
         if asked is not None or not self.jobs:
             return asked
         if not idle and not self._allowed():
             return None
-        self._oldest = not self._oldest
-        return self.jobs[0] if self._oldest else min(self.jobs, key=lambda job: job.seconds)
+        oldest, *others = self.jobs
+        return min(others, key=lambda job: job.seconds) if others and self._lead > 0.0 else oldest
 
     def _go_on(self, job: Job, *, idle: bool) -> None:
         """Take a measurement to its next record or breathing point."""
@@ -154,6 +176,8 @@ class Measuring:
         finally:
             seconds = time.perf_counter() - started
             job.seconds += seconds
+            if len(self.jobs) > 1 and not job.asked:
+                self._lead += seconds if job is self.jobs[0] else -seconds
             self.budget.spend(0.0 if idle else seconds)
         if record is not None:
             job.made += 1
@@ -164,8 +188,10 @@ class Measuring:
     _before: float | None = None
     """Seconds of training before this engine's first turn, by which a resumed run has earned nothing."""
     _trained = 0.0
-    _oldest = False
-    """Whether the last turn was the oldest measurement's."""
+    _turns = 0
+    """Steps taken by this engine."""
+    _lead = 0.0
+    """Seconds that the oldest measurement has had more than the others."""
 
     def _allowed(self) -> bool:
         return self.budget.allows(self._trained + self.budget.spent)
@@ -178,6 +204,7 @@ class Measuring:
     def _finish(self, job: Job) -> None:
         self.jobs.remove(job)
         self._said.pop(job.probe, None)
+        self.costs[job.probe] = round(job.seconds, 4)
         self.writer.event(job.step, "probe", {"name": job.probe, "seconds": round(job.seconds, 4), "records": job.made})
 
     def _fail(self, job: Job, detail: dict[str, Any]) -> None:

@@ -15,6 +15,8 @@ from engine.training import Training
 from tests.homes import small, trained
 
 BREATH, STEP = 0.05, 0.01
+LENGTHS = {}
+"""Seconds of one breath of a measurement, where they are not BREATH."""
 BREATHS = {"hessian": 40, "landscape": 40, "sharpness": 40, "imbalance": 2}
 
 
@@ -34,7 +36,7 @@ class Stage:
     def probe(self, name, settings):
         def measure(snap):
             for _ in range(BREATHS[name]):
-                self.now += BREATH
+                self.now += LENGTHS.get(name, BREATH)
                 yield None
             yield Scalar(name, 0.0)
 
@@ -85,6 +87,15 @@ def test_of_many_dear_measurements_the_oldest_has_half_the_time(monkeypatch):
         stage.go(1)
     assert stage.made[0][0] == "landscape"
     assert stage.measuring.budget.spent <= (2 * BREATHS["landscape"] + 3) * BREATH
+
+
+def test_a_measurement_of_many_small_pieces_has_its_half_of_the_time(monkeypatch):
+    stage = Stage(monkeypatch, {"hessian": 1, "spectra": 1})
+    monkeypatch.setitem(BREATHS, "spectra", 100)
+    monkeypatch.setitem(LENGTHS, "spectra", BREATH / 50)
+    while not stage.of("spectra"):
+        stage.go(1)
+    assert stage.measuring.budget.spent <= 3 * 100 * BREATH / 50 + 2 * BREATH, "it took turns by pieces, not by time"
 
 
 def test_without_a_budget_only_what_is_asked_for_is_measured_and_the_last_step(monkeypatch):
