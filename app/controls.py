@@ -12,6 +12,7 @@ from typing import Any
 import streamlit as st
 
 from app import live
+from app.outlook import USUAL
 from app.status import ALIVE, Standing, folder, home_of, standing
 from engine.control import Cancel, Measure, Note, Toggle, Tune, Watch
 from engine.handle import RunHandle
@@ -163,7 +164,7 @@ def measuring(
     name = probe["name"]
     every = now.asked.get(f"probe {name}", now.probes.get(name, 0))
     alive = now.state in ALIVE
-    busy = name in now.activity
+    busy = name in now.busy
     with st.container(
         horizontal=True, vertical_alignment="bottom", gap="small", width="content", key=f"measure-{name}"
     ):
@@ -204,11 +205,12 @@ def measuring(
                 "Cancel", key=f"cancel/{run}/{name}", icon=":material/close:", on_click=send, args=(run, Cancel(name))
             )
         waiting = [words for words in now.pending if name in words]
-        if busy or waiting:
-            pace = "measuring as the budget allows …" if " of the time" in now.activity else "measuring …"
-            st.caption(pace if busy else f"requested: {waiting[-1]}")
+        if waiting and not busy:
+            st.caption(f"requested: {waiting[-1]}")
         elif not alive:
             st.caption("Resume the run to measure.")
+    if alive:
+        live.outlook(now, name, USUAL.get(probe["cost"], ""), key=f"outlook/{run}/{name}")
 
 
 def _watched(run: str, probe: str, key: str) -> None:

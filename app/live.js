@@ -3,7 +3,7 @@
 const STYLE = `
 .ms-title { font-weight: 600; font-size: 0.93rem; margin: 0 0 0.15rem 0; min-height: 1.3em; }
 .ms-plot { width: 100%; position: relative; }
-.ms-empty { display: flex; align-items: center; justify-content: center; text-align: center; padding: 0 2rem;
+.ms-empty { display: flex; flex-direction: column; gap: 0.35rem; align-items: center; justify-content: center; text-align: center; padding: 0 2rem;
   border: 1px dashed var(--ms-line); border-radius: 6px; color: var(--ms-quiet); font-size: 0.92rem; line-height: 1.5; }
 .ms-waiting { animation: ms-come 0.3s 0.7s backwards; }
 @keyframes ms-come { from { opacity: 0; } }
@@ -26,6 +26,7 @@ const STYLE = `
 .ms-quiet { color: var(--ms-quiet); }
 .ms-error { margin-top: 0.4rem; padding: 0.4rem 0.55rem; border-left: 3px solid var(--ms-bad); overflow-wrap: anywhere;
   background: color-mix(in srgb, var(--ms-bad) 9%, transparent); border-radius: 0 6px 6px 0; }
+.ms-outlook { color: var(--ms-quiet); font-size: 0.82rem; line-height: 1.4; font-variant-numeric: tabular-nums; }
 .ms-watch { display: none; }
 `;
 
@@ -123,6 +124,8 @@ async function ask(run, own) {
   let waits = 0;
   for (const sub of own) {
     if (sub.data.kind === "panel" && pulse.status) panel(sub, pulse.status);
+    if (sub.data.kind === "outlook" && pulse.status) sub.line.textContent = (pulse.status.outlook || {})[sub.data.probe] || sub.data.usual;
+    if (sub.absent !== undefined && pulse.status) absent(sub, pulse.status);
     if (sub.data.topic && pulse.tags && changed(sub, pulse.tags[sub.data.topic], waits)) waits += 300;
   }
   if (charts.length) await plotlyReady(any.data.plotly);
@@ -190,6 +193,11 @@ const BUILD = {
     theme(sub.host);
     panel(sub, sub.data.status);
   },
+  outlook(sub) {
+    if (!sub.line) sub.line = child(sub.host, "ms-outlook");
+    theme(sub.host);
+    sub.line.textContent = sub.data.words;
+  },
   watch(sub) { sub.host.classList.add("ms-watch"); },
 };
 
@@ -203,9 +211,11 @@ const DRAW = {
       sub.figure = null;
       sub.plot.classList.add("ms-empty");
       sub.plot.style.height = `${Math.min(sub.data.height, 150)}px`;
-      sub.plot.textContent = drawn.empty;
+      sub.absent = drawn.empty;
+      absent(sub, sub.status);
       return;
     }
+    sub.absent = undefined;
     if (!sub.drawn) { sub.plot.classList.remove("ms-empty"); sub.plot.textContent = ""; }
     sub.plot.style.height = `${sub.data.height}px`;
     const layout = drawn.figure.layout;
@@ -226,6 +236,16 @@ const DRAW = {
     scrubWords(sub);
   },
 };
+
+// What stands in the place of a figure: why there is none, and when the probe it waits for may be done.
+function absent(sub, status) {
+  sub.status = status;
+  const probe = ((sub.data.args.names || [])[0] || "").split("/")[0];
+  const words = ((status && status.outlook) || {})[probe];
+  const lines = [element("div", "", sub.absent)];
+  if (words) lines.push(element("div", "ms-outlook", words));
+  sub.plot.replaceChildren(...lines);
+}
 
 // Surfaces of one link have one scale, and what is done to the view of one is done to all.
 function link(sub) {

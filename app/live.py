@@ -93,6 +93,16 @@ def panel(standing, *, key: str) -> bool:
     return _watching(data | {"drawn": standing.tags["control"]}, key)
 
 
+def outlook(standing, probe: str, usual: str, *, key: str) -> None:
+    """Draw when the next measurement of a probe may be done, as it changes; `usual` where nothing is known of it."""
+    words = standing.outlook.get(probe, usual)
+    if served():
+        data = {"kind": "outlook", "run": standing.id, "probe": probe, "words": words, "usual": usual}
+        _mount(key=key, data=data | _scripts())
+    elif words:
+        st.caption(words)
+
+
 def watch(run: str, topic: str, drawn: str, *, key: str) -> bool:
     """Have the surrounding fragment run again when `topic` of `run` is no longer as `drawn` says."""
     return served() and _watching({"kind": "watch", "run": run, "topic": topic, "drawn": drawn}, key)

@@ -151,7 +151,7 @@ def _measured(run: str, probe: str) -> None:
     reader = shell.reader(run)
     known = {n: kind for n, kind in reader.names()["records"].items() if n.startswith(f"{probe}/")}
     _grid(run, panels(known, reader.drawn(known), reader.meta("modalities", []) or []), 3, 230)
-    if not known and probe not in shell.now(run).activity:
+    if not known and probe not in shell.now(run).busy:
         st.caption("Nothing has been measured here: choose an interval above, or press Measure now.")
     live.watch(run, "records", shell.now(run).tags["records"], key=f"watch-measured/{run}/{probe}")
 

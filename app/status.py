@@ -6,10 +6,11 @@ import json
 import sqlite3
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from app.outlook import outlook
 from engine.handle import OVER, RUN_ID, RunHandle, Status, runs, runs_folder
 
 ALIVE = ("starting", "running", "paused", "stopping", "stalled")
@@ -80,6 +81,10 @@ class Standing:
     """Event id and sentence of the last command, when it was refused."""
     records: int
     events: int
+    busy: tuple[str, ...] = ()
+    """Probes that measure now."""
+    outlook: Mapping[str, str] = field(default_factory=dict)
+    """Probe to words about when its next measurement may be done."""
 
     @property
     def tags(self) -> dict[str, str]:
@@ -92,7 +97,7 @@ class Standing:
         return {
             "control": tag([control, self.refused, sorted(self.probes.items()), self.steps]),
             "events": tag([self.events, self.state]),
-            "records": tag([self.records, sorted(self.probes.items()), self.pending, self.state, self.activity]),
+            "records": tag([self.records, sorted(self.probes.items()), self.pending, self.state, self.busy]),
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -106,6 +111,7 @@ class Standing:
             "rate": round(self.rate, 2) if self.rate else 0,
             "eta": None if self.eta is None else round(self.eta, 1),
             "activity": self.activity,
+            "outlook": dict(self.outlook),
             "error": self.error,
             "pending": list(self.pending),
             "tags": self.tags,
@@ -152,6 +158,8 @@ def _standing(run: str, home: Path) -> Standing:
     events = reader.events(kinds=("applied", "refused"))
     newest = reader.newest(*EVENTS)
     known = reader.names()["records"]
+    probes = reader.meta("probes", {}) or {}
+    measuring = reader.meta("measuring", {}) if status.alive else {}
     return Standing(
         run,
         status.state,
@@ -165,10 +173,12 @@ def _standing(run: str, home: Path) -> Standing:
         tuple(sentence(command) for command in pending),
         _asked(pending),
         stands(reader.meta("methods", {}) or {}, events, pending),
-        reader.meta("probes", {}) or {},
+        probes,
         _refused(events),
         len(known),
         newest.id if newest is not None else 0,
+        tuple(sorted({job["probe"] for job in measuring.get("jobs", ())})),
+        outlook(measuring, step=status.step or 0, state=status.state),
     )
 
 

@@ -73,9 +73,7 @@ class Run:
         self.caught_up = max([reader.meta("step", 0), step, *(at for at, _ in self.script)])
         self.read_up_to = max((e.detail["id"] for e in reader.events() if "id" in e.detail), default=0)
         self.seconds = reader.meta("seconds", 0.0)
-        probes = reader.meta("probes", None)
-        if probes is not None:
-            self.measuring.watched(probes)
+        self.measuring.recall(reader)
         self._last_saved = step if content is not None else -1
         self._describe()
         self.writer.event(step, "resumed", {"from": step, "recorded": self.caught_up})
@@ -261,7 +259,7 @@ class Run:
 
     def _beat(self, state: str) -> None:
         self.writer.meta("seconds", self.seconds + self.measuring.budget.spent)
-        self.writer.beat(state, self.training.state.step, {"activity": self.measuring.activity})
+        self.writer.beat(state, self.training.state.step, self.measuring.told())
 
     def _describe(self) -> None:
         training, problem = self.training, self.training.problem

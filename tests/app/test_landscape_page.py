@@ -95,9 +95,13 @@ def test_a_measurement_under_way_can_be_cancelled():
     home = write_run(folder() / RUN)
     with lock(home):
         writer = RunWriter(home)
-        writer.beat("running", STEPS, {"activity": "measuring landscape in 10% of the time"})
+        job = {"probe": "landscape", "step": STEPS, "asked": True, "seconds": 1.0}
+        facts = {"jobs": [job], "costs": {"landscape": 9.0}, "next": {}, "share": 0.1, "slice": 0.02}
+        facts |= {"spent": 1.0, "trained": 2.0, "steps": 100}
+        writer.beat("running", STEPS, {"activity": "measuring landscape", "measuring": facts})
         writer.close()
         at = view(VIEWS[0])
+        assert any(words.value.endswith("1.0 s of about 9.0 s of work · done in about 16 s") for words in at.caption)
         at.button(key=f"cancel/{RUN}/landscape").click().run()
         assert sent(home) == [Cancel("landscape")]
 
