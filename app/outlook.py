@@ -17,6 +17,8 @@ USUAL = {
     "dear": "usually takes as long as some hundreds of training steps",
 }
 """Cost of a probe to what a page says before it has measured."""
+SOONEST = 60.0
+"""Seconds, at least, that are told of a measurement that waits for its share: the pieces of the others are coarse."""
 PIECES = 200
 """Pieces into which the work that waits is cut."""
 LEAST = 0.05
@@ -70,7 +72,8 @@ def _under_way(job: Mapping[str, Any], end: float, facts: Mapping[str, Any], res
         return f"{words}{pace} · its first, so how much is left is not known" + (
             "; Measure now gives it all the time" if slowly else ""
         )
-    return f"{words} · done in about {span(end)}{',' + pace if pace else ''}"
+    when = f"done in about {span(max(end, SOONEST))},{pace}" if slowly else f"done in about {span(end)}"
+    return f"{words} · {when}"
 
 
 def expected(facts: Mapping[str, Any], *, resting: bool = False) -> list[float]:
