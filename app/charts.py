@@ -6,6 +6,7 @@ A chart is asked for by name and JSON arguments, the same from a page and from t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from os.path import commonprefix
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ FAR = 4.0
 HELD_OUT = ("loss/val", "error/val")
 """Starts of the names of held-out losses, drawn in the colours of the training losses."""
 WORDY = 320
-"""Characters of a caption that says of each line how it was measured; longer ones are left out."""
+"""Characters of a caption that says of each line how it was measured; of longer ones, what all have in common."""
 
 
 def checked(name: str, args: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,7 +51,7 @@ def _series(reader, args, look) -> Drawing:
     names = [line.label for line in drawn]
     asked = {name: {} for name in names} | reader.drawn(names)
     scale = Scale(args["half"], args["xlog"], args["ylog"] or any(draw.get("ylog") for draw in asked.values()))
-    words, hues = named(names, asked, look), colours(names, look)
+    words, hues = named(names, asked, look, catalog.titles()), colours(names, look)
     lines = [_styled(line, words[line.label], hues, asked, look) for line in drawn]
     levels = [] if args["level"] is None else [(args["level"], "")]
     told = dict.fromkeys(pair for draw in asked.values() for pair in named_values(draw.get("levels"), scale.ylog))
@@ -104,7 +105,14 @@ def _told(held: Mapping[str, Any]) -> str:
     told = " · ".join(
         f"{' and '.join(labels)}: {mode}" for mode, labels in sorted(modes.items(), key=lambda pair: pair[1]) if mode
     )
-    return (f" · n = {first.n:,}" if first.n is not None else "") + (f" · {told}" if len(told) <= WORDY else "")
+    told = told if len(told) <= WORDY else _alike(list(modes))
+    return (f" · n = {first.n:,}" if first.n is not None else "") + (f" · {told}" if told else "")
+
+
+def _alike(modes: list[str]) -> str:
+    """Return the words with which all modes begin, whole phrases only."""
+    start = commonprefix(modes)
+    return start[: max(start.rfind(","), start.rfind(";"), 0)]
 
 
 def _styled(line: Line, words: str, hues: Mapping[str, str], asked: Mapping[str, Mapping], look: Look) -> Line:

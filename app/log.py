@@ -45,8 +45,10 @@ def events(run: str) -> None:
     if not found:
         st.info("Nothing has happened yet: the engine has not started.", icon=":material/hourglass_empty:")
         return
-    for event in [e for e in found if e.kind in ("failed", "diverged", "probe failed", "lost", "unsaved")][-5:]:
-        st.error(f"Step {event.step:,}: {event.detail.get('error') or told(event)}", icon=":material/error:")
+    for event, times in troubles(found)[-5:]:
+        words = event.detail.get("error") or told(event)
+        often = f" This happened {times:,} times, the last of them here." if times > 1 else ""
+        st.error(f"Step {event.step:,}: {words}{often}", icon=":material/error:")
         if event.detail.get("traceback"):
             with st.expander(f"Traceback of step {event.step:,}"):
                 st.code(event.detail["traceback"], language=None)
@@ -87,6 +89,16 @@ def events(run: str) -> None:
     if tail:
         with st.expander("What the engine printed"):
             st.code(tail, language=None)
+
+
+def troubles(events) -> list[tuple[Any, int]]:
+    """Return what went wrong, the last of a kind and how often, in the order of the last."""
+    found: dict[tuple[str, str], tuple[Any, int]] = {}
+    for event in events:
+        if event.kind in ("failed", "diverged", "probe failed", "lost", "unsaved"):
+            key = (event.kind, event.detail.get("error") or told(event))
+            found[key] = (event, found.pop(key, (event, 0))[1] + 1)
+    return list(found.values())
 
 
 def told(event) -> str:

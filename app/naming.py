@@ -34,8 +34,10 @@ def ranked(names: list[str], look: Look) -> list[str]:
     return sorted(names, key=place)
 
 
-def labels(names: list[str]) -> dict[str, str]:
+def labels(names: list[str], titles: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return short labels: the first segments go where all share them; `val` and `train` become words.
+
+    Methods take their `titles`.
 
     >>> labels(["accuracy/train", "accuracy/val/audio"])
     {'accuracy/train': 'training', 'accuracy/val/audio': 'audio, held out'}
@@ -45,25 +47,28 @@ def labels(names: list[str]) -> dict[str, str]:
     ends = {n.split("/")[-1] for n in names}
     if len(names) > 1 and len(ends) == 1 and len({n.split("/")[0] for n in names}) == 1:
         return {name: part_of(name, "whole").replace("/", ", ") for name in names}
+    spoken = {"val": "held out", "train": "training", "test": "test", "reg": "term of"} | dict(titles or {})
     split = [n.split("/") for n in names]
     common = len(commonprefix(split)) if len(names) > 1 else min(1, len(split[0]) - 1)
     out = {}
     for name in names:
         parts = name.split("/")
         parts = parts[common:] or (["joint"] if common > 1 else parts)
-        words = [{"val": "held out", "train": "training", "test": "test"}.get(p, p.replace("_", " ")) for p in parts]
+        words = [spoken.get(p, p.replace("_", " ")) for p in parts]
         split = [w for w in words if w in ("held out", "training", "test")]
         rest = [w for w in words if w not in split]
         out[name] = ", ".join([" ".join(rest), *split] if rest else split) or name
     return out
 
 
-def named(names: list[str], asked: Mapping[str, Mapping[str, Any]], look: Look) -> dict[str, str]:
+def named(
+    names: list[str], asked: Mapping[str, Mapping[str, Any]], look: Look, titles: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """Return the words of each name in a legend: the part and the label that its record asks for, else `labels`.
 
     The part goes where the title of the record's panel says it.
     """
-    words = labels(names) if names else {}
+    words = labels(names, titles) if names else {}
     parts = {name: next((s for s in reversed(name.split("/")) if s in look.modalities), "") for name in names}
     for name in names:
         label = asked.get(name, {}).get("label")

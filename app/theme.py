@@ -66,18 +66,18 @@ class Look:
     scale: str = "Cividis"
 
     def part(self, path: str) -> str:
-        """Return the colour of the modality or method that `path` names in one of its segments, or ink."""
-        for segment in reversed(path.split("/")):
+        """Return the colour of the modality that `path` names in one of its segments, else of the method, or ink."""
+        segments = path.split("/")[::-1]
+        for segment in segments:
             if segment in self.modalities:
                 return self.modalities[segment]
-            if segment in self.methods:
-                return self.methods[segment]
             if segment == "shared":
                 return self.muted
             pair = [m for m in self.modalities if segment.startswith((f"{m}-", f"{m} "))]
             if pair:
                 return self.modalities[pair[0]]
-        return self.ink
+        # A method last: a quantity may bear a method's name, as `sharpness/audio/sam` does.
+        return next((self.methods[segment] for segment in segments if segment in self.methods), self.ink)
 
     def faint(self, colour: str, alpha: float) -> str:
         """Return `colour` (`#rrggbb`) as an `rgba(…)` of that opacity, 0 to 1."""

@@ -75,6 +75,29 @@ def beside(blocks: Sequence[tuple[str, object, str]], look: Look) -> go.Figure:
     return figure
 
 
+def shortened(labels: Sequence[str], most: int = 24) -> dict[str, str]:
+    """Return each label in about `most` characters: its last words, after the first word that sets it apart.
+
+    >>> list(shortened(["encoders.audio.blocks.0.conv.weight", "encoders.image.blocks.0.conv.weight"]).values())
+    ['audio…0.conv.weight', 'image…0.conv.weight']
+    """
+    ends = {label: label if len(label) <= most else f"…{_end(label, most)}" for label in labels}
+    whole = dict(ends)
+    for label, end in whole.items():
+        alike = [other.split(".") for other, theirs in whole.items() if theirs == end]
+        if len(alike) > 1:
+            apart = next(parts for parts in zip(*alike, strict=False) if len(set(parts)) > 1)
+            word = next(part for part in label.split(".") if part in apart)
+            ends[label] = f"{word}…{_end(label, most - len(word))}"
+    return ends
+
+
+def _end(label: str, most: int) -> str:
+    """Return the last words of a dotted name, whole ones as far as they fit."""
+    tail = label[-(most - 1) :]
+    return tail.partition(".")[2] or tail if len(tail) < len(label) else label
+
+
 def _lying(figure: go.Figure, labels, values, error, colours, look: Look, draw) -> go.Figure:
     """Return bars that lie, for many long names: the end of each name is shown, all of it on hover."""
     figure.add_trace(
@@ -88,7 +111,8 @@ def _lying(figure: go.Figure, labels, values, error, colours, look: Look, draw) 
         )
     )
     named = labels[:: -(-len(labels) // (2 * NAMED if draw.get("tall") else NAMED))]
-    shown = [label if len(label) <= 20 else f"…{label[-19:]}" for label in named]
+    shown = shortened(labels)
+    shown = [shown[label] for label in named]
     x, y = figure.layout.xaxis.title.text, figure.layout.yaxis.title.text
     figure.update_layout(bargap=0.3)
     figure.update_xaxes(title_text=y)

@@ -94,12 +94,18 @@ def series(
             "hovermode": "x unified",
             "xaxis": {"title": {"text": "step"}, "rangemode": "nonnegative", "exponentformat": "none"}
             | (LOGARITHMIC if scale.xlog else _whole(span)),
-            "yaxis": {"title": {"text": y}} | (logarithmic([line.values for line in lines]) if scale.ylog else {}),
+            "yaxis": {"title": {"text": y}} | (logarithmic(_reach(lines)) if scale.ylog else {}),
             "shapes": [_level(value, look) for value, _ in levels] + _bands(bands, span, look),
             "annotations": _worded(levels, [line.values for line in lines], scale.ylog, look),
         }
         | axis,
     )
+
+
+def _reach(lines: Sequence[Line]) -> list[np.ndarray]:
+    """Return the values of lines and the ends of their error bands."""
+    ends = [line.values + sign * line.error for line in lines if line.error is not None for sign in (-1, 1)]
+    return [line.values for line in lines] + ends
 
 
 def _whole(span: tuple[float, float]) -> dict:
