@@ -170,6 +170,9 @@ def measuring(
     ):
         key = f"every/{run}/{name}"
         options = sorted({0, 10, 25, 50, 100, 200, 500, 1000, int(probe["every"]), int(every)})
+        known = RunHandle(home).reader().meta("settings", {}) or {}
+        if probe["needs"] and not known.get(f"{name}.{probe['needs']}"):
+            options = sorted({0, int(every)})  # on a schedule it would be refused every time
         st.session_state[key] = int(every)
         st.selectbox(
             "Measure",
@@ -185,7 +188,7 @@ def measuring(
         with st.popover("Settings", icon=":material/tune:", key=f"settings/{run}/{name}", disabled=not alive):
             st.caption("For the next measurement on request; the scheduled ones keep the run's own settings.")
             own = {f"{name}.{k['name']}": k["default"] for k in probe["knobs"]}
-            own |= RunHandle(home).reader().meta("settings", {}) or {}
+            own |= known
             open_ones = [knob for knob in probe["knobs"] if knob["name"] not in (given or {})]
             asked = knobs(name, open_ones, own, f"ask/{run}", columns=2) | {
                 f"{name}.{k}": v for k, v in (given or {}).items()

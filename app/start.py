@@ -36,7 +36,6 @@ def lessons(catalogue: Mapping[str, Any]) -> None:
         for column, entry in zip(st.columns(width, gap="medium"), entries[start : start + width], strict=False):
             with column.container(border=True, height="stretch", key=f"lesson-{entry['name']}"):
                 st.markdown(f"**{entry['title']}**")
-                st.markdown(entry["words"])
                 st.caption(f"What it shows: {entry['claim']}")
                 with st.container(horizontal=True, gap="small"):
                     for arm, config in entry["arms"].items():
@@ -46,6 +45,8 @@ def lessons(catalogue: Mapping[str, Any]) -> None:
                             begin(
                                 config, catalogue, note=f"{entry['title']}: {words}", page=(*entry["show"], "live")[0]
                             )
+                with st.expander("What to watch"):
+                    st.markdown(entry["words"])
 
 
 def form(catalogue: Mapping[str, Any]) -> None:
@@ -183,7 +184,7 @@ def _probes(catalogue: Mapping[str, Any]) -> dict[str, int]:
     known = catalog.named(catalogue["probes"])
     chosen = st.pills(
         "Measure while it trains",
-        list(known),
+        [name for name, entry in known.items() if not entry["needs"]],
         format_func=lambda n: known[n]["title"],
         selection_mode="multi",
         default=[n for n, e in known.items() if e["cost"] != "dear"],

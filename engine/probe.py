@@ -118,6 +118,8 @@ class Probe:
     """Steps between two measurements, unless the run says otherwise."""
     cost: ClassVar[str]
     """`cheap`, `fair` or `dear`."""
+    needs: ClassVar[str] = ""
+    """The knob without which nothing can be measured, if there is one."""
 
     @dataclass(frozen=True)
     class Params:

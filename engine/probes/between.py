@@ -37,6 +37,7 @@ class Between(Probe):
     title = "Between runs"
     every = 500
     cost = "dear"
+    needs = "other"
 
     @dataclass(frozen=True)
     class Params:
