@@ -6,6 +6,7 @@ A chart is asked for by name and JSON arguments, the same from a page and from t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from os.path import commonprefix
 from typing import Any
 
@@ -45,7 +46,7 @@ def checked(name: str, args: Mapping[str, Any]) -> dict[str, Any]:
 
 def _series(reader, args, look) -> Drawing:
     names = ranked(matching(reader.names()["scalars"], args["names"])[:24], look)
-    drawn = recorded(reader, names, look)
+    drawn = recorded(reader, names, look, log=args["xlog"])
     if not drawn:
         return Drawing(None, empty=args["empty"] or "Nothing has been recorded here yet.")
     names = [line.label for line in drawn]
@@ -67,8 +68,8 @@ def _series(reader, args, look) -> Drawing:
         seen += f" · drawn from {within[0]:g} to {within[1]:g}, though some values lie beyond"
     last = max(int(line.steps[-1]) for line in lines)
     caption = f"through step {last:,}" + _measured_as(reader, words) + seen
-    if any(len(line.steps) >= POINTS for line in lines):
-        caption += f" · thinned to {POINTS:,} points, extremes kept"
+    if any(line.thinned for line in lines):
+        caption += f" · thinned to at most {POINTS:,} points, extremes kept"
     if args["half"] > 0:
         caption += f" · smoothed with a half-life of {args['half']:g} steps, measured values behind"
     return Drawing(figure, caption)
@@ -124,7 +125,7 @@ def _styled(line: Line, words: str, hues: Mapping[str, str], asked: Mapping[str,
     dash, width = (
         ("dash", 1.8) if held_out else (style.dash, 1.3 if "train" in name.split("/") else min(style.width, 1.8))
     )
-    return Line(words, line.steps, line.values, style.colour, line.error, line.sparse, dash=dash, width=width)
+    return replace(line, label=words, colour=style.colour, dash=dash, width=width)
 
 
 def _sharpness(reader, args, look) -> Drawing:

@@ -16,6 +16,7 @@ from app.figures.marks import Mark
 from app.naming import matching
 from app.status import sentence
 from app.theme import Look
+from engine.reader import thinned
 
 POINTS = 1000
 """Points of one curve on the page; the store keeps each bucket's minimum and maximum."""
@@ -43,15 +44,19 @@ def marks(reader, look: Look) -> list[Mark]:
     return found
 
 
-def recorded(reader, names: Sequence[str], look: Look) -> list[Line]:
-    """Return the numbers over time with their errors, labelled by their names, as far as something was recorded."""
+def recorded(reader, names: Sequence[str], look: Look, *, log: bool = False) -> list[Line]:
+    """Return the numbers over time with their errors, labelled by their names, as far as something was recorded.
+
+    Long ones are thinned, evenly over the steps or, for a `log` axis, over their logarithms.
+    """
     found = []
     for name in names:
-        at, values = reader.scalars(name, points=POINTS)
-        if len(at):
-            sparse = len(at) < POINTS and len(at) > 1 and (at[-1] - at[0]) >= 2 * (len(at) - 1)
+        at, values = reader.scalars(name, points=None)
+        whole, (at, values) = len(at), thinned(at, values, POINTS, log=log)
+        if whole:
+            sparse = 1 < whole < POINTS and (at[-1] - at[0]) >= 2 * (len(at) - 1)
             error = errors(reader, name, at) if sparse else None
-            found.append(Line(name, at, values, look.ink, error, sparse=sparse or len(at) == 1))
+            found.append(Line(name, at, values, look.ink, error, sparse=sparse or whole == 1, thinned=len(at) < whole))
     return found
 
 

@@ -116,7 +116,10 @@ def _steering(run: str) -> None:
 
 
 def _buttons(now: Standing) -> None:
-    """Draw start, pause, single step and stop: always in the same places, disabled where they make no sense."""
+    """Draw start, pause, single step and stop: always in the same places, disabled where they make no sense.
+
+    The lower two have no hint, since it would lie over the upper two.
+    """
     on = now.state in ALIVE
     (first, second), (third, fourth) = st.columns(2, gap="xsmall"), st.columns(2, gap="xsmall")
     wide = {"width": "stretch"}
@@ -163,7 +166,6 @@ def _buttons(now: Standing) -> None:
         on_click=controls.send,
         args=(now.id, Resume(1)),
         shortcut="s",
-        help="One single step",
         **wide,
     )
     fourth.button(
@@ -173,7 +175,6 @@ def _buttons(now: Standing) -> None:
         disabled=not on or now.state == "stopping",
         on_click=controls.send,
         args=(now.id, Stop()),
-        help="Stop with a checkpoint; the run can be resumed",
         **wide,
     )
 

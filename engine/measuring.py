@@ -66,7 +66,7 @@ class Measuring:
         """What is being measured, in words, or nothing."""
         probes = dict.fromkeys(job.probe for job in self.jobs)
         names = ", ".join(probes) if len(probes) <= NAMED else f"{len(probes)} probes"
-        slowly = names and not any(job.asked for job in self.jobs) and self.budget.share < 1.0
+        slowly = names and not self._idle and not any(job.asked for job in self.jobs) and self.budget.share < 1.0
         return names and f"measuring {names}" + (f" in {self.budget.share:.0%} of the time" if slowly else "")
 
     def told(self) -> dict[str, Any]:
@@ -138,6 +138,7 @@ class Measuring:
             self._before = trained
         self._trained = trained - self._before
         self._turns += not idle
+        self._idle = idle
         until = time.perf_counter() + SLICE
         while time.perf_counter() < until:
             job = self._next_job(idle)
@@ -188,6 +189,8 @@ class Measuring:
     _before: float | None = None
     """Seconds of training before this engine's first turn, by which a resumed run has earned nothing."""
     _trained = 0.0
+    _idle = False
+    """Whether training rests, so that measurements have all the time."""
     _turns = 0
     """Steps taken by this engine."""
     _lead = 0.0

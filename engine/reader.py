@@ -170,9 +170,10 @@ def unpacked(name: str, kind: str, data: bytes, about: str) -> Record:
     return KINDS[kind](name=name, **values, **json.loads(about))
 
 
-def thinned(x: np.ndarray, y: np.ndarray, points: int) -> tuple[np.ndarray, np.ndarray]:
+def thinned(x: np.ndarray, y: np.ndarray, points: int, *, log: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Return at most `points` of the samples: first, last, and minimum and maximum of each of equal buckets.
 
+    Equal in samples or, with `log`, in the logarithm of `x`, for such an axis: what came early is then kept whole.
     Spikes survive, unlike with random or strided sampling; infinities are spikes too. A bucket shows not-a-number only
     when it holds nothing else.
 
@@ -185,6 +186,10 @@ def thinned(x: np.ndarray, y: np.ndarray, points: int) -> tuple[np.ndarray, np.n
     if buckets < 1:
         return x[[0, -1]], y[[0, -1]]
     inner = np.asarray(y[1:-1], dtype=np.float64)
+    if log:
+        where = _extremes(inner, np.searchsorted(x[1:-1], np.geomspace(max(x[1], 1), x[-1], buckets + 1)[:-1]))
+        where = np.unique(np.concatenate(([0], 1 + where, [len(x) - 1])))
+        return x[where], y[where]
     width = -(-len(inner) // buckets)
     rows = -(-len(inner) // width)
     padded = np.full((2, rows * width), [[np.inf], [-np.inf]])
@@ -193,3 +198,11 @@ def thinned(x: np.ndarray, y: np.ndarray, points: int) -> tuple[np.ndarray, np.n
     starts = 1 + width * np.arange(rows)
     where = np.unique(np.concatenate(([0], starts + low.argmin(1), starts + high.argmax(1), [len(x) - 1])))
     return x[where], y[where]
+
+
+def _extremes(y: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Return the places of minimum and maximum of `y` (N,) in the buckets that begin at `starts`."""
+    low, high = (np.where(np.isnan(y), end, y) for end in (np.inf, -np.inf))
+    edges = [*np.unique(np.append(starts, 0)).tolist(), len(y)]
+    pairs = zip(edges, edges[1:], strict=False)
+    return np.array([p for a, b in pairs if b > a for p in (a + low[a:b].argmin(), a + high[a:b].argmax())], np.int64)

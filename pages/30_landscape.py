@@ -8,8 +8,10 @@ from app import controls, live, shell
 
 TITLE = "Landscape"
 ICON = ":material/landscape:"
-EMPTY = "No landscape here yet. Choose an interval above, or press Measure now, which waits for no budget."
-PATH = "No path has been measured. Choose an interval above, or press Measure now once the run has taken some steps."
+EMPTY = (
+    "No landscape here yet. Press Measure now; at its interval, the run cuts the plane of its settings, mostly Random."
+)
+PATH = "No path has been measured. Press Measure now once the run has taken some steps."
 BETWEEN = "Nothing between these runs has been measured. Press Measure now."
 KINDS = {"random": "Random", "eigen": "Most curved", "gradient": "Downhill"}
 EXPLAINED = {

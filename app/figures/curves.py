@@ -27,6 +27,8 @@ class Line:
     """Measured now and then, so drawn with its points and never smoothed."""
     dash: str = "solid"
     width: float = 1.8
+    thinned: bool = False
+    """Whether only some of what was recorded is drawn."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def series(
     ends = [s for line in lines for s in (line.steps[:1], line.steps[-1:])]
     ends = np.concatenate(ends) if ends else np.zeros(1)
     span = (float(ends.min()), float(ends.max())) if len(ends) else (0.0, 1.0)
-    marked, axis = marking(marks, span)
+    marked, axis = marking(marks, span, log=scale.xlog)
     # Built in one go: plotly checks every later change again, which costs several times as much.
     return go.Figure(
         data=[trace for line in lines for trace in _traces(line, scale, look)] + marked,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,13 +23,13 @@ class Mark:
     colour: str
 
 
-def marking(marks: Sequence[Mark], span: tuple[float, float]) -> tuple[list[dict], dict]:
+def marking(marks: Sequence[Mark], span: tuple[float, float], *, log: bool = False) -> tuple[list[dict], dict]:
     """Return traces that draw `marks` over the whole height of a figure, and the axis that they need, for its layout.
 
-    `span` is the range of the time axis; where words would run into each other, older ones stay and newer ones are left
-    to the hover text.
+    `span` is the range of the time axis, `log` whether that is logarithmic; where words would run into each other,
+    older ones stay and newer ones are left to the hover text.
     """
-    marks = list(marks)[-MOST:]
+    marks = [mark for mark in list(marks)[-MOST:] if mark.step > 0 or not log]
     if not marks:
         return [], {}
     base = {"type": "scatter", "yaxis": "y2", "showlegend": False, "hoverinfo": "skip"}
@@ -52,29 +52,31 @@ def marking(marks: Sequence[Mark], span: tuple[float, float]) -> tuple[list[dict
             "cliponaxis": False,
         }
     )
-    worded = _worded(marks, span)
-    late = span[0] + 0.86 * (span[1] - span[0])
+    place = {mark.step: math.log10(mark.step) if log else float(mark.step) for mark in marks}
+    first, last = (math.log10(max(end, 1.0)) if log else end for end in span)
+    worded = _worded(marks, place, last - first)
+    late = {step for step, at in place.items() if at > first + 0.86 * (last - first)}
     traces.append(
         base
         | {
             "x": steps([m.step for m, _ in worded]),
             "y": np.array([y for _, y in worded], np.float32),
             "mode": "text",
-            "text": [f" {m.text}" if m.step <= late else f"{m.text} " for m, _ in worded],
-            "textposition": ["middle left" if m.step > late else "middle right" for m, _ in worded],
+            "text": [f"{m.text} " if m.step in late else f" {m.text}" for m, _ in worded],
+            "textposition": ["middle left" if m.step in late else "middle right" for m, _ in worded],
             "textfont": {"size": 10.5, "color": [m.colour for m, _ in worded]},
         }
     )
     return traces, {"yaxis2": {"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True}}
 
 
-def _worded(marks: Sequence[Mark], span: tuple[float, float]) -> list[tuple[Mark, float]]:
+def _worded(marks: Sequence[Mark], place: Mapping[int, float], width: float) -> list[tuple[Mark, float]]:
     """Return the marks whose words fit, with the height of each: three rows, each word taking a fifth of the width."""
-    room, worded = 0.22 * max(span[1] - span[0], 1), []
+    room, worded = 0.22 * width, []
     row = dict.fromkeys(range(3), -math.inf)
     for mark in marks:
-        free = next((r for r, last in row.items() if mark.step - last >= room), None)
+        free = next((r for r, last in row.items() if place[mark.step] - last >= room), None)
         if free is not None:
-            row[free] = mark.step
+            row[free] = place[mark.step]
             worded.append((mark, 0.955 - 0.07 * free))
     return worded

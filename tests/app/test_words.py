@@ -6,10 +6,11 @@ from app.charts import WORDY, _told
 from app.figures.bars import shortened
 from app.figures.base import logarithmic
 from app.figures.curves import Line, Scale, series
+from app.figures.marks import Mark, marking
 from app.log import troubles
 from app.naming import labels
 from app.theme import look
-from engine.reader import Event
+from engine.reader import Event, thinned
 from engine.records import Scalar
 
 LOOK = look(False, ["image", "audio"], ["sam", "gani"])
@@ -52,3 +53,20 @@ def test_the_same_trouble_is_said_once_with_its_count():
         [("probe failed", "a"), ("note", "x"), ("probe failed", "b"), ("probe failed", "a")]
     )]  # fmt: skip
     assert [(e.step, times) for e, times in troubles(events)] == [(20, 1), (30, 2)]
+
+
+def test_words_of_events_keep_apart_on_a_logarithmic_axis():
+    marks = [Mark(step, "resumed", LOOK.muted) for step in (10, 5000, 6000, 7000, 8000, 9000)]
+    traces, _ = marking(marks, (1.0, 10_000.0), log=True)
+    assert len(traces[-1]["text"]) == 4, "one early, and one in each of three rows"
+    assert [place.split()[1] for place in traces[-1]["textposition"]] == ["right", "left", "left", "left"]
+
+
+def test_a_logarithmic_axis_shows_the_first_steps_whole_and_every_spike():
+    x = np.arange(1, 50_001)
+    y = np.random.default_rng(0).normal(size=len(x))
+    y[[3, 40_000]], y[7] = (50.0, -50.0), np.nan
+    at, values = thinned(x, y, 400, log=True)
+    assert len(at) <= 400 and at[0] == 1 and at[-1] == 50_000 and (np.diff(at) > 0).all()
+    assert {50.0, -50.0} <= set(values.tolist()) and set(at.tolist()) >= {1, 2, 3, 4, 5, 6}
+    assert np.sum(at < 1000) > 5 * np.sum(thinned(x, y, 400)[0] < 1000)
