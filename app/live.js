@@ -124,7 +124,7 @@ async function ask(run, own) {
   let waits = 0;
   for (const sub of own) {
     if (sub.data.kind === "panel" && pulse.status) panel(sub, pulse.status);
-    if (sub.data.kind === "outlook" && pulse.status) sub.line.textContent = (pulse.status.outlook || {})[sub.data.probe] || sub.data.usual;
+    if (sub.data.kind === "outlook" && pulse.status) sub.line.textContent = pulse.status.outlook[sub.data.probe] || sub.data.usual;
     if (sub.absent !== undefined && pulse.status) absent(sub, pulse.status);
     if (sub.data.topic && pulse.tags && changed(sub, pulse.tags[sub.data.topic], waits)) waits += 300;
   }
@@ -241,7 +241,8 @@ const DRAW = {
 function absent(sub, status) {
   sub.status = status;
   const probe = ((sub.data.args.names || [])[0] || "").split("/")[0];
-  const words = ((status && status.outlook) || {})[probe];
+  const waits = status && (!status.measured.includes(probe) || sub.absent.includes("Measure now"));
+  const words = waits && status.outlook[probe];
   const lines = [element("div", "", sub.absent)];
   if (words) lines.push(element("div", "ms-outlook", words));
   sub.plot.replaceChildren(...lines);
@@ -339,9 +340,10 @@ function disconnected(sub) {
 }
 
 function span(seconds) {
-  if (seconds < 60) return `${Math.max(1, Math.round(seconds))} s`;
-  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ${String(Math.round(seconds % 60)).padStart(2, "0")} s`;
-  return `${Math.floor(seconds / 3600)} h ${String(Math.round((seconds % 3600) / 60)).padStart(2, "0")} min`;
+  const whole = Math.max(1, Math.round(seconds)), minutes = Math.round(seconds / 60);
+  if (whole < 60) return `${whole} s`;
+  if (minutes < 60) return `${Math.floor(whole / 60)} min ${String(whole % 60).padStart(2, "0")} s`;
+  return `${Math.floor(minutes / 60)} h ${String(minutes % 60).padStart(2, "0")} min`;
 }
 
 // Small things.

@@ -85,6 +85,8 @@ class Standing:
     """Probes that measure now."""
     outlook: Mapping[str, str] = field(default_factory=dict)
     """Probe to words about when its next measurement may be done."""
+    measured: tuple[str, ...] = ()
+    """Probes that have come to an end of a measurement."""
 
     @property
     def tags(self) -> dict[str, str]:
@@ -112,6 +114,7 @@ class Standing:
             "eta": None if self.eta is None else round(self.eta, 1),
             "activity": self.activity,
             "outlook": dict(self.outlook),
+            "measured": list(self.measured),
             "error": self.error,
             "pending": list(self.pending),
             "tags": self.tags,
@@ -179,6 +182,7 @@ def _standing(run: str, home: Path) -> Standing:
         newest.id if newest is not None else 0,
         tuple(sorted({job["probe"] for job in measuring.get("jobs", ())})),
         outlook(measuring, step=status.step or 0, state=status.state),
+        tuple(measuring.get("costs", ())),
     )
 
 

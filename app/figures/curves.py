@@ -82,7 +82,7 @@ def series(
 
     `bands` are ranges of steps (spans, colour) that are shaded, each colour with a lane of its own at the bottom.
     """
-    ends = [s for line in lines for s in (line.steps[:1], line.steps[-1:])]
+    ends = [s for line in lines for s in (line.steps[:1], line.steps[-1:])] + [np.array([m.step for m in marks])]
     ends = np.concatenate(ends) if ends else np.zeros(1)
     span = (float(ends.min()), float(ends.max())) if len(ends) else (0.0, 1.0)
     marked, axis = marking(marks, span, log=scale.xlog)

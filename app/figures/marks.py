@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,8 @@ from app.figures.base import steps
 
 MOST = 60
 """Marks drawn; older ones are left out, since a comb says nothing."""
+LETTER = 0.021
+"""Width of a letter in a narrow chart, as a share of its width."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,8 @@ def marking(marks: Sequence[Mark], span: tuple[float, float], *, log: bool = Fal
     )
     place = {mark.step: math.log10(mark.step) if log else float(mark.step) for mark in marks}
     first, last = (math.log10(max(end, 1.0)) if log else end for end in span)
-    worded = _worded(marks, place, last - first)
     late = {step for step, at in place.items() if at > first + 0.86 * (last - first)}
+    worded = _worded(marks, place, late, last - first)
     traces.append(
         base
         | {
@@ -70,13 +72,16 @@ def marking(marks: Sequence[Mark], span: tuple[float, float], *, log: bool = Fal
     return traces, {"yaxis2": {"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True}}
 
 
-def _worded(marks: Sequence[Mark], place: Mapping[int, float], width: float) -> list[tuple[Mark, float]]:
-    """Return the marks whose words fit, with the height of each: three rows, each word taking a fifth of the width."""
-    room, worded = 0.22 * width, []
-    row = dict.fromkeys(range(3), -math.inf)
+def _worded(
+    marks: Sequence[Mark], place: Mapping[int, float], late: Set[int], width: float
+) -> list[tuple[Mark, float]]:
+    """Return the marks whose words fit, with the height of each: three rows, in which no two words share a place."""
+    worded, taken = [], {row: [] for row in range(3)}
     for mark in marks:
-        free = next((r for r, last in row.items() if place[mark.step] - last >= room), None)
+        room, at = LETTER * (len(mark.text) + 1) * width, place[mark.step]
+        start, end = (at - room, at) if mark.step in late else (at, at + room)
+        free = next((row for row, others in taken.items() if all(end <= a or start >= b for a, b in others)), None)
         if free is not None:
-            row[free] = place[mark.step]
+            taken[free].append((start, end))
             worded.append((mark, 0.955 - 0.07 * free))
     return worded

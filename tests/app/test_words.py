@@ -60,6 +60,13 @@ def test_words_of_events_keep_apart_on_a_logarithmic_axis():
     traces, _ = marking(marks, (1.0, 10_000.0), log=True)
     assert len(traces[-1]["text"]) == 4, "one early, and one in each of three rows"
     assert [place.split()[1] for place in traces[-1]["textposition"]] == ["right", "left", "left", "left"]
+    traces, _ = marking([Mark(s, "resumed", LOOK.muted) for s in (50, 60, 72, 85, 95)], (0.0, 100.0))
+    spans = [(x - 16, x, y) if side == "middle left" else (x, x + 16, y) for x, y, side in zip(
+        *(traces[-1][key] for key in ("x", "y", "textposition")), strict=True
+    )]  # fmt: skip
+    assert len(spans) == 5 and not any(
+        a < d and c < b for i, (a, b, y) in enumerate(spans) for c, d, z in spans[:i] if y == z
+    )
 
 
 def test_a_logarithmic_axis_shows_the_first_steps_whole_and_every_spike():
