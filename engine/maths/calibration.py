@@ -151,11 +151,16 @@ def smallest_cosine(rows: Tensor) -> Tensor:
 
 
 def smallest_cosines(tables: Tensor) -> Tensor:
-    """Return the smallest cosine (N,) in each of N tables of inner products (N, K, K), as `smallest_cosine` does."""
-    norms = tables.diagonal(dim1=1, dim2=2).sqrt()
-    scale = norms[:, None] * norms[:, :, None]
-    pairs = torch.ones_like(tables[0]).triu(1).bool() & (scale != 0)
-    return torch.where(pairs, tables / scale, math.inf).flatten(1).amin(1)
+    """Return the smallest cosine (N,) in each of N tables of inner products (N, K, K), as `smallest_cosine` does.
+
+    A row whose squares are so small that their sum has lost its digits vanishes too.
+    """
+    numbers = torch.finfo(tables.dtype)
+    powers = tables.diagonal(dim1=1, dim2=2)
+    norms, there = powers.sqrt(), powers > numbers.tiny / numbers.eps**2
+    pairs = torch.ones_like(tables[0]).triu(1).bool() & there[:, None] & there[:, :, None]
+    cosines = (tables / (norms[:, None] * norms[:, :, None])).clamp(-1.0, 1.0)
+    return torch.where(pairs, cosines, math.inf).flatten(1).amin(1)
 
 
 def no_changes() -> dict[str, Any]:

@@ -76,7 +76,11 @@ def summaries(prefix: str, modality: str, found: Found, mode: str, reading: str)
             "share",
         ),
         "cosine_to_sum": (_cosines(gradient, plain[None])[0], "cosine of calibrated and summed gradient", "cosine"),
-        "norm_ratio": (gradient.norm() / plain.norm().clamp(min=tiny), "‖calibrated‖/‖sum‖", "ratio"),
+        "norm_ratio": (
+            _norms(gradient[None])[0] / _norms(plain[None])[0].clamp(min=tiny),
+            "‖calibrated‖/‖sum‖",
+            "ratio",
+        ),
         "damped": (
             (gradient.abs() < 0.5 * plain.abs()).double().mean(),
             "share of coordinates shortened by more than half",
@@ -155,11 +159,20 @@ def _label(modality: str, source: str) -> str:
 
 
 def _norms(values: Tensor) -> Tensor:
-    return values.flatten(1).norm(dim=1)
+    """Return the length of each of `values` (K, B, d), of small ones too, whose squares no float holds."""
+    values = values.flatten(1)
+    largest = values.abs().amax(1).clamp(min=torch.finfo(values.dtype).tiny)
+    return (values / largest[:, None]).norm(dim=1) * largest
 
 
 def _cosines(one: Tensor, others: Tensor) -> Tensor:
-    """Return the cosine of `one` (B, d) with each of `others` (K, B, d)."""
-    others = others.flatten(1)
-    scale = (one.norm() * others.norm(dim=1)).clamp(min=torch.finfo(others.dtype).tiny)
-    return others @ one.flatten() / scale
+    """Return the cosine of `one` (B, d) with each of `others` (K, B, d), 0 where one of them vanishes."""
+    one, *others = (_unit(values.flatten()) for values in (one, *others))
+    return (torch.stack(others) @ one).clamp(-1.0, 1.0)
+
+
+def _unit(values: Tensor) -> Tensor:
+    """Return `values` (N,) at length 1, or all zero."""
+    tiny = torch.finfo(values.dtype).tiny
+    values = values / values.abs().amax().clamp(min=tiny)
+    return values / values.norm().clamp(min=tiny)

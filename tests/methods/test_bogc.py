@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from engine.knobs import InputError
 from engine.maths import calibration as maths
+from engine.maths import evidence_report
 from engine.maths.evidence import READINGS
 from engine.maths.evidence_report import READING_NOTES
 from engine.maths.last_layer import Head
@@ -323,6 +324,17 @@ def test_smallest_cosine_leaves_out_rows_that_vanish():
     rows = torch.tensor([[1.0, 0.0], [0.0, 0.0], [-1.0, 1.0]])
     assert float(maths.smallest_cosine(rows)) == pytest.approx(-(0.5**0.5))
     assert math.isinf(maths.smallest_cosine(rows[:2]))
+
+
+def test_cosines_of_vanishing_gradients_are_none_or_right_but_never_beyond_one():
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.randn(2, 1000, generator=draw)
+    for size in 10.0 ** torch.arange(-24, 1.0):
+        found = float(maths.smallest_cosine(rows * torch.tensor([[1.0], [size]])))
+        assert math.isinf(found) or found == pytest.approx(float(maths.smallest_cosine(rows)), abs=1e-5)
+        told = float(evidence_report._cosines(rows[0] * size, rows[1:])[0])
+        assert told == pytest.approx(float(maths.smallest_cosine(rows)), abs=1e-5)
+        assert float(evidence_report._norms(rows[:1] * size)) == pytest.approx(float(size * rows[0].norm()), rel=1e-5)
 
 
 def test_the_report_shows_what_was_done():
