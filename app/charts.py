@@ -129,7 +129,7 @@ def _styled(line: Line, words: str, hues: Mapping[str, str], asked: Mapping[str,
 
 
 def _sharpness(reader, args, look) -> Drawing:
-    names = matching(reader.names()["scalars"], ["hessian/lambda_max", "hessian/*/lambda_max"])
+    names = ranked(matching(reader.names()["scalars"], ["hessian/lambda_max", "hessian/*/lambda_max"]), look)
     lines = recorded(reader, names, look)
     if not lines:
         return Drawing(None, empty=args["empty"] or "λ_max has not been measured yet.")
@@ -139,6 +139,8 @@ def _sharpness(reader, args, look) -> Drawing:
     words = {name: part_of(name, "whole") for name in names}
     hues = {name: look.part(name) for name in names}
     lines = [_styled(line, words[line.label], hues, {}, look) for line in lines]
+    # One part often holds all of it: the whole shows below that part's line.
+    lines = [replace(line, width=4.0) if line.label == "whole" else line for line in lines]
     highest = max(float(np.nanmax(line.values)) for line in lines)
     above = [words for value, words in edges(known) if not args["ylog"] and value > FAR * max(highest, 1e-30)]
     bounds = noisy_edges(reader, lines[0].steps.tolist()[-ERRORS:], look, catalog.titles())
@@ -187,6 +189,8 @@ def _several(draw: Callable, whole: str, tail: bool) -> Callable:
         if not found:
             return Drawing(None, empty=args["empty"] or "This has not been measured yet.")
         label = (lambda n: part_of(n, whole)) if tail else (lambda n: "/".join(n.split("/")[2:]) or whole)
+        place = {name: i for i, name in enumerate(ranked([name for name, _, _ in found], look))}
+        found.sort(key=lambda entry: place[entry[0]])
         blocks = [(label(name), record, look.part(name)) for name, _, record in found]
         name, step, record = found[0]
         if all(r.kind == blocks[0][1].kind for _, r, _ in blocks):

@@ -59,7 +59,7 @@ def _next(at: int, facts: Mapping[str, Any], step: int, resting: bool) -> str:
 
 
 def _under_way(job: Mapping[str, Any], end: float, facts: Mapping[str, Any], resting: bool) -> str:
-    cost, done = facts["costs"].get(job["probe"]), f"{job['seconds']:.1f} s"
+    cost, done = facts["costs"].get(job["probe"]), span(job["seconds"])
     work = f"{done} of work so far" if cost is None else f"{done} of about {span(cost)} of work"
     words = f"measuring since step {job['step']:,} · {work}"
     slowly = not job["asked"] and not resting and facts["share"] < 1.0
@@ -139,6 +139,8 @@ def span(seconds: float) -> str:
     >>> span(0.032), span(0.41), span(12.4), span(95), span(5000)
     ('32 ms', '0.4 s', '12 s', '2 min', '1.4 h')
     """
+    if seconds == 0:
+        return "0 s"
     if seconds < 0.1:
         return f"{max(1000 * seconds, 1):.0f} ms"
     if seconds < 90:
