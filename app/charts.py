@@ -140,7 +140,7 @@ def _sharpness(reader, args, look) -> Drawing:
     hues = {name: look.part(name) for name in names}
     lines = [_styled(line, words[line.label], hues, {}, look) for line in lines]
     # One part often holds all of it: the whole shows below that part's line.
-    lines = [replace(line, width=4.0) if line.label == "whole" else line for line in lines]
+    lines = [replace(line, width=3.0) if line.label == "whole" else line for line in lines]
     highest = max(float(np.nanmax(line.values)) for line in lines)
     above = [words for value, words in edges(known) if not args["ylog"] and value > FAR * max(highest, 1e-30)]
     bounds = noisy_edges(reader, lines[0].steps.tolist()[-ERRORS:], look, catalog.titles())
