@@ -21,6 +21,7 @@ SOONEST = 60.0
 """Seconds, at least, that are told of a measurement that waits for its share: the pieces of the others are coarse."""
 PIECES = 200
 """Pieces into which the work that waits is cut."""
+HELD = "held back by the run's budget; Measure now is not"
 LEAST = 0.05
 """Share of its cost that a measurement is taken to have left, however long it has taken."""
 
@@ -53,7 +54,7 @@ def outlook(facts: Mapping[str, Any], *, step: int, state: str) -> dict[str, str
 
 def _next(at: int, facts: Mapping[str, Any], step: int, resting: bool) -> str:
     if step >= at:
-        return "due, waits for its share of the time" if not resting else "due when the run goes on"
+        return "due when the run goes on" if resting else "due" if facts["share"] else f"due, {HELD}"
     away = "" if resting or not facts["steps"] else f", in about {span((at - step) * _a_step(facts))}"
     return f"next at step {at:,}{away}"
 
@@ -67,7 +68,7 @@ def _under_way(job: Mapping[str, Any], end: float, facts: Mapping[str, Any], res
     beside = f" beside {others} other{'s' if others > 1 else ''}" if others else ""
     pace = f" in {facts['share']:.0%} of the time{beside}" if slowly else ""
     if math.isinf(end):
-        return f"{words} · held back by the run's budget; Measure now is not"
+        return f"{words} · {HELD}"
     if cost is None:
         return f"{words}{pace} · its first, so how much is left is not known" + (
             "; Measure now gives it all the time" if slowly else ""
@@ -80,7 +81,7 @@ def expected(facts: Mapping[str, Any], *, resting: bool = False) -> list[float]:
     """Return the seconds after which each measurement under way may be done, in their order; infinite where never.
 
     Those asked for come first. Of the scheduled ones the oldest has half the time, the least served of the others the
-    other half; what falls due meanwhile mostly waits, since the budget is spent as soon as it is earned.
+    other half; what falls due meanwhile joins them.
     """
     work = [_Work(job["probe"], job["seconds"], _left(job, facts["costs"])) for job in facts["jobs"]]
     asked = [own for own, job in zip(work, facts["jobs"], strict=True) if job["asked"]]
@@ -96,15 +97,26 @@ def expected(facts: Mapping[str, Any], *, resting: bool = False) -> list[float]:
     if not resting and facts["share"] < 1.0:
         owed = facts["spent"] + sum(own.left for own in asked)
         end = max(end, owed / share - facts["trained"] - facts["spent"])
-    ends |= _shared(scheduled, end, share)
+    coming = {} if resting else {p: (at - facts["step"]) * _a_step(facts) for p, at in facts["next"].items()}
+    ends |= _shared(scheduled, end, share, coming, facts)
     return [ends[id(own)] for own in work]
 
 
-def _shared(work: list[_Work], end: float, share: float) -> dict[int, float]:
-    """Return id to the seconds after which each is done, when half of the share is the oldest's."""
+def _shared(
+    work: list[_Work], end: float, share: float, coming: dict[str, float], facts: Mapping[str, Any]
+) -> dict[int, float]:
+    """Return id to the seconds after which each is done, when half of the share is the oldest's.
+
+    `coming` is probe to the seconds until it falls due; then it takes its last cost, and falls due again.
+    """
     piece = max(sum(own.left for own in work) / PIECES, 1e-3)
     queue, ends, lead = list(work), {}, 0.0
-    while queue:
+    while len(ends) < len(work):
+        for probe, at in coming.items():
+            if at <= end and probe in facts["costs"] and all(own.probe != probe for own in queue):
+                queue.append(_Work(probe, 0.0, facts["costs"][probe]))
+                every = max(facts["every"].get(probe, 1) * _a_step(facts), 1e-6)
+                coming[probe] = at + every * (1 + (end - at) // every)
         others = queue[1:]
         own = min(others, key=lambda own: own.done) if others and lead > 0.0 else queue[0]
         taken = min(piece, own.left)
@@ -113,7 +125,8 @@ def _shared(work: list[_Work], end: float, share: float) -> dict[int, float]:
         own.done, own.left, end = own.done + taken, own.left - taken, end + taken / share
         if own.left <= 1e-9:
             queue.remove(own)
-            ends[id(own)] = end
+            if any(own is asked for asked in work):
+                ends[id(own)] = end
     return ends
 
 

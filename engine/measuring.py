@@ -74,6 +74,7 @@ class Measuring:
         jobs = [{"probe": j.probe, "step": j.step, "asked": j.asked, "seconds": round(j.seconds, 2)} for j in self.jobs]
         facts = {"jobs": jobs, "costs": self.costs, "next": self._next, "share": self.budget.share, "slice": SLICE}
         facts |= {"spent": round(self.budget.spent, 2), "trained": round(self._trained, 2), "steps": self._turns}
+        facts |= {"step": self.training.state.step, "every": self.intervals}
         return {"activity": self.activity, "measuring": facts}
 
     def recall(self, reader: RunReader) -> None:
@@ -106,7 +107,11 @@ class Measuring:
             self._next[probe] = -(-max(step, 1) // every) * every
 
     def due(self, step: int, *, last: bool = False) -> None:
-        """Mark what is due after `step` steps; at the last step everything watched is measured once more."""
+        """Start what is due after `step` steps, unless it is still under way; everything watched at the last step.
+
+        It does not wait until the budget allows a piece: with a dear measurement under way that never is, since what is
+        earned is spent at once, and a cheap one could not start beside it.
+        """
         for probe, at in self._next.items():
             if step >= at or last:
                 waiting = [job for job in self.jobs if job.probe == probe]
@@ -114,7 +119,7 @@ class Measuring:
                     continue
                 if last:
                     self.cancel(probe)
-                if last or self._allowed():
+                if last or self.budget.share > 0.0:
                     self._start(probe, {}, asked=last)
                     self._next[probe] = (step // self.intervals[probe] + 1) * self.intervals[probe]
 

@@ -68,15 +68,21 @@ class Stage:
 
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.4])
 def test_scheduled_measurements_keep_to_their_share_at_every_step_and_use_it(monkeypatch, share):
-    stage = Stage(monkeypatch, {"hessian": 1, "imbalance": 1}, share).go(30_000)
+    stage = Stage(monkeypatch, {"hessian": 1, "imbalance": 1}, share).go(60_000)
     assert all(spent <= share * total + BREATH for spent, total, _ in stage.turns)
     spent, total, _ = stage.turns[-1]
     assert spent == pytest.approx(share * total, rel=0.01)
     assert len(stage.of("hessian")) >= 2
 
 
+def test_a_cheap_measurement_keeps_its_interval_beside_dear_ones(monkeypatch):
+    stage = Stage(monkeypatch, {"hessian": 1, "landscape": 1, "imbalance": 100}, 0.4).go(6000)
+    assert len(stage.of("imbalance")) >= 58, "its two breaths are a sixth of what the budget earns in the time"
+    assert stage.of("hessian") and stage.of("landscape")
+
+
 def test_a_cheap_measurement_does_not_wait_for_a_dear_one(monkeypatch):
-    stage = Stage(monkeypatch, {"hessian": 1, "imbalance": 1}).go(2000)
+    stage = Stage(monkeypatch, {"hessian": 1, "imbalance": 1}).go(4500)
     first = stage.made.index(("hessian", stage.of("hessian")[0]))
     assert first >= 1 and stage.made[0][0] == "imbalance"
 

@@ -16,6 +16,8 @@ FACTS = {
     "spent": 5.0,
     "trained": 45.0,
     "steps": 4500,
+    "step": 200,
+    "every": {"hessian": 100},
 }
 
 
@@ -74,7 +76,9 @@ def test_the_words_say_how_far_when_and_why_so_late():
 
 def test_between_two_measurements_the_words_say_when_the_next_is_due():
     assert words(jobs=[]) == "next at step 300, in about 1.0 s · the last took 10 s"
-    assert words(jobs=[], step=320) == "due, waits for its share of the time · the last took 10 s"
+    assert words(jobs=[], step=320) == "due · the last took 10 s"
+    held = "due, held back by the run's budget; Measure now is not · the last took 10 s"
+    assert words(jobs=[], step=320, share=0.0) == held
     assert words(jobs=[], state="paused") == "next at step 300 · the last took 10 s"
     assert words(jobs=[], state="finished") == "the last took 10 s"
 
