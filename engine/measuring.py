@@ -168,28 +168,29 @@ class Measuring:
     def _go_on(self, job: Job, *, idle: bool) -> None:
         """Take a measurement to its next record or breathing point."""
         started = time.perf_counter()
+        self._advance(job, started)
+        seconds = time.perf_counter() - started
+        job.seconds += seconds
+        if len(self.jobs) > 1 and not job.asked:
+            self._lead += seconds if job is self.jobs[0] else -seconds
+        self.budget.spend(0.0 if idle else seconds)
+
+    def _advance(self, job: Job, started: float) -> None:
+        """Compute and write a measurement's next record, or end it."""
         try:
             record = next(job.records)
         except StopIteration:
             self._finish(job)
-            return
         except InputError as error:
             self._fail(job, {"error": str(error)})
-            return
         except Exception as error:  # a measurement that breaks is recorded whole and must not end the training
             self._fail(job, {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()})
-            return
-        finally:
-            seconds = time.perf_counter() - started
-            job.seconds += seconds
-            if len(self.jobs) > 1 and not job.asked:
-                self._lead += seconds if job is self.jobs[0] else -seconds
-            self.budget.spend(0.0 if idle else seconds)
-        if record is not None:
-            job.made += 1
-            if record.seconds is None:
-                record = replace(record, seconds=job.seconds)
-            self.writer.record(job.step, record)
+        else:
+            if record is not None:
+                job.made += 1
+                if record.seconds is None:
+                    record = replace(record, seconds=job.seconds + time.perf_counter() - started)
+                self.writer.record(job.step, record)
 
     _before: float | None = None
     """Seconds of training before this engine's first turn, by which a resumed run has earned nothing."""
@@ -205,9 +206,11 @@ class Measuring:
         return self.budget.allows(self._trained + self.budget.spent)
 
     def _start(self, probe: str, settings: dict[str, Any], *, asked: bool) -> None:
+        started = time.perf_counter()
         snap = self.training.snapshot()
         records = self.training.probe(probe, settings).measure(snap)
         self.jobs.append(Job(probe, snap.step, iter(records), asked))
+        self.budget.spend(time.perf_counter() - started)
 
     def _finish(self, job: Job) -> None:
         self.jobs.remove(job)

@@ -24,7 +24,7 @@ WORTH = 0.85
 """Share of the present best time per point below which a larger chunk is taken; noise alone does not reach it."""
 MOST_BYTES = 64 * 2**20
 """Bytes that the parameters of one chunk may take."""
-BREATH = 0.005
+BREATH = 0.02
 """Seconds of evaluating one point after the other between two breathing points."""
 MOST_SECONDS = 0.1
 """Seconds that one chunk may take, since training waits for it."""
