@@ -7,7 +7,7 @@ import torch
 from engine.catalog import catalog
 from engine.config import RunConfig, validated
 from engine.knobs import InputError
-from engine.lessons.edge_of_stability import _SETTINGS
+from engine.lessons.edge_of_stability import EdgeOfStability
 from engine.optim import Optimizer, Settings
 from engine.probes.stability import Stability
 from engine.stability import edge_of_stability
@@ -100,7 +100,11 @@ def test_where_no_optimiser_is_known_there_is_one_sentence():
 
 @pytest.mark.parametrize(("name", "lr", "momentum"), [("sgd", 0.4, 0.0), ("adam", 0.01, 0.9)])
 def test_training_on_whole_batches_climbs_to_the_edge_and_stays_there(name, lr, momentum):
-    own = _SETTINGS | {"optimizer.name": name, "optimizer.lr": lr, "optimizer.momentum": momentum}
+    own = EdgeOfStability.arms["full_batch"]["settings"] | {
+        "optimizer.name": name,
+        "optimizer.lr": lr,
+        "optimizer.momentum": momentum,
+    }
     config = RunConfig(problem="digits_captions", steps=1000, device="cpu", settings=own)
     training, ratios = Training(validated(config, catalog())), []
     looks = (20, 700, 750, 800) if name == "sgd" else (20, 200, 250, 300)
