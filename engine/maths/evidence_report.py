@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.maths.angles import cosine
 from engine.maths.calibration import Found
 from engine.records import Bars, Matrix, Record, Scalar
 
@@ -167,12 +168,4 @@ def _norms(values: Tensor) -> Tensor:
 
 def _cosines(one: Tensor, others: Tensor) -> Tensor:
     """Return the cosine of `one` (B, d) with each of `others` (K, B, d), 0 where one of them vanishes."""
-    one, *others = (_unit(values.flatten()) for values in (one, *others))
-    return (torch.stack(others) @ one).clamp(-1.0, 1.0)
-
-
-def _unit(values: Tensor) -> Tensor:
-    """Return `values` (N,) at length 1, or all zero."""
-    tiny = torch.finfo(values.dtype).tiny
-    values = values / values.abs().amax().clamp(min=tiny)
-    return values / values.norm().clamp(min=tiny)
+    return torch.stack([cosine(one.flatten(), other.flatten()) for other in others])

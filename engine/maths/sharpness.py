@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from engine.knobs import InputError
+from engine.maths.angles import unit
 
 Loss = Callable[[Tensor], Tensor]
 LONG = 4.0
@@ -108,7 +109,7 @@ def unhurried_ascent(
     rises: list[float] = []
     first = 0.0
     for step in range(1 + steps):
-        there = _inside(at + stride * _unit(slope), rho)
+        there = _inside(at + stride * unit(slope), rho)
         value, uphill = _climbing(loss, theta + scale * there, scale, where)
         rise = value - base
         first = rise if step == 0 else first
@@ -232,14 +233,6 @@ def _norm(v: Tensor) -> float:
     """Return the Euclidean norm, also where the squares of the entries are too small for their type."""
     peak = v.abs().max().item() if len(v) else 0.0
     return peak * torch.linalg.vector_norm(v / peak).item() if peak > 0 else 0.0
-
-
-def _unit(v: Tensor) -> Tensor:
-    peak = v.abs().max()
-    if not peak > 0:
-        return torch.zeros_like(v)
-    v = v / peak
-    return v / torch.linalg.vector_norm(v)
 
 
 def _inside(u: Tensor, rho: float) -> Tensor:

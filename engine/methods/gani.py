@@ -45,6 +45,7 @@ from torch import Tensor
 
 from engine.layout import Layout
 from engine.maths import anisotropic_noise as maths
+from engine.maths.angles import cosine
 from engine.method import Method
 from engine.records import Bars, Record, Scalar
 from engine.stability import stability_bound
@@ -54,11 +55,6 @@ from engine.step import View
 def anisotropic(power: Tensor, layout: Layout) -> Tensor:
     """Return the standard deviation of each coordinate (P,) for a power (P,), which is overwritten: its root."""
     return power.sqrt_()
-
-
-def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Return the cosine of the angle between a and b (P,), 0 where one of them vanishes."""
-    return (a @ b) / (a.norm() * b.norm()).clamp(min=torch.finfo(a.dtype).tiny)
 
 
 def expected_cosine(sigma: float) -> float:

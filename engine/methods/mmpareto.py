@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from engine.knobs import InputError
+from engine.maths.angles import cosine
 from engine.maths.unimodal import columns, encoder, places
 from engine.method import Method, knob
 from engine.records import Record, Scalar
@@ -134,9 +135,8 @@ class MMPareto(Method):
             g, u, c = self._pair(view.grads, where, fused, row)
             taken = columns(view.grad[None], where)[0]
             tiny = torch.finfo(g.dtype).tiny
-            cosine = (g @ u) / (g.norm() * u.norm()).clamp(min=tiny)
             longer = taken.norm() / (g + u).norm().clamp(min=tiny)
-            values = torch.stack([cosine, (g @ u <= 0).to(g.dtype), c, longer]).tolist()
+            values = torch.stack([cosine(g, u), (g @ u <= 0).to(g.dtype), c, longer]).tolist()
             about = {"n": len(view.batch)}
             how = "cos of the fused and the encoder's own gradient"
             draw = {"panel": "Do fused and own gradient agree?", "place": 1, "y": "cosine", "levels": {"": 0.0}}
