@@ -9,7 +9,7 @@ from app import controls, live, shell
 TITLE = "Spectra"
 ICON = ":material/equalizer:"
 EMPTY = "Nothing has been measured here. Choose an interval above, or press Measure now."
-QUIET = "No method changes the features now. Switch on FANoise or ModDrop, then measure."
+QUIET = "No method changed these features where they were measured. Switch on FANoise or ModDrop, then measure."
 SHOWN = {
     "clean and changed": ("singular", "changed/singular", "expected", "instead", "noise", "random"),
     "clean": ("singular", "random"),
