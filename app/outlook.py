@@ -28,11 +28,11 @@ LEAST = 0.05
 
 @dataclass
 class _Work:
-    """One measurement under way: seconds of work done and, as far as is known or guessed, left."""
+    """One measurement under way: seconds of work left as far as is known, and its rank beside the oldest."""
 
     probe: str
-    done: float
     left: float
+    rank: float
 
 
 def outlook(facts: Mapping[str, Any], *, step: int, state: str) -> dict[str, str]:
@@ -80,10 +80,10 @@ def _under_way(job: Mapping[str, Any], end: float, facts: Mapping[str, Any], res
 def expected(facts: Mapping[str, Any], *, resting: bool = False) -> list[float]:
     """Return the seconds after which each measurement under way may be done, in their order; infinite where never.
 
-    Those asked for come first. Of the scheduled ones the oldest has half the time, the least served of the others the
-    other half; what falls due meanwhile joins them.
+    Those asked for come first. Of the scheduled ones the oldest has half the time, the least served of the others
+    the other half; what falls due meanwhile joins them.
     """
-    work = [_Work(job["probe"], job["seconds"], _left(job, facts["costs"])) for job in facts["jobs"]]
+    work = [_Work(job["probe"], _left(job, facts["costs"]), job["rank"]) for job in facts["jobs"]]
     asked = [own for own, job in zip(work, facts["jobs"], strict=True) if job["asked"]]
     scheduled = [own for own, job in zip(work, facts["jobs"], strict=True) if not job["asked"]]
     full = 1.0 if resting else facts["slice"] / (facts["slice"] + _training(facts))
@@ -114,15 +114,19 @@ def _shared(
     while len(ends) < len(work):
         for probe, at in coming.items():
             if at <= end and probe in facts["costs"] and all(own.probe != probe for own in queue):
-                queue.append(_Work(probe, 0.0, facts["costs"][probe]))
+                rank = facts["served"].get(probe, 0.0) + facts["head_start"]
+                rank = max(rank, min(own.rank for own in queue))
+                queue.append(_Work(probe, facts["costs"][probe], rank))
                 every = max(facts["every"].get(probe, 1) * _a_step(facts), 1e-6)
                 coming[probe] = at + every * (1 + (end - at) // every)
         others = queue[1:]
-        own = min(others, key=lambda own: own.done) if others and lead > 0.0 else queue[0]
+        own = min(others, key=lambda own: own.rank) if others and lead > 0.0 else queue[0]
         taken = min(piece, own.left)
         if others:
-            lead += taken if own is queue[0] else -taken
-        own.done, own.left, end = own.done + taken, own.left - taken, end + taken / share
+            oldest = own is queue[0]
+            lead += taken if oldest else -taken
+            own.rank += 0.0 if oldest else taken
+        own.left, end = own.left - taken, end + taken / share
         if own.left <= 1e-9:
             queue.remove(own)
             if any(own is asked for asked in work):

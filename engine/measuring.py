@@ -26,6 +26,9 @@ SLICE = 0.025
 """Seconds of measuring between two training steps, as far as a measurement's breathing points allow."""
 NAMED = 3
 """Measurements under way that are listed by name; more are counted."""
+HEAD_START = 3.0
+"""Seconds by which a probe that has shown nothing yet goes before the others: its first picture is worth more than
+their next."""
 
 
 @dataclass
@@ -54,6 +57,8 @@ class Measuring:
         """Probe to why its last measurement failed."""
         self.costs: dict[str, float] = {}
         """Seconds that the last measurement of each probe took."""
+        self.served: dict[str, float] = {}
+        """Seconds that each probe has had beside the oldest, or, where it joined later, would have had."""
         self.watched(training.config.probes)
 
     @property
@@ -71,10 +76,16 @@ class Measuring:
 
     def told(self) -> dict[str, Any]:
         """Return what a heartbeat says of measurements, from which a page estimates when the next ones are done."""
-        jobs = [{"probe": j.probe, "step": j.step, "asked": j.asked, "seconds": round(j.seconds, 2)} for j in self.jobs]
+        jobs = [
+            {"probe": job.probe, "step": job.step, "asked": job.asked, "seconds": round(job.seconds, 2)}
+            | {"rank": round(self._rank(job), 3)}
+            for job in self.jobs
+        ]
         facts = {"jobs": jobs, "costs": self.costs, "next": self._next, "share": self.budget.share, "slice": SLICE}
         facts |= {"spent": round(self.budget.spent, 2), "trained": round(self._trained, 2), "steps": self._turns}
         facts |= {"step": self.training.state.step, "every": self.intervals}
+        facts["served"] = {probe: round(seconds, 3) for probe, seconds in self.served.items()}
+        facts["head_start"] = HEAD_START
         return {"activity": self.activity, "measuring": facts}
 
     def recall(self, reader: RunReader) -> None:
@@ -155,7 +166,8 @@ class Measuring:
         """Return the measurement whose turn it is: what was asked for, the oldest, or the least served of the others.
 
         The last two have half of the time each, so a cheap measurement does not wait for a dear one, in however many
-        pieces it comes, and of many dear ones the oldest gets on.
+        pieces it comes, and of many dear ones the oldest gets on. Of the others the probe comes that has had least over
+        the run: one that is soon due again does not keep a dear one waiting. A probe's first picture has a start.
         """
         asked = next((job for job in self.jobs if job.asked), None)
         if asked is not None or not self.jobs:
@@ -163,7 +175,10 @@ class Measuring:
         if not idle and not self._allowed():
             return None
         oldest, *others = self.jobs
-        return min(others, key=lambda job: job.seconds) if others and self._lead > 0.0 else oldest
+        return min(others, key=self._rank) if others and self._lead > 0.0 else oldest
+
+    def _rank(self, job: Job) -> float:
+        return self.served[job.probe] + HEAD_START * (job.made > 0 or job.probe in self.costs)
 
     def _go_on(self, job: Job, *, idle: bool) -> None:
         """Take a measurement to its next record or breathing point."""
@@ -172,7 +187,9 @@ class Measuring:
         seconds = time.perf_counter() - started
         job.seconds += seconds
         if len(self.jobs) > 1 and not job.asked:
-            self._lead += seconds if job is self.jobs[0] else -seconds
+            oldest = job is self.jobs[0]
+            self._lead += seconds if oldest else -seconds
+            self.served[job.probe] += 0.0 if oldest else seconds
         self.budget.spend(0.0 if idle else seconds)
 
     def _advance(self, job: Job, started: float) -> None:
@@ -209,6 +226,9 @@ class Measuring:
         started = time.perf_counter()
         snap = self.training.snapshot()
         records = self.training.probe(probe, settings).measure(snap)
+        # One that comes later has no claim to what the others have had meanwhile.
+        others = min((self.served[job.probe] for job in self.jobs), default=0.0)
+        self.served[probe] = max(self.served.get(probe, 0.0), others)
         self.jobs.append(Job(probe, snap.step, iter(records), asked))
         self.budget.spend(time.perf_counter() - started)
 

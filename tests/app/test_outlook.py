@@ -8,7 +8,7 @@ from app.outlook import expected, outlook
 from tests.test_measuring import BREATH, BREATHS, STEP, Stage
 
 FACTS = {
-    "jobs": [{"probe": "hessian", "step": 100, "asked": False, "seconds": 3.0}],
+    "jobs": [{"probe": "hessian", "step": 100, "asked": False, "seconds": 3.0, "rank": 0.0}],
     "costs": {"hessian": 10.0},
     "next": {"hessian": 300},
     "share": 0.1,
@@ -18,6 +18,8 @@ FACTS = {
     "steps": 4500,
     "step": 200,
     "every": {"hessian": 100},
+    "served": {"hessian": 0.0, "landscape": 0.0},
+    "head_start": 3.0,
 }
 
 
@@ -68,7 +70,7 @@ def test_the_words_say_how_far_when_and_why_so_late():
     assert words() == "measuring since step 100 · 3.0 s of about 10 s of work · done in about 70 s, in 10% of the time"
     first = words(costs={})
     assert "its first, so how much is left is not known; Measure now gives it all the time" in first
-    two = [*FACTS["jobs"], {"probe": "landscape", "step": 200, "asked": False, "seconds": 0.5}]
+    two = [*FACTS["jobs"], {"probe": "landscape", "step": 200, "asked": False, "seconds": 0.5, "rank": 0.0}]
     assert "in 10% of the time beside 1 other" in words(jobs=two)
     asked = [FACTS["jobs"][0] | {"asked": True}]
     assert words(jobs=asked).endswith("done in about 9.8 s"), "no share and no others: it goes first"
