@@ -36,8 +36,11 @@ class _Work:
 
 
 def outlook(facts: Mapping[str, Any], *, step: int, state: str) -> dict[str, str]:
-    """Return probe to words about its next measurement, as the `facts` of a heartbeat at `step` tell them."""
-    if not facts:
+    """Return probe to words about its next measurement, as the `facts` of a heartbeat at `step` tell them.
+
+    Nothing where there are none, or they are those of an engine that was started before this dashboard was renewed.
+    """
+    if "head_start" not in facts:
         return {}
     jobs, costs, resting = facts["jobs"], facts["costs"], state != "running"
     found = {probe: f"the last took {span(cost)}" for probe, cost in costs.items()}

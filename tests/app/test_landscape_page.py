@@ -95,9 +95,17 @@ def test_a_measurement_under_way_can_be_cancelled():
     home = write_run(folder() / RUN)
     with lock(home):
         writer = RunWriter(home)
-        job = {"probe": "landscape", "step": STEPS, "asked": True, "seconds": 1.0}
+        job = {"probe": "landscape", "step": STEPS, "asked": True, "seconds": 1.0, "rank": 0.0}
         facts = {"jobs": [job], "costs": {"landscape": 9.0}, "next": {}, "share": 0.1, "slice": 0.02}
-        facts |= {"spent": 1.0, "trained": 2.0, "steps": 100}
+        facts |= {
+            "spent": 1.0,
+            "trained": 2.0,
+            "steps": 100,
+            "step": STEPS,
+            "every": {},
+            "served": {},
+            "head_start": 3.0,
+        }
         writer.beat("running", STEPS, {"activity": "measuring landscape", "measuring": facts})
         writer.close()
         at = view(VIEWS[0])

@@ -87,3 +87,5 @@ def test_between_two_measurements_the_words_say_when_the_next_is_due():
 
 def test_a_run_that_says_nothing_of_measurements_has_no_outlook():
     assert outlook({}, step=5, state="running") == {}
+    older = {key: value for key, value in FACTS.items() if key not in ("head_start", "served", "every", "step")}
+    assert outlook(older, step=5, state="running") == {}
