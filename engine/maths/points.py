@@ -26,6 +26,8 @@ MOST_BYTES = 64 * 2**20
 """Bytes that the parameters of one chunk may take."""
 BREATH = 0.02
 """Seconds of evaluating one point after the other between two breathing points."""
+MOST = 1000
+"""Points evaluated one after the other between two breathing points at most."""
 MOST_SECONDS = 0.1
 """Seconds that one chunk may take, since training waits for it."""
 
@@ -69,16 +71,21 @@ class Field:
         """Return the losses of as many of the first points as BREATH allows; one transfer from the device for all."""
         until = time.perf_counter() + BREATH
         first, *others = self.directions
-        found, rest, base = [], None, self.theta
+        found, count, rest, base = self.theta.new_empty(0), 0, None, self.theta
         for c, *more in map(np.ndarray.tolist, coordinates):  # one at a time: most are left for later calls
             if more != rest:
                 rest, base = more, self.theta
                 for b, d in zip(more, others, strict=True):
                     base = base.add(d, alpha=b)
-            found.append(self.losses(base.add(first, alpha=c)))
-            if time.perf_counter() > until:
+            losses = self.losses(base.add(first, alpha=c))
+            if not count:
+                found = losses.new_empty(min(len(coordinates), MOST), len(losses))
+            # Copied, not kept: small blocks that outlive an evaluation cut up the memory in which the next one works.
+            found[count] = losses
+            count += 1
+            if count == len(found) or time.perf_counter() > until:
                 break
-        return torch.stack(found).cpu().double().numpy()
+        return found[:count].cpu().double().numpy()
 
 
 def fastest_chunk(losses: Losses, theta: Tensor) -> Iterator[int | None]:
