@@ -153,12 +153,13 @@ class Robustness(Probe):
         for gone in ((), pair[1:], pair[:1], pair):
             hits.append(scorer.hits({m: blank[m] if m in gone else clean[m] for m in clean}))
             yield None
+        corners = torch.stack(hits).view(2, 2, -1)
         uniform = [_uniform(snap, f"robustness/rate/{m}", p.draws, (len(batch),), batch.y.device) for m in pair]
         lost = [[numbers < level for level in levels] for numbers in uniform]
         table, errors = np.empty((2, p.grid, p.grid))
         for i, first in enumerate(lost[0]):
             for j, second in enumerate(lost[1]):
-                worth = robustness.worth_of_masks(torch.stack(hits).view(2, 2, -1), first, second)
+                worth = robustness.worth_of_masks(corners, first, second)
                 table[i, j], errors[i, j] = robustness.mean_over_rows(worth)
             yield None
         rates = [np.array([f"{mask.double().mean().item():.3f}" for mask in masks]) for masks in lost]

@@ -79,11 +79,7 @@ class Stability(Probe):
             top,
             residual,
             **about.bound(),
-            draw={
-                "title": "λ<sub>max</sub> as the optimiser sees it",
-                "y": "λ<sub>max</sub>(P⁻¹H)",
-                "label": "λ<sub>max</sub>(P⁻¹H)",
-            },
+            draw={"title": "λ<sub>max</sub> as the optimiser sees it", "y": _TOP, "label": _TOP},
         )
         yield Scalar(
             "stability/edge",
