@@ -23,6 +23,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from app import catalog
+from app.acknowledged import controls
 from app.charts import CHARTS, checked
 from app.drawing import ChartError, Drawing
 from app.status import DEAD, Standing, folder, home_of, listed, standing, tag
@@ -79,9 +80,13 @@ class Desk:
         self.drawings, self.bodies = Kept(400), Kept(200)
         self.standings, self.lists = Kept(200), Kept(2)
 
-    def head(self, run: str, home: Path) -> bytes:
-        """Return how a run stands as the start of a tick, read at most five times a second however many look."""
-        return self.standings.get(run, time.monotonic, lambda: _head(standing(run, home)), fresh=REREAD)
+    def head(self, run: str, home: Path, known: str = "") -> bytes:
+        """Return how a run stands as the start of a tick, read at most five times a second however many look.
+
+        What the run acknowledges to its controls is in it unless the page has it, under the tag `known`.
+        """
+        head, tag, controls = self.standings.get(run, time.monotonic, lambda: _head(standing(run, home)), fresh=REREAD)
+        return head if tag == known else head + controls
 
     def runs_tag(self) -> str:
         """Return a text that changes when a run appears, goes, changes state or gets visibly further."""
@@ -95,10 +100,11 @@ class Desk:
         make = lambda: packed(chart.draw(reader, args, looks(reader, dark)))  # noqa: E731  made only when it is needed
         return self.drawings.get(key, lambda: chart.stamp(reader, args), make, fresh=REDRAW)
 
-    def pulse(self, run: str, asked: str, dark: bool) -> bytes:
+    def pulse(self, run: str, asked: str, dark: bool, known: str = "") -> bytes:
         """Return one tick as JSON: how the run stands, and of the `asked` charts those that changed.
 
-        `asked` is a JSON list of `[name, arguments, version that the page has]`.
+        `asked` is a JSON list of `[name, arguments, version that the page has]`, `known` the tag of the controls that
+        it has.
 
         Raises:
             ChartError: a request that no page makes.
@@ -113,12 +119,15 @@ class Desk:
         for name, args, has in wanted:
             now, body = self.drawing(run, home, name, args, dark)
             parts.append(b"null" if now == has else body)
-        return self.head(run, home) + b',"charts":[' + b",".join(parts) + b"]}"
+        return self.head(run, home, known) + b',"charts":[' + b",".join(parts) + b"]}"
 
 
-def _head(stands: Standing) -> bytes:
+def _head(stands: Standing) -> tuple[bytes, str, bytes]:
+    """Return the start of a tick, and the tag and JSON of what the run acknowledges to its controls."""
     wait = FAST if stands.pending else RESTING if stands.state in DEAD else SLOW
-    return json.dumps({"next": wait, "tags": stands.tags, "status": stands.to_json()})[:-1].encode()
+    head = json.dumps({"next": wait, "tags": stands.tags, "status": stands.to_json()})[:-1].encode()
+    found = controls(stands)
+    return head, found["tag"], f',"controls":{json.dumps(found)}'.encode()
 
 
 def roll(runs: Path) -> list[tuple]:
@@ -165,7 +174,9 @@ def routes() -> list[Route]:
     def pulse(request: Request) -> Response:
         query = request.query_params
         try:
-            body = desk.pulse(query.get("run", ""), query.get("charts", ""), query.get("dark") == "1")
+            body = desk.pulse(
+                query.get("run", ""), query.get("charts", ""), query.get("dark") == "1", query.get("controls", "")
+            )
         except ChartError as error:
             return PlainTextResponse(str(error), 400, _NEVER)
         if len(body) < 2048 or "gzip" not in request.headers.get("accept-encoding", ""):
@@ -176,7 +187,7 @@ def routes() -> list[Route]:
     return [
         Route(f"{BASE}/pulse", pulse, methods=["GET"]),
         Route(plotly_path(), lambda request: _script(plotly_script()), methods=["GET"]),
-        Route(live_path(), lambda request: _script(live_script()), methods=["GET"]),
+        *[Route(path, _served(name), methods=["GET"]) for name, path in live_paths().items()],
     ]
 
 
@@ -187,7 +198,13 @@ def plotly_path() -> str:
 
 def live_path() -> str:
     """Return where the live component's script is served."""
-    return f"{BASE}/live-{hashlib.sha256(live_script()).hexdigest()[:12]}.js"
+    return live_paths()["live.js"]
+
+
+def live_paths() -> dict[str, str]:
+    """Return name to path of the live component's files; the path names their content, so browsers may keep them."""
+    digest = hashlib.sha256(b"".join(live_files().values())).hexdigest()[:12]
+    return {name: f"{BASE}/live-{digest}/{name}" for name in live_files()}
 
 
 @cache
@@ -197,13 +214,19 @@ def plotly_script() -> bytes:
 
 
 @cache
-def live_script() -> bytes:
-    """Return the live component's script, gzipped."""
-    return gzip.compress((Path(__file__).parent / "live.js").read_bytes(), 9, mtime=0)
+def live_files() -> dict[str, bytes]:
+    """Return name to content, gzipped, of the live component's scripts and style sheet."""
+    folder = Path(__file__).parent / "js"
+    return {path.name: gzip.compress(path.read_bytes(), 9, mtime=0) for path in sorted(folder.glob("*.*s"))}
 
 
-def _script(content: bytes) -> Response:
-    return Response(content, media_type="text/javascript", headers=_FOREVER | {"Content-Encoding": "gzip"})
+def _served(name: str) -> Callable[[Request], Response]:
+    kind = "text/css" if name.endswith(".css") else "text/javascript"
+    return lambda request: _script(live_files()[name], kind)
+
+
+def _script(content: bytes, kind: str = "text/javascript") -> Response:
+    return Response(content, media_type=kind, headers=_FOREVER | {"Content-Encoding": "gzip"})
 
 
 def headers() -> Iterable[tuple[bytes, bytes]]:

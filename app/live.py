@@ -1,4 +1,4 @@
-"""The one live component: charts, the state panel and watches, fed by one poller a page.
+"""The one live component: charts, controls and watches, fed by one poller a page.
 
 Where the server's own routes are absent (a test, or `streamlit run app/ui.py`), the same charts are drawn by Streamlit.
 """
@@ -6,18 +6,23 @@ Where the server's own routes are absent (a test, or `streamlit run app/ui.py`),
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import streamlit as st
 
 from app import api
+from app.acknowledged import controls
 from app.charts import CHARTS, checked
 from app.figures.base import HEIGHT
-from app.status import folder
+from app.status import Standing, folder
 from engine.store import RunReader
 
 _SERVED = "MODALSCAPE_SERVED"
+STEERING = "steering"
+"""Key of the component that receives what a person asks for, on every page."""
+CONFIG = {"displaylogo": False, "showSendToCloud": False, "plotlyServerURL": ""}
+"""Of charts that Streamlit draws: nothing offers to send data out."""
 
 _START = """
 const started = new Map();
@@ -85,12 +90,39 @@ def scrubber(run: str, names: Sequence[str], *, key: str, group: str) -> None:
         _mount(key=key, data=data | _scripts())
 
 
-def panel(standing, *, key: str) -> bool:
-    """Draw the live state of a run; return whether it asks for the controls to be drawn again."""
-    if not served():
-        return False
-    data = {"kind": "panel", "run": standing.id, "status": standing.to_json(), "topic": "control"}
-    return _watching(data | {"drawn": standing.tags["control"]}, key)
+def steering(
+    standing: Standing,
+    methods: Sequence[Mapping[str, Any]],
+    rate: Mapping[str, Any] | None,
+    *,
+    received: Callable[[], None],
+    confirmed: Sequence[str],
+) -> None:
+    """Draw the state of a run and its controls: buttons, a switch for each of `methods`, the learning rate.
+
+    What a person asks for anywhere on the page arrives here: `received` is called when `asked_for` has something new.
+    `confirmed` lists the tokens of what has arrived.
+    """
+    entries = [{"name": m["name"], "title": m["title"], "help": m.get("summary", "")} for m in methods]
+    data = {"kind": "steering", "run": standing.id, "methods": entries, "rate": rate, "received": list(confirmed)}
+    data |= {"topic": "state", "drawn": standing.tags["state"], "status": standing.to_json()}
+    callbacks = {"on_changed_change": lambda: None, "on_sent_change": received}
+    _mount(key=STEERING, data=data | {"controls": controls(standing)} | _scripts(), **callbacks)
+
+
+def asked_for() -> list[Any]:
+    """Return what the page has handed over since the last time, oldest first, as it came."""
+    found = st.session_state.get(STEERING)
+    sent = found.get("sent") if found else None
+    return sent if isinstance(sent, list) else []
+
+
+def control(kind: str, run: str, *, key: str, width: int | str = "stretch", **data: Any) -> None:
+    """Draw a control of the run in view, a `switch`, `knobs` or `interval`; it shows what `steering` knows of the run.
+
+    What a person does there arrives at `steering`, too.
+    """
+    _mount(key=key, data=data | {"kind": kind, "run": run} | _scripts(), width=width)
 
 
 def outlook(standing, probe: str, usual: str, *, key: str) -> None:
@@ -127,5 +159,5 @@ def _plain(run: str, name: str, args: dict[str, Any], *, key: str, title: str, h
             st.info(drawing.empty)
             return
         drawing.figure.update_layout(height=height)
-        st.plotly_chart(drawing.figure, key=f"{key}-figure", theme=None)
+        st.plotly_chart(drawing.figure, key=f"{key}-figure", theme=None, config=CONFIG)
         st.caption(drawing.caption)

@@ -8,9 +8,9 @@ from typing import Any
 
 import streamlit as st
 
-from app import catalog, controls, live, shell
+from app import catalog, controls, live, shell, steering
+from app.acknowledged import ready
 from app.panels import LAST, Panel, panels
-from app.status import ALIVE
 
 
 def choice(entries: Sequence[Mapping[str, Any]], on: Sequence[str]) -> Mapping[str, Any]:
@@ -36,7 +36,6 @@ def card(run: str, name: str) -> None:
     entry = catalog.named(catalog.methods())[name]
     now = shell.now(run)
     live.watch(run, "control", now.tags["control"], key=f"watch-method/{run}")
-    settings = shell.reader(run).meta("settings", {}) or {}
     with st.container(border=True, key="method-card"):
         head, switch = st.columns([3, 1], vertical_alignment="top")
         with head:
@@ -52,7 +51,7 @@ def card(run: str, name: str) -> None:
                 st.badge("acts at " + ", ".join(entry["points"]), color="gray")
             st.markdown(_sentence(entry))
         with switch:
-            controls.toggle(now, entry, "card", "On")
+            steering.switch(now, entry, "card", "On")
         if now.refused:
             st.warning(now.refused[1], icon=":material/block:")
         optimizer = (shell.reader(run).meta("optimizer", {}) or {}).get("name", "")
@@ -61,14 +60,11 @@ def card(run: str, name: str) -> None:
             st.info(f"This run's optimiser is {optimizer}. {note}", icon=":material/balance:")
         if entry["knobs"]:
             first, more = entry["knobs"][:3], entry["knobs"][3:]
-            controls.tuning(now, entry | {"knobs": first}, settings)
+            steering.tuning(now, entry | {"knobs": first}, key="first")
             if more:
                 with st.expander(f"{len(more)} more knobs"):
-                    controls.tuning(now, entry | {"knobs": more}, settings)
-            waiting = [k.partition(".")[2] for k in now.asked if k.startswith(f"{name}.")]
-            if waiting:
-                st.caption("requested: " + ", ".join(waiting))
-            elif now.state in ALIVE:
+                    steering.tuning(now, entry | {"knobs": more}, key="more")
+            if ready(now):
                 st.caption("A change takes effect before the next step and is marked on every time axis.")
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import streamlit as st
 
-from app import catalog, controls, live
+from app import catalog, live, steering
+from app.acknowledged import why
 from app.naming import spoken as words
-from app.status import ALIVE, DEAD, Standing, folder, home_of, listed, standing
-from app.supervisor import Supervisor, note_of
-from engine.control import Pause, Resume, Stop
+from app.status import Standing, folder, home_of, listed, standing
+from app.supervisor import note_of
 from engine.handle import RunHandle
 from engine.knobs import InputError
 from engine.store import RunReader
@@ -21,14 +21,6 @@ NEWEST = 200
 """Runs offered in the picker."""
 COMPARED = 60
 """Newest runs among which another of the same network is looked for."""
-
-
-@st.cache_resource
-def supervisor() -> Supervisor:
-    """Return the server's supervisor, which has taken up what waited from an earlier server."""
-    made = Supervisor()
-    made.adopt()
-    return made
 
 
 def catalogue() -> dict[str, Any]:
@@ -74,128 +66,59 @@ def sidebar() -> None:
             return
         if run not in known:
             known.insert(0, run)
-        st.session_state["run"] = st.session_state["picker"] = run
+        st.session_state["run"] = run
         if st.query_params.get("run") != run:
             st.query_params["run"] = run
-        st.selectbox("Run", known, key="picker", format_func=words, on_change=_picked)
+        _picker(known, run)
         st.fragment(_steering, run_every=None if live.served() else 1.0)(run)
 
 
-def _picked() -> None:
-    st.session_state["run"] = st.session_state["picker"]
-    st.query_params["run"] = st.session_state["picker"]
+def _picker(known: list[str], run: str) -> None:
+    """Draw the choice of the run in view, as another widget whenever that is another run.
+
+    The browser resends what its widget shows until it has received the next one; an old one says nothing new.
+    """
+    drawn, count = st.session_state.get("picker", ("", 0))
+    if drawn != run:
+        st.session_state["picker"] = (run, count + 1)
+    key = f"picker/{st.session_state['picker'][1]}"
+    st.selectbox("Run", known, known.index(run), key=key, format_func=words, on_change=_picked, args=(key, run))
+
+
+def _picked(key: str, drawn: str) -> None:
+    run = st.session_state.get(key)
+    if run and run != drawn:
+        st.session_state["run"] = st.query_params["run"] = run
 
 
 def _steering(run: str) -> None:
-    """Draw state, buttons and one switch per method; drawn again when the engine has acknowledged something."""
+    """Draw state, buttons and one switch per method; drawn again when the run's state is another."""
     home = home_of(folder(), run)
     if home is None:
         st.caption("This run has been deleted.")
         return
-    now = standing(run, home)
-    live.panel(now, key=f"panel/{run}")
-    if not live.served():
-        _facts(now)
-    problem = supervisor().problems.get(run)
+    now, methods = standing(run, home), catalog.methods()
+    knob = steering.rate(catalog.load()["settings"]) if methods else None
+    problem = steering.supervisor().problems.get(run)
     if problem:
         st.error(problem)
+    if live.served():
+        described = steering.described(knob) if knob else None
+        live.steering(now, methods, described, received=steering.received, confirmed=steering.confirmed())
+        return
+    _facts(now)
     with st.container(gap="xsmall", key="steering"):
-        _buttons(now)
+        steering.buttons(now)
     if now.refused:
         st.warning(now.refused[1], icon=":material/block:")
     st.markdown("**Methods**")
-    if now.state not in ALIVE:
-        st.caption(
-            "Resume the run to switch methods." if now.state in DEAD else "Switches work once the run has started."
-        )
+    if why(now):
+        st.caption(why(now))
     with st.container(gap="xsmall", key="method-switches"):
-        for entry in catalog.load()["methods"] if catalog.titles() else ():
-            controls.toggle(now, entry, "side")
-    if catalog.titles():
-        controls.rate(now, catalog.load()["settings"], reader(run).meta("settings", {}) or {})
-
-
-def _buttons(now: Standing) -> None:
-    """Draw start, pause, single step and stop: always in the same places, disabled where they make no sense.
-
-    The lower two have no hint, since it would lie over the upper two.
-    """
-    on = now.state in ALIVE
-    (first, second), (third, fourth) = st.columns(2, gap="xsmall"), st.columns(2, gap="xsmall")
-    wide = {"width": "stretch"}
-    if now.state == "queued":
-        st.button(
-            "Leave the queue",
-            key="cancel-queued",
-            icon=":material/close:",
-            on_click=_cancel,
-            args=(now.id,),
-            help="Take this run out of the queue.",
-            **wide,
-        )
-        return
-    dead = now.state in DEAD
-    first.button(
-        "Resume",
-        key="resume",
-        icon=":material/play_arrow:",
-        type="primary" if dead or now.state == "paused" else "secondary",
-        disabled=not dead and now.state != "paused",
-        on_click=resumed,
-        args=(now,),
-        shortcut="g",
-        help=_resuming(now),
-        **wide,
-    )
-    second.button(
-        "Pause",
-        key="pause",
-        icon=":material/pause:",
-        disabled=not on or now.state in ("paused", "stopping"),
-        on_click=controls.send,
-        args=(now.id, Pause()),
-        shortcut="p",
-        help="Pause before the next step",
-        **wide,
-    )
-    third.button(
-        "Step",
-        key="step",
-        icon=":material/skip_next:",
-        disabled=now.state != "paused",
-        on_click=controls.send,
-        args=(now.id, Resume(1)),
-        shortcut="s",
-        **wide,
-    )
-    fourth.button(
-        "Stop",
-        key="stop",
-        icon=":material/stop:",
-        disabled=not on or now.state == "stopping",
-        on_click=controls.send,
-        args=(now.id, Stop()),
-        **wide,
-    )
-
-
-def _resuming(now: Standing) -> str:
-    if now.state == "finished":
-        return f"Train on, to step {2 * now.steps:,}"
-    return "Go on from the last checkpoint" if now.state in DEAD else "Resume"
-
-
-def resumed(now: Standing) -> None:
-    """Go on with a run: from its last checkpoint when its engine has ended, else from its pause."""
-    if now.state in DEAD:
-        supervisor().resume(now.id, 2 * now.steps if now.state == "finished" else None)
-    else:
-        controls.send(now.id, Resume())
-
-
-def _cancel(run: str) -> None:
-    if not supervisor().cancel(run):
-        st.toast("This run has already started.")
+        for entry in methods:
+            steering.switch(now, entry, "side")
+    if knob:
+        steering.tuning(now, {"name": "optimizer", "knobs": [knob]}, columns=1)
 
 
 def _facts(now: Standing) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from app import catalog, controls, live, shell
+from app import catalog, controls, live, shell, steering
 from app.api import roll
 from app.status import ALIVE, DEAD, WORDS, folder, home_of, listed, standing, tag
 from app.supervisor import delete, write_note
@@ -199,7 +199,7 @@ def begin(config: Mapping[str, Any], catalogue: Mapping[str, Any], *, note: str 
     """Start a run and show it; what is wrong with the configuration is said in place."""
     try:
         checked = validated(RunConfig.from_json(config), catalogue)
-        run = shell.supervisor().begin(checked.to_json(), note)
+        run = steering.supervisor().begin(checked.to_json(), note)
     except InputError as error:
         st.error(str(error), icon=":material/error:")
         return
@@ -244,7 +244,7 @@ def _row(run: str, now) -> None:
                     "Resume" if now.state != "finished" else f"Train on to step {2 * now.steps:,}",
                     key=f"again-{run}",
                     icon=":material/play_arrow:",
-                    on_click=shell.resumed,
+                    on_click=steering.resumed,
                     args=(now,),
                     width="stretch",
                 )
@@ -270,7 +270,7 @@ def _row(run: str, now) -> None:
 def _delete(run: str) -> None:
     if home_of(folder(), run) is None or not st.session_state.get(f"sure-{run}"):
         return
-    if shell.supervisor().cancel(run):
+    if steering.supervisor().cancel(run):
         return
     try:
         delete(run)

@@ -87,6 +87,12 @@ class Standing:
     """Probe to words about when its next measurement may be done."""
     measured: tuple[str, ...] = ()
     """Probes that have come to an end of a measurement."""
+    settings: Mapping[str, Any] | None = None
+    """Setting key to value as the run has acknowledged them; None before its engine has written any."""
+    commands: tuple[Mapping[str, Any], ...] = ()
+    """The commands that wait, as JSON values."""
+    revision: int = 0
+    """A number that grows with every command that is sent or answered."""
 
     @property
     def tags(self) -> dict[str, str]:
@@ -98,6 +104,7 @@ class Standing:
         ]
         return {
             "control": tag([control, self.refused, sorted(self.probes.items()), self.steps]),
+            "state": tag([self.state, self.steps]),
             "events": tag([self.events, self.state]),
             "records": tag([self.records, sorted(self.probes.items()), self.pending, self.state, self.busy]),
         }
@@ -157,8 +164,10 @@ def _standing(run: str, home: Path) -> Standing:
     engine = RunHandle(home)
     status: Status = engine.status()
     reader = engine.reader()
-    pending = [_json(command) for _, command in engine.pending()]
+    waiting = engine.pending()
+    pending = [_json(command) for _, command in waiting]
     events = reader.events(kinds=("applied", "refused"))
+    numbers = [number for number, _ in waiting] + [event.detail.get("id", 0) for event in events[-1:]]
     newest = reader.newest(*EVENTS)
     known = reader.names()["records"]
     probes = reader.meta("probes", {}) or {}
@@ -183,6 +192,9 @@ def _standing(run: str, home: Path) -> Standing:
         tuple(sorted({job["probe"] for job in measuring.get("jobs", ())})),
         outlook(measuring, step=status.step or 0, state=status.state),
         tuple(measuring.get("costs", ())),
+        reader.meta("settings", None),
+        tuple(pending),
+        max(numbers, default=0) + (newest.id if newest is not None else 0),
     )
 
 

@@ -203,15 +203,21 @@ def create(home: Path | str) -> None:
         db.close()
 
 
-def post(home: Path | str, command: Command, who: str = "") -> int:
+def post(home: Path | str, command: Command, who: str = "", *, once: bool = False) -> int:
     """Put a command into the mailbox; return its number. Callable from any thread or process.
+
+    With `once`, `who` is a token of the request: what is posted again under it stays the one command that it was.
 
     Raises:
         InputError: there is no run in `home`.
     """
+    unless = "WHERE NOT EXISTS (SELECT 1 FROM command WHERE who = ?)" if once else ""
     with _connected(home) as db:
-        body = json.dumps(command.to_json())
-        return db.execute("INSERT INTO command(time, who, body) VALUES (?, ?, ?)", (time.time(), who, body)).lastrowid
+        made = (time.time(), who, json.dumps(command.to_json()), *([who] if once else []))
+        done = db.execute(f"INSERT INTO command(time, who, body) SELECT ?, ?, ? {unless}", made)
+        if done.rowcount:
+            return done.lastrowid
+        return db.execute("SELECT id FROM command WHERE who = ?", (who,)).fetchone()[0]
 
 
 def set_meta(home: Path | str, key: str, value: Any) -> None:

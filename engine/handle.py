@@ -187,9 +187,9 @@ class RunHandle:
             raise Busy(f"{self.home} is already being trained by another engine; wait for it or stop it.")
         self.launch("resume", *(["--steps", str(steps)] if steps is not None else []))
 
-    def send(self, command: Command, who: str = "") -> int:
-        """Put a command into the run's mailbox; return its number."""
-        return control.post(self.home, command, who)
+    def send(self, command: Command, who: str = "", *, once: bool = False) -> int:
+        """Put a command into the run's mailbox, `once` for all requests of the token `who`; return its number."""
+        return control.post(self.home, command, who, once=once)
 
     def pending(self) -> list[tuple[int, Command]]:
         """Return the commands that were sent and neither applied nor refused yet, with their numbers, in order."""

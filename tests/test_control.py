@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,16 @@ def test_many_threads_post_at_once(home):
     unread = Mailbox(home).unread(0)
     assert [n for n, _ in unread] == sorted(numbers)
     assert {c.text for _, c in unread} == {f"{w}/{i}" for w in range(8) for i in range(25)}
+
+
+def test_what_is_asked_for_once_is_posted_once_however_many_ask(home):
+    def ask(_):
+        return [post(home, Toggle("gani", True), f"token {i}", once=True) for i in range(10)]
+
+    with ThreadPoolExecutor(8) as pool:
+        numbers = list(pool.map(ask, range(8)))
+    assert len(Mailbox(home).unread()) == 10
+    assert all(found == numbers[0] for found in numbers)
 
 
 def test_two_processes_post_at_once(home):

@@ -140,32 +140,32 @@ def test_an_empty_landscape_says_what_to_switch_on(served):
 
 def test_a_switch_shows_what_the_engine_acknowledged_and_since_when(home):
     at = opened("10_live.py", RUN)
-    assert at.sidebar.toggle(key=f"side/{RUN}/gani").value is True
-    assert at.sidebar.toggle(key=f"side/{RUN}/sam").value is False
+    assert at.sidebar.toggle(key=f"side/{RUN}/gani=True").value is True
+    assert at.sidebar.toggle(key=f"side/{RUN}/sam=False").value is False
     assert f"on · applied at step {TOGGLED_AT}" in texts(at)
-    assert at.sidebar.toggle(key=f"side/{RUN}/gani").disabled
+    assert at.sidebar.toggle(key=f"side/{RUN}/gani=True").disabled
 
 
 def test_a_switch_sends_a_command_and_says_requested_until_it_is_applied(alive):
     at = opened("10_live.py", RUN)
-    at.sidebar.toggle(key=f"side/{RUN}/sam").set_value(True).run()
+    at.sidebar.toggle(key=f"side/{RUN}/sam=False").set_value(True).run()
     assert sent(alive) == [Toggle("sam", True)]
-    assert at.sidebar.toggle(key=f"side/{RUN}/sam").value is True
+    assert at.sidebar.toggle(key=f"side/{RUN}/sam=True").value is True
     assert "requested: on" in texts(at)
 
 
 def test_a_second_tab_sees_what_the_first_asked_for(alive):
     first, second = opened("10_live.py", RUN), opened("40_curvature.py", RUN)
-    first.sidebar.toggle(key=f"side/{RUN}/sam").set_value(True).run()
+    first.sidebar.toggle(key=f"side/{RUN}/sam=False").set_value(True).run()
     second.run()
-    assert second.sidebar.toggle(key=f"side/{RUN}/sam").value is True
+    assert second.sidebar.toggle(key=f"side/{RUN}/sam=True").value is True
 
 
 def test_a_knob_is_sent_as_it_is_turned(alive):
     at = opened("20_methods.py", RUN)
     at.number_input(key=f"tune/{RUN}/gani.sigma=1.0").set_value(0.5).run()
     assert sent(alive) == [Tune("gani", "sigma", 0.5)]
-    assert at.number_input(key=f"tune/{RUN}/gani.sigma=0.5").value == 0.5 and "requested: sigma" in texts(at)
+    assert at.number_input(key=f"tune/{RUN}/gani.sigma=0.5").value == 0.5 and "requested: gani sigma = 0.5" in texts(at)
     assert not at.exception
 
 
@@ -188,7 +188,7 @@ def test_a_running_run_can_be_paused():
 def test_a_measurement_is_asked_for_and_scheduled(alive):
     at = opened("40_curvature.py", RUN)
     at.button(key=f"now/{RUN}/hessian").click().run()
-    at.selectbox(key=f"every/{RUN}/hessian").set_value(50).run()
+    at.selectbox(key=f"every/{RUN}/hessian=100").set_value(50).run()
     assert sent(alive) == [Measure("hessian", {}), Watch("hessian", True, 50)]
 
 
@@ -227,14 +227,14 @@ def test_a_failure_is_shown_with_its_traceback_on_the_log_only():
 def test_an_unknown_run_in_the_address_falls_back_to_the_newest(home, asked):
     at = opened("10_live.py", asked)
     assert not at.exception
-    assert at.sidebar.selectbox(key="picker").value == RUN
+    assert at.sidebar.selectbox(key="picker/1").value == RUN
 
 
 def test_the_address_names_the_run_in_view(home):
     other = write_run(folder() / "another-run")
     at = opened("10_live.py", other.name)
     assert at.query_params["run"] in (other.name, [other.name])
-    at.sidebar.selectbox(key="picker").set_value(RUN).run()
+    at.sidebar.selectbox(key="picker/1").set_value(RUN).run()
     assert at.query_params["run"] in (RUN, [RUN])
 
 

@@ -1,41 +1,13 @@
 // One hub a page: every chart, panel and watch subscribes to it, and it asks the server once a tick for all of them.
 
-const STYLE = `
-.ms-title { font-weight: 600; font-size: 0.93rem; margin: 0 0 0.15rem 0; min-height: 1.3em; }
-.ms-plot { width: 100%; position: relative; }
-.ms-empty { display: flex; flex-direction: column; gap: 0.35rem; align-items: center; justify-content: center; text-align: center; padding: 0 2rem;
-  border: 1px dashed var(--ms-line); border-radius: 6px; color: var(--ms-quiet); font-size: 0.92rem; line-height: 1.5; }
-.ms-waiting { animation: ms-come 0.3s 0.7s backwards; }
-@keyframes ms-come { from { opacity: 0; } }
-.ms-caption { color: var(--ms-quiet); font-size: 0.8rem; line-height: 1.35; margin-top: 0.2rem; min-height: 1.1em;
-  font-variant-numeric: tabular-nums; }
-.ms-scrub { display: flex; align-items: center; gap: 0.75rem; font-size: 0.85rem; color: var(--ms-quiet);
-  font-variant-numeric: tabular-nums; }
-.ms-scrub input { flex: 1; min-width: 6rem; accent-color: var(--st-primary-color); }
-.ms-scrub output { min-width: 13rem; }
-.ms-scrub button, .ms-button { font: inherit; color: inherit; background: none; border: 1px solid var(--ms-line);
-  border-radius: 6px; padding: 0.1rem 0.6rem; cursor: pointer; }
-.ms-scrub button:disabled { opacity: 0.45; cursor: default; }
-.ms-panel { font-size: 0.87rem; line-height: 1.45; font-variant-numeric: tabular-nums; }
-.ms-row { display: flex; justify-content: space-between; align-items: baseline; gap: 0.5rem; }
-.ms-row span { white-space: nowrap; }
-.ms-state { display: inline-flex; align-items: center; gap: 0.45rem; font-weight: 600; }
-.ms-dot { width: 0.6rem; height: 0.6rem; border-radius: 50%; background: var(--ms-tone); flex: none; }
-.ms-track { height: 5px; border-radius: 3px; background: var(--ms-line); margin: 0.4rem 0 0.35rem; overflow: hidden; }
-.ms-bar { height: 100%; background: var(--ms-tone); transition: width 0.3s linear; }
-.ms-quiet { color: var(--ms-quiet); }
-.ms-error { margin-top: 0.4rem; padding: 0.4rem 0.55rem; border-left: 3px solid var(--ms-bad); overflow-wrap: anywhere;
-  background: color-mix(in srgb, var(--ms-bad) 9%, transparent); border-radius: 0 6px 6px 0; }
-.ms-outlook { color: var(--ms-quiet); font-size: 0.82rem; line-height: 1.4; font-variant-numeric: tabular-nums; }
-.ms-watch { display: none; }
-`;
+import { CONTROLS, disconnected, drop, know, knownTag } from "./controls.js";
+import { child, dark, element, styled, theme } from "./dom.js";
+import { confirm, through } from "./outbox.js";
 
-const TONES = {
-  running: "#2B8A3E", starting: "#2F6FDE", queued: "#2F6FDE", paused: "#C77700", stopping: "#C77700",
-  finished: "#5B6B7C", stopped: "#5B6B7C", failed: "#D6336C", crashed: "#D6336C", stalled: "#D6336C",
-};
+await styled;
+
 const CONFIG = {
-  responsive: true, displaylogo: false, scrollZoom: "gl3d",
+  responsive: true, displaylogo: false, scrollZoom: "gl3d", showSendToCloud: false, showEditInChartStudio: false, plotlyServerURL: "",
   modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "hoverClosestCartesian", "hoverCompareCartesian", "toggleSpikelines", "hoverClosest3d", "resetCameraLastSave3d", "tableRotation"],
 };
 const NUDGED = 4000;
@@ -46,7 +18,6 @@ const cameras = new Map();
 let timer = 0, busy = false, again = false, hurryUntil = 0, lost = 0, plotly = null;
 
 export function mount({ key, data, parentElement, setTriggerValue }) {
-  style();
   let sub = subs.get(key);
   if (!sub || sub.host !== parentElement) {
     sub = { key, host: parentElement, tag: "", fired: "" };
@@ -68,6 +39,7 @@ export function unmount(key) {
   for (const [k, sub] of subs) {
     if (k !== key || sub.host.isConnected) continue;
     if (sub.plot && window.Plotly) window.Plotly.purge(sub.plot);
+    drop(sub);
     subs.delete(k);
   }
 }
@@ -101,7 +73,7 @@ async function tick() {
     lost = 0;
   } catch (error) {
     lost += 1;
-    if (lost > 1) for (const sub of subs.values()) if (sub.data.kind === "panel") disconnected(sub);
+    if (lost > 1) for (const sub of subs.values()) if (sub.data.kind === "steering") disconnected(sub);
     wait = 2000;
   }
   busy = false;
@@ -114,16 +86,16 @@ async function ask(run, own) {
   const wanted = charts.map((sub) => [sub.data.name, timed(sub), sub.tag]);
   const asked = wanted.map((w) => JSON.stringify(w));
   const any = charts[0] || own[0];
-  const query = new URLSearchParams({ run, dark: dark(any.host) ? "1" : "0", charts: JSON.stringify(wanted) });
+  const query = new URLSearchParams({ run, dark: dark(any.host) ? "1" : "0", charts: JSON.stringify(wanted), controls: knownTag(run) });
   const answer = await fetch(`${any.data.base}/pulse?${query}`, { cache: "no-store" });
   if (!answer.ok) {
     if (answer.status >= 500) throw new Error(answer.statusText);
     return 3000;
   }
   const pulse = await answer.json();
+  if (pulse.status) know(run, pulse.status, pulse.controls);
   let waits = 0;
   for (const sub of own) {
-    if (sub.data.kind === "panel" && pulse.status) panel(sub, pulse.status);
     if (sub.data.kind === "outlook" && pulse.status) sub.line.textContent = pulse.status.outlook[sub.data.probe] || sub.data.usual;
     if (sub.absent !== undefined && pulse.status) absent(sub, pulse.status);
     if (sub.data.topic && pulse.tags && changed(sub, pulse.tags[sub.data.topic], waits)) waits += 300;
@@ -188,10 +160,11 @@ const BUILD = {
     sub.slider.addEventListener("input", () => scrubTo(sub, Number(sub.slider.value)));
     sub.latest.addEventListener("click", () => scrubTo(sub, sub.steps.length - 1));
   },
-  panel(sub) {
-    if (!sub.box) sub.box = child(sub.host, "ms-panel");
-    theme(sub.host);
-    panel(sub, sub.data.status);
+  ...CONTROLS,
+  steering(sub) {
+    CONTROLS.steering(sub);
+    confirm(sub.data.received);
+    through((entries) => sub.trigger("sent", entries));
   },
   outlook(sub) {
     if (!sub.line) sub.line = child(sub.host, "ms-outlook");
@@ -315,70 +288,6 @@ function scrubWords(sub) {
   const step = sub.steps[place];
   sub.words.textContent = step === undefined ? "" : `step ${step.toLocaleString("en")} (${place + 1} of ${sub.steps.length})`;
   sub.latest.disabled = following;
-}
-
-function panel(sub, now) {
-  const box = sub.box, share = now.steps ? Math.min(1, now.step / now.steps) : 0;
-  box.style.setProperty("--ms-tone", TONES[now.state] || TONES.stopped);
-  const state = element("span", "ms-state", element("span", "ms-dot"), now.word);
-  const step = element("span", "ms-quiet", `step ${now.step.toLocaleString("en")}${now.steps ? ` / ${now.steps.toLocaleString("en")}` : ""}`);
-  const bar = element("div", "ms-bar");
-  bar.style.width = `${100 * share}%`;
-  const facts = [];
-  if (now.state === "running" && now.rate) facts.push(`${now.rate >= 10 ? Math.round(now.rate) : now.rate.toFixed(1)} steps/s`);
-  if (now.state === "running" && now.eta !== null) facts.push(`${span(now.eta)} left`);
-  if (now.activity) facts.push(now.activity);
-  const lines = [element("div", "ms-row", state, step), element("div", "ms-track", bar)];
-  if (facts.length || now.state === "running") lines.push(element("div", "ms-quiet", facts.join(" · ") || "\u00a0"));
-  if (now.pending.length) lines.push(element("div", "ms-quiet", `requested: ${now.pending.join(", ")}`));
-  if (now.error) lines.push(element("div", "ms-error", now.error));
-  box.replaceChildren(...lines);
-}
-
-function disconnected(sub) {
-  sub.box.replaceChildren(element("div", "ms-error", "The server does not answer; trying again. Training goes on without it."));
-}
-
-function span(seconds) {
-  const whole = Math.max(1, Math.round(seconds)), minutes = Math.round(seconds / 60);
-  if (whole < 60) return `${whole} s`;
-  if (minutes < 60) return `${Math.floor(whole / 60)} min ${String(whole % 60).padStart(2, "0")} s`;
-  return `${Math.floor(minutes / 60)} h ${String(minutes % 60).padStart(2, "0")} min`;
-}
-
-// Small things.
-
-function element(tag, name, ...content) {
-  const made = document.createElement(tag);
-  made.className = name;
-  made.append(...content);
-  return made;
-}
-
-function child(host, name) { return host.appendChild(element("div", name)); }
-
-function style() {
-  if (document.getElementById("ms-style")) return;
-  const sheet = document.createElement("style");
-  sheet.id = "ms-style";
-  sheet.textContent = STYLE;
-  document.head.append(sheet);
-}
-
-function dark(host) {
-  const colour = getComputedStyle(host).getPropertyValue("--st-background-color").trim();
-  const probe = document.createElement("canvas").getContext("2d");
-  probe.fillStyle = colour || "#fff";
-  const hex = probe.fillStyle;
-  const [r, g, b] = [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
-  return 0.299 * r + 0.587 * g + 0.114 * b < 128;
-}
-
-function theme(host) {
-  const night = dark(host);
-  host.style.setProperty("--ms-line", night ? "#2C3542" : "#DDE2EA");
-  host.style.setProperty("--ms-quiet", night ? "#94A0B0" : "#5F6C7B");
-  host.style.setProperty("--ms-bad", night ? "#FF8787" : "#C92A2A");
 }
 
 function plotlyReady(url) {
