@@ -86,7 +86,7 @@ function steering(sub) {
     refused.hidden = !controls.refused;
     const gone = lost(run);
     unsent.hidden = !gone.length;
-    unsent.replaceChildren(`Not sent, since the server did not answer: ${gone.map((act) => said(act, methods)).join(", ")}. `);
+    unsent.replaceChildren(`The server has not confirmed ${gone.map((act) => said(act, methods)).join(", ")}; this is not sent again. `);
     if (gone.length) unsent.append(pressable("OK", () => forget(run)));
     why.textContent = methods.length ? controls.why : "";
     why.hidden = !why.textContent;

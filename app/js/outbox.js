@@ -7,7 +7,7 @@
 const KEPT = "modalscape-outbox";
 const AGAIN = 2000, PATIENCE = 15000;
 
-let waiting = restored(), post = null, timer = 0;
+let waiting = restored(), post = null, timer = 0, delivered = 0;
 const listeners = new Set();
 
 // Have `heard(run)` called whenever what waits for a run has changed.
@@ -22,13 +22,13 @@ export function ask(run, act) {
 // What waits for a run, oldest first.
 export function asked(run) { return waiting.filter((entry) => entry.run === run && !entry.lost).map((entry) => entry.act); }
 
-// What could not be delivered in time and will not be sent any more.
+// What the server has not confirmed in time and is not handed over any more.
 export function lost(run) { return waiting.filter((entry) => entry.run === run && entry.lost).map((entry) => entry.act); }
 
 // Deliver through `send(entries)` from now on.
 export function through(send) {
   post = send;
-  deliver();
+  if (Date.now() - delivered > AGAIN) deliver();
 }
 
 export function confirm(tokens) {
@@ -50,7 +50,10 @@ function deliver() {
   if (late.length) changed(late.map((entry) => entry.run));
   const due = waiting.filter((entry) => !entry.lost);
   if (!due.length) return;
-  if (post) post(due.map(({ token, run, act }) => ({ token, run, act })));
+  if (post) {
+    delivered = Date.now();
+    post(due.map(({ token, run, act }) => ({ token, run, act })));
+  }
   timer = setTimeout(deliver, AGAIN);
 }
 
