@@ -23,6 +23,11 @@ def delayed(address: str, seconds: float) -> Generator[str, None, None]:
     def run() -> None:
         loop.run_until_complete(serve())
         loop.run_forever()
+        pieces = asyncio.all_tasks(loop)
+        for piece in pieces:
+            piece.cancel()
+        loop.run_until_complete(asyncio.gather(*pieces, return_exceptions=True))
+        loop.close()
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()

@@ -5,7 +5,7 @@
 // exactly once, whatever the page or the network does meanwhile.
 
 const KEPT = "modalscape-outbox";
-const AGAIN = 2000, PATIENCE = 15000;
+const AGAIN = 2000, PATIENCE = 45000;
 
 let waiting = restored(), post = null, timer = 0, delivered = 0;
 const listeners = new Set();
@@ -65,6 +65,6 @@ function changed(runs) {
 function restored() {
   try {
     const kept = JSON.parse(sessionStorage.getItem(KEPT) || "[]");
-    return kept.filter((entry) => !entry.lost && Date.now() - entry.at < PATIENCE);
+    return kept.filter((entry) => !entry.lost);
   } catch { return []; }
 }
