@@ -27,6 +27,7 @@ from app.charts import CHARTS, checked
 from app.drawing import ChartError, Drawing
 from app.status import DEAD, Standing, folder, home_of, listed, standing, tag
 from app.tails import Tails
+from app.text import harmless
 from app.theme import Look, look
 from engine.store import RunReader
 
@@ -137,7 +138,7 @@ def looks(reader: RunReader, dark: bool) -> Look:
 
 def packed(drawing: Drawing) -> tuple[str, bytes]:
     """Return a drawing as JSON with its version, a hash of what is drawn; arrays travel as base64."""
-    figure = "null" if drawing.figure is None else drawing.figure.to_json()
+    figure = "null" if drawing.figure is None else harmless(drawing.figure)
     words = json.dumps({"caption": drawing.caption, "empty": drawing.empty, "steps": [int(s) for s in drawing.steps]})
     mark = hashlib.sha256(figure.encode() + words.encode()).hexdigest()[:16]
     return mark, f'{{"tag":"{mark}","figure":{figure},{words[1:]}'.encode()

@@ -11,6 +11,7 @@ from app import catalog, controls, live, shell
 from app.api import roll
 from app.status import ALIVE, DEAD, WORDS, folder, home_of, listed, standing, tag
 from app.supervisor import delete, write_note
+from app.text import literal
 from engine.config import RunConfig, validated
 from engine.knobs import InputError
 
@@ -201,7 +202,7 @@ def begin(config: Mapping[str, Any], catalogue: Mapping[str, Any], *, note: str 
         checked = validated(RunConfig.from_json(config), catalogue)
         run = shell.supervisor().begin(checked.to_json(), note)
     except InputError as error:
-        st.error(str(error), icon=":material/error:")
+        st.error(literal(error), icon=":material/error:")
         return
     shell.go(page if any(p.stem.partition("_")[2] == page for p in shell.PAGES.glob("*.py")) else "live", run)
 
@@ -230,15 +231,13 @@ def _row(run: str, now) -> None:
             st.page_link(shell.page_path("live"), label=shell.words(run), query_params={"run": run})
             note = shell.note(run)
             if note:
-                st.caption(note)
-        state.badge(WORDS.get(now.state, now.state), color=COLOURS.get(now.state, "gray"))
+                st.caption(literal(note))
+        state.badge(literal(WORDS.get(now.state, now.state)), color=COLOURS.get(now.state, "gray"))
         share = min(1.0, now.step / now.steps) if now.steps else 0.0
         further.progress(share, text=f"{now.step:,} of {now.steps:,} steps")
         with more.popover("", icon=":material/more_horiz:", key=f"more-{run}", help="Note, resume, delete"):
-            text = st.text_input("Note", note, key=f"note-{run}", max_chars=200)
-            if text != note:
-                write_note(folder() / run, text)
-                st.rerun(scope="fragment")
+            key = f"note-{run}"
+            st.text_input("Note", note, key=key, max_chars=500, on_change=_noted, args=(run, key))
             if now.state in DEAD:
                 st.button(
                     "Resume" if now.state != "finished" else f"Train on to step {2 * now.steps:,}",
@@ -264,7 +263,13 @@ def _row(run: str, now) -> None:
                 width="stretch",
             )
         if now.error and now.state in ("failed", "crashed"):
-            st.caption(f":red[{now.error}]")
+            st.caption(f":red[{literal(now.error)}]")
+
+
+def _noted(run: str, key: str) -> None:
+    home = home_of(folder(), run)
+    if home is not None:
+        write_note(home, st.session_state[key] or "")
 
 
 def _delete(run: str) -> None:
@@ -275,7 +280,7 @@ def _delete(run: str) -> None:
     try:
         delete(run)
     except InputError as error:
-        st.toast(str(error), icon=":material/error:")
+        st.toast(literal(error), icon=":material/error:")
         return
     if st.session_state.get("run") == run:
         del st.session_state["run"]
