@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from app import catalog, controls, live, shell
+from app import catalog, controls, limits, live, shell
 from app.api import roll
 from app.status import ALIVE, DEAD, WORDS, folder, home_of, listed, standing, tag
 from app.supervisor import delete, write_note
@@ -78,24 +78,46 @@ def form(catalogue: Mapping[str, Any]) -> None:
         methods = _methods(catalogue, asked, values)
         probes = _probes(catalogue)
         note = st.text_input("Note", key="new-note", placeholder="What do you want to see? (optional)", max_chars=200)
+        kept = {key: value for key, value in asked.items() if value is not None and value != values.get(key)}
+        rest = {"probes": probes, "steps": steps, "seed": seed, "device": device, "settings": kept}
+        made = config | {"methods": methods} | rest
+        ready = bool(config["problem"] or config["data"])
         if st.button(
             "Start",
             key="new-start",
             type="primary",
             icon=":material/play_arrow:",
             width="stretch",
-            disabled=not (config["problem"] or config["data"]),
+            disabled=not ready or _objected(made, catalogue),
         ):
-            kept = {key: value for key, value in asked.items() if value is not None and value != values.get(key)}
-            made = config | {
-                "methods": methods,
-                "probes": probes,
-                "steps": steps,
-                "seed": seed,
-                "device": device,
-                "settings": kept,
-            }
             begin(made, catalogue, note=note)
+
+
+def _objected(config: Mapping[str, Any], catalogue: Mapping[str, Any]) -> bool:
+    """Say what speaks against starting a run, and offer what mends it; return whether it cannot be started at all."""
+    try:
+        limits.bounded(validated(RunConfig.from_json(config), catalogue).to_json())
+    except InputError as error:
+        st.warning(literal(error), icon=":material/block:")
+        for key, value in getattr(error, "remedy", {}).items():
+            st.button(f"Set {key} to {value}", key="new-remedy", on_click=_mended, args=(config, key, value))
+        return True
+    try:
+        limits.room(len(shell.supervisor().waiting()))
+    except InputError as error:  # only a warning: the queue may have moved on since the page was drawn
+        st.warning(literal(error), icon=":material/hourglass_empty:")
+    return False
+
+
+def _mended(config: Mapping[str, Any], key: str, value: Any) -> None:
+    owner = key.partition(".")[0] if "." in key else ""
+    place = "new" if owner in config["methods"] else _place(config)
+    st.session_state[f"{place}/{key}"] = value
+
+
+def _place(config: Mapping[str, Any]) -> str:
+    """Return how the keys of the widgets of settings begin: those of each problem keep their values."""
+    return f"new/{config['problem'] or 'file'}"
 
 
 def _what(catalogue: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -145,7 +167,7 @@ _FRONT = ("optimizer.name", "optimizer.lr", "batch", "objective", "unimodal", "f
 def _settings(catalogue: Mapping[str, Any], values: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """Draw the settings: six in front, the others behind; return setting key to value."""
     known = {k["name"]: k for k in catalogue["settings"]}
-    place = f"new/{config['problem'] or 'file'}"
+    place = _place(config)
     front = [known[name] for name in _FRONT if name in known]
     found = controls.knobs("", front, values, place)
     with st.expander("More settings"):
@@ -262,8 +284,9 @@ def _row(run: str, now) -> None:
                 args=(run,),
                 width="stretch",
             )
-        if now.error and now.state in ("failed", "crashed"):
-            st.caption(f":red[{literal(now.error)}]")
+        wrong = now.error if now.state in ("failed", "crashed") else ""
+        for said in filter(None, (wrong, shell.supervisor().problems.get(run))):
+            st.caption(f":red[{literal(said)}]")
 
 
 def _noted(run: str, key: str) -> None:
