@@ -37,6 +37,8 @@ class Limit:
     usual: int | Callable[[], int]
     variable: str
     what: str
+    words: str = ""
+    """The usual value in words, where it depends on the machine."""
 
     @property
     def most(self) -> int:
@@ -81,14 +83,14 @@ def _memory() -> int:
 
 
 LIMITS = {
-    "working": Limit(_working, "MODALSCAPE_MAX_WORKING", "runs at work"),
+    "working": Limit(_working, "MODALSCAPE_MAX_WORKING", "runs at work", "the cores but one"),
     "waiting": Limit(20, "MODALSCAPE_MAX_WAITING", "waiting runs"),
     "steps": Limit(10_000_000, "MODALSCAPE_MAX_STEPS", "steps"),
     "methods": Limit(8, "MODALSCAPE_MAX_METHODS", "methods from the start"),
     "probes": Limit(12, "MODALSCAPE_MAX_PROBES", "probes from the start"),
-    "threads": Limit(_cores, "MODALSCAPE_MAX_THREADS", "threads"),
+    "threads": Limit(_cores, "MODALSCAPE_MAX_THREADS", "threads", "the cores"),
     "file": Limit(1024, "MODALSCAPE_MAX_FILE", "MiB of unpacked data"),
-    "memory": Limit(_memory, "MODALSCAPE_MAX_MEMORY", "MiB of memory"),
+    "memory": Limit(_memory, "MODALSCAPE_MAX_MEMORY", "MiB of memory", "half of the machine's"),
 }
 """Name to limit."""
 
