@@ -41,6 +41,8 @@ REDRAW = 0.8
 """Seconds for which a drawing is good enough, however fast the run records."""
 _FOREVER = {"Cache-Control": "public, max-age=31536000, immutable"}
 _NEVER = {"Cache-Control": "no-store"}
+_POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'"
+"""A page of this server loads from and talks to this server alone, whatever a text or a chart should ask for."""
 
 
 class Kept:
@@ -214,6 +216,7 @@ def headers() -> Iterable[tuple[bytes, bytes]]:
         (b"x-frame-options", b"SAMEORIGIN"),
         (b"referrer-policy", b"same-origin"),
         (b"cross-origin-resource-policy", b"same-origin"),
+        (b"content-security-policy", _POLICY),
     )
 
 

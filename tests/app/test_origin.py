@@ -118,6 +118,7 @@ def test_a_request_of_another_page_is_refused_by_every_route(site, method, path)
 def test_a_request_without_an_origin_is_answered_so_that_a_browser_can_open_the_page(site):
     status, answer = asked(site[0], "/", f"Host: {own(site[0])}", "Connection: close")
     assert status == 200 and "x-frame-options: SAMEORIGIN" in answer
+    assert "content-security-policy: default-src 'self'" in answer
 
 
 @contextmanager
@@ -132,6 +133,8 @@ def test_a_proxy_is_let_in_by_its_forwarded_scheme_or_by_the_configuration(tmp_p
     options = {
         "STREAMLIT_SERVER_ALLOWED_HOSTS": "lab.example 127.0.0.1",
         "STREAMLIT_SERVER_CORS_ALLOWED_ORIGINS": "https://class.example",
+        "STREAMLIT_BROWSER_SERVER_ADDRESS": "public.example",
+        "STREAMLIT_BROWSER_SERVER_PORT": "443",
     }
     with configured(tmp_path, monkeypatch, **options) as found:
         host = f"Host: {own(found)}"
@@ -141,6 +144,8 @@ def test_a_proxy_is_let_in_by_its_forwarded_scheme_or_by_the_configuration(tmp_p
         assert handshake(found, host, "Origin: https://class.example")[0] == 101
         assert handshake(found, host, "Origin: http://class.example")[0] == 403
         assert handshake(found, host, "Origin: https://class.example:8443")[0] == 403
+        assert handshake(found, host, "Origin: https://public.example")[0] == 101
+        assert handshake(found, host, "Origin: http://public.example")[0] == 403
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,15 @@ RENDERED = f"""() => [...document.querySelectorAll('img, a, iframe, image, objec
   .flatMap(e => [...e.attributes].map(a => a.value)).filter(v => v.includes('{poison.HOST}'))"""
 MADE = """() => document.querySelectorAll(
   '.katex, [class*=stMarkdownColored], [data-testid=stMarkdownContainer] :is(del, ol, ul, blockquote, pre)').length"""
+FORBIDDEN = f"""async () => {{
+  const seen = new Set();
+  document.addEventListener('securitypolicyviolation', e => seen.add(e.effectiveDirective));
+  new Image().src = 'http://{poison.HOST}/p.png';
+  await fetch('http://{poison.HOST}/f').catch(() => 0);
+  await new Promise(done => setTimeout(done, 200));
+  return [...seen].sort();
+}}"""
+"""What the browser refuses, whatever a page should ask for."""
 BARE = "t => t.replaceAll('\\u2060', '').replace(/\\s+/g, ' ')"
 
 
@@ -58,7 +67,8 @@ def looked_at(browser, tmp_path, monkeypatch, names):
             shown[name] = page.evaluate(f"({BARE})(document.body.innerText)")
             if name not in ("start", "methods"):  # these show Markdown of their own
                 assert page.evaluate(MADE) == 0, name
-    assert (elsewhere, problems) == ([], [])
+        assert (elsewhere, problems) == ([], [])
+        assert page.evaluate(FORBIDDEN) == ["connect-src", "img-src"]
     return shown
 
 
