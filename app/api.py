@@ -28,6 +28,7 @@ from app.charts import CHARTS, checked
 from app.drawing import ChartError, Drawing
 from app.status import DEAD, Standing, folder, home_of, listed, standing, tag
 from app.tails import Tails
+from app.text import harmless
 from app.theme import Look, look
 from engine.store import RunReader
 
@@ -41,6 +42,8 @@ REDRAW = 0.8
 """Seconds for which a drawing is good enough, however fast the run records."""
 _FOREVER = {"Cache-Control": "public, max-age=31536000, immutable"}
 _NEVER = {"Cache-Control": "no-store"}
+_POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'"
+"""A page of this server loads from and talks to this server alone, whatever a text or a chart should ask for."""
 
 
 class Kept:
@@ -146,7 +149,7 @@ def looks(reader: RunReader, dark: bool) -> Look:
 
 def packed(drawing: Drawing) -> tuple[str, bytes]:
     """Return a drawing as JSON with its version, a hash of what is drawn; arrays travel as base64."""
-    figure = "null" if drawing.figure is None else drawing.figure.to_json()
+    figure = "null" if drawing.figure is None else harmless(drawing.figure)
     words = json.dumps({"caption": drawing.caption, "empty": drawing.empty, "steps": [int(s) for s in drawing.steps]})
     mark = hashlib.sha256(figure.encode() + words.encode()).hexdigest()[:16]
     return mark, f'{{"tag":"{mark}","figure":{figure},{words[1:]}'.encode()
@@ -236,6 +239,7 @@ def headers() -> Iterable[tuple[bytes, bytes]]:
         (b"x-frame-options", b"SAMEORIGIN"),
         (b"referrer-policy", b"same-origin"),
         (b"cross-origin-resource-policy", b"same-origin"),
+        (b"content-security-policy", _POLICY),
     )
 
 

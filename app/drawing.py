@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 
 from app.theme import Look
 
-_NAME = re.compile(r"[\w./@*'()+ :-]{1,120}")
+_NAME = re.compile(r"[^\x00-\x1f\x7f]{1,120}")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import streamlit as st
 
 from app import catalog, controls, live, shell
 from app.status import folder, sentence
+from app.text import literal
 
 ICONS = {
     "started": "▶",
@@ -46,7 +47,7 @@ def events(run: str) -> None:
         st.info("Nothing has happened yet: the engine has not started.", icon=":material/hourglass_empty:")
         return
     for event, times in troubles(found)[-5:]:
-        words = event.detail.get("error") or told(event)
+        words = literal(event.detail.get("error") or told(event))
         often = f" This happened {times:,} times, the last of them here." if times > 1 else ""
         st.error(f"Step {event.step:,}: {words}{often}", icon=":material/error:")
         if event.detail.get("traceback"):
@@ -57,6 +58,7 @@ def events(run: str) -> None:
     shown = st.pills(
         "Kinds",
         kinds,
+        format_func=literal,
         selection_mode="multi",
         default=telling,
         key="log-kinds",

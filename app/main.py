@@ -16,6 +16,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from app import api, catalog, live  # noqa: E402  the root has to be on the path first
+from app.origin import OwnOrigin  # noqa: E402
 
 
 @asynccontextmanager
@@ -36,6 +37,10 @@ def allowed_hosts() -> list[str]:
 app = st.App(
     Path(__file__).with_name("ui.py"),
     routes=api.routes(),
-    middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts()), Middleware(api.SecurityHeaders)],
+    middleware=[
+        Middleware(api.SecurityHeaders),
+        Middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts()),
+        Middleware(OwnOrigin),
+    ],
     lifespan=lifespan,
 )

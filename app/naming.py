@@ -12,10 +12,13 @@ from app.theme import METHOD_HUES, Look
 
 
 def matching(known, patterns) -> list[str]:
-    """Return the known names that match one of the patterns, patterns in order, names sorted within."""
+    """Return the known names that match one of the patterns, patterns in order, names sorted within.
+
+    A name matches itself, whatever signs are in it.
+    """
     found: dict[str, None] = {}
     for pattern in patterns:
-        found |= dict.fromkeys(sorted(fnmatch.filter(known, pattern)))
+        found |= dict.fromkeys([pattern] if pattern in known else sorted(fnmatch.filter(known, pattern)))
     return list(found)
 
 

@@ -64,7 +64,9 @@ def _next(at: int, facts: Mapping[str, Any], step: int, resting: bool) -> str:
 
 def _under_way(job: Mapping[str, Any], end: float, facts: Mapping[str, Any], resting: bool) -> str:
     cost, done = facts["costs"].get(job["probe"]), span(job["seconds"])
-    work = f"{done} of work so far" if cost is None else f"{done} of about {span(cost)} of work"
+    over = cost is not None and job["seconds"] > cost
+    work = f"{done} of work so far" if cost is None or over else f"{done} of about {span(cost)} of work"
+    work += f", the last took {span(cost)}" if over else ""
     words = f"measuring since step {job['step']:,} · {work}"
     slowly = not job["asked"] and not resting and facts["share"] < 1.0
     others = len(facts["jobs"]) - 1
@@ -72,8 +74,9 @@ def _under_way(job: Mapping[str, Any], end: float, facts: Mapping[str, Any], res
     pace = f" in {facts['share']:.0%} of the time{beside}" if slowly else ""
     if math.isinf(end):
         return f"{words} · {HELD}"
-    if cost is None:
-        return f"{words}{pace} · its first, so how much is left is not known" + (
+    if cost is None or over:
+        why = "its first" if cost is None else "longer than the last"
+        return f"{words}{pace} · {why}, so how much is left is not known" + (
             "; Measure now gives it all the time" if slowly else ""
         )
     when = f"done in about {span(max(end, SOONEST))},{pace}" if slowly else f"done in about {span(end)}"

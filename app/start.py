@@ -7,10 +7,11 @@ from typing import Any
 
 import streamlit as st
 
-from app import catalog, controls, live, shell, steering
+from app import catalog, controls, limits, live, shell, steering
 from app.api import roll
 from app.status import ALIVE, DEAD, WORDS, folder, home_of, listed, standing, tag
 from app.supervisor import delete, write_note
+from app.text import literal
 from engine.config import RunConfig, validated
 from engine.knobs import InputError
 
@@ -77,24 +78,46 @@ def form(catalogue: Mapping[str, Any]) -> None:
         methods = _methods(catalogue, asked, values)
         probes = _probes(catalogue)
         note = st.text_input("Note", key="new-note", placeholder="What do you want to see? (optional)", max_chars=200)
+        kept = {key: value for key, value in asked.items() if value is not None and value != values.get(key)}
+        rest = {"probes": probes, "steps": steps, "seed": seed, "device": device, "settings": kept}
+        made = config | {"methods": methods} | rest
+        ready = bool(config["problem"] or config["data"])
         if st.button(
             "Start",
             key="new-start",
             type="primary",
             icon=":material/play_arrow:",
             width="stretch",
-            disabled=not (config["problem"] or config["data"]),
+            disabled=not ready or _objected(made, catalogue),
         ):
-            kept = {key: value for key, value in asked.items() if value is not None and value != values.get(key)}
-            made = config | {
-                "methods": methods,
-                "probes": probes,
-                "steps": steps,
-                "seed": seed,
-                "device": device,
-                "settings": kept,
-            }
             begin(made, catalogue, note=note)
+
+
+def _objected(config: Mapping[str, Any], catalogue: Mapping[str, Any]) -> bool:
+    """Say what speaks against starting a run, and offer what mends it; return whether it cannot be started at all."""
+    try:
+        limits.bounded(validated(RunConfig.from_json(config), catalogue).to_json())
+    except InputError as error:
+        st.warning(literal(error), icon=":material/block:")
+        for key, value in getattr(error, "remedy", {}).items():
+            st.button(f"Set {key} to {value}", key="new-remedy", on_click=_mended, args=(config, key, value))
+        return True
+    try:
+        limits.room(len(steering.supervisor().waiting()))
+    except InputError as error:  # only a warning: the queue may have moved on since the page was drawn
+        st.warning(literal(error), icon=":material/hourglass_empty:")
+    return False
+
+
+def _mended(config: Mapping[str, Any], key: str, value: Any) -> None:
+    owner = key.partition(".")[0] if "." in key else ""
+    place = "new" if owner in config["methods"] else _place(config)
+    st.session_state[f"{place}/{key}"] = value
+
+
+def _place(config: Mapping[str, Any]) -> str:
+    """Return how the keys of the widgets of settings begin: those of each problem keep their values."""
+    return f"new/{config['problem'] or 'file'}"
 
 
 def _what(catalogue: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -144,7 +167,7 @@ _FRONT = ("optimizer.name", "optimizer.lr", "batch", "objective", "unimodal", "f
 def _settings(catalogue: Mapping[str, Any], values: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """Draw the settings: six in front, the others behind; return setting key to value."""
     known = {k["name"]: k for k in catalogue["settings"]}
-    place = f"new/{config['problem'] or 'file'}"
+    place = _place(config)
     front = [known[name] for name in _FRONT if name in known]
     found = controls.knobs("", front, values, place)
     with st.expander("More settings"):
@@ -201,7 +224,7 @@ def begin(config: Mapping[str, Any], catalogue: Mapping[str, Any], *, note: str 
         checked = validated(RunConfig.from_json(config), catalogue)
         run = steering.supervisor().begin(checked.to_json(), note)
     except InputError as error:
-        st.error(str(error), icon=":material/error:")
+        st.error(literal(error), icon=":material/error:")
         return
     shell.go(page if any(p.stem.partition("_")[2] == page for p in shell.PAGES.glob("*.py")) else "live", run)
 
@@ -230,15 +253,13 @@ def _row(run: str, now) -> None:
             st.page_link(shell.page_path("live"), label=shell.words(run), query_params={"run": run})
             note = shell.note(run)
             if note:
-                st.caption(note)
-        state.badge(WORDS.get(now.state, now.state), color=COLOURS.get(now.state, "gray"))
+                st.caption(literal(note))
+        state.badge(literal(WORDS.get(now.state, now.state)), color=COLOURS.get(now.state, "gray"))
         share = min(1.0, now.step / now.steps) if now.steps else 0.0
         further.progress(share, text=f"{now.step:,} of {now.steps:,} steps")
         with more.popover("", icon=":material/more_horiz:", key=f"more-{run}", help="Note, resume, delete"):
-            text = st.text_input("Note", note, key=f"note-{run}", max_chars=200)
-            if text != note:
-                write_note(folder() / run, text)
-                st.rerun(scope="fragment")
+            key = f"note-{run}={tag(note)}"  # another widget for another note, which another page may have written
+            st.text_input("Note", note, key=key, max_chars=500, on_change=_noted, args=(run, key, note))
             if now.state in DEAD:
                 st.button(
                     "Resume" if now.state != "finished" else f"Train on to step {2 * now.steps:,}",
@@ -263,8 +284,15 @@ def _row(run: str, now) -> None:
                 args=(run,),
                 width="stretch",
             )
-        if now.error and now.state in ("failed", "crashed"):
-            st.caption(f":red[{now.error}]")
+        wrong = now.error if now.state in ("failed", "crashed") else ""
+        for said in filter(None, (wrong, steering.supervisor().problems.get(run))):
+            st.caption(f":red[{literal(said)}]")
+
+
+def _noted(run: str, key: str, drawn: str) -> None:
+    home, text = home_of(folder(), run), st.session_state.get(key)
+    if home is not None and text is not None and text != drawn:
+        write_note(home, text)
 
 
 def _delete(run: str) -> None:
@@ -275,7 +303,7 @@ def _delete(run: str) -> None:
     try:
         delete(run)
     except InputError as error:
-        st.toast(str(error), icon=":material/error:")
+        st.toast(literal(error), icon=":material/error:")
         return
     if st.session_state.get("run") == run:
         del st.session_state["run"]

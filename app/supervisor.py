@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
 import shutil
@@ -14,7 +13,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from app import limits
 from app.status import folder, home_of, listed
+from engine.config import read
 from engine.handle import OVER, RunHandle, lock
 from engine.knobs import InputError
 
@@ -23,8 +24,8 @@ _LOOK = 0.3
 
 
 def parallel() -> int:
-    """Return how many engines may run at once: all cores but one, at least one."""
-    return max(1, (os.cpu_count() or 2) - 1)
+    """Return how many engines may run at once: all cores but one, at least one, unless the server says otherwise."""
+    return limits.LIMITS["working"].most
 
 
 def new_id(config: Mapping[str, Any]) -> str:
@@ -54,19 +55,32 @@ class Supervisor:
         """Prepare a new run and put it into the queue; return its id.
 
         Raises:
-            InputError: the folder of runs cannot be written.
+            InputError: the folder of runs cannot be written, or this server takes no such run, or none now.
         """
+        limits.bounded(config)
         run = new_id(config)
         handle = RunHandle(folder() / run)
-        handle.prepare(config)
-        if note:
-            write_note(handle.home, note)
-        self._enqueue(run, lambda handle: handle.launch("run"))
+        with self._change:
+            limits.room(len(self._queue))
+            handle.prepare(config)
+            if note:
+                write_note(handle.home, note)
+            self._enqueue(run, lambda handle: handle.launch("run"))
         return run
 
     def resume(self, run: str, steps: int | None = None) -> None:
-        """Put a run that has ended into the queue, to go on from its last checkpoint, up to `steps` if given."""
-        self._enqueue(run, lambda handle: handle.resume(steps))
+        """Put a run that has ended into the queue, to go on from its last checkpoint, up to `steps` if given.
+
+        Where this server takes no such run, or none now, `problems` says why.
+        """
+        try:
+            asked = read(folder() / run).to_json()
+            limits.bounded(asked | {"steps": steps or asked["steps"]})
+            with self._change:
+                limits.room(len(self._queue))
+                self._enqueue(run, lambda handle: handle.resume(steps))
+        except InputError as error:
+            self.problems[run] = str(error)
 
     def cancel(self, run: str) -> bool:
         """Take a run out of the queue; one that never began is deleted. Return whether it was waiting."""

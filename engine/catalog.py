@@ -49,6 +49,8 @@ def _method(method: type[Method]) -> dict[str, Any]:
         "points": list(method.points()),
         "after": list(method.after),
         "neutral": method.neutral,
+        "needs": [need.to_json() for need in method.needs],
+        "modalities": list(method.modalities),
         "knobs": method.knobs(),
         "summary": doc.split("\n\n")[0].replace("\n", " "),
         "source": section(doc, "Source"),

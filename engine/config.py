@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.knobs import InputError, checked, knob, nearest
+from engine.needs import met
 
 MOST_STEPS = 100_000_000
 
@@ -122,7 +123,7 @@ def validated(config: RunConfig, catalog: Mapping[str, Any]) -> RunConfig:
 
     Raises:
         InputError: an unknown method, probe, problem or key (names the nearest known ones), a value out of its range,
-            or both or neither of a problem and a data file.
+            both or neither of a problem and a data file, or a method that cannot act in such a run.
     """
     if bool(config.problem) == bool(config.data):
         have = "both" if config.problem else "neither"
@@ -143,7 +144,7 @@ def validated(config: RunConfig, catalog: Mapping[str, Any]) -> RunConfig:
         if key not in known:
             raise InputError(f"There is no setting {key!r}{nearest(key, known)}")
         settings[key] = checked(known[key], value, key)
-    return RunConfig(
+    made = RunConfig(
         config.problem,
         str(config.data) if config.data else None,
         tuple(sorted(config.methods)),
@@ -153,6 +154,10 @@ def validated(config: RunConfig, catalog: Mapping[str, Any]) -> RunConfig:
         str(config.device),
         settings,
     )
+    values = resolved(made, catalog)
+    chosen = [entry for entry in catalog["methods"] if entry["name"] in made.methods]
+    met(chosen, values, values["modalities"].replace(",", " ").split())
+    return made
 
 
 def resolved(config: RunConfig, catalog: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from engine.knobs import InputError, checked, describe, knob
+from engine.needs import Need
 from engine.records import Record
 
 __all__ = ["POINTS", "Method", "MethodConflict", "Stack", "knob"]
@@ -51,6 +52,10 @@ class Method:
     """Methods that act before this one at a shared point."""
     neutral: ClassVar[dict[str, Any]] = {}
     """Knob values at which the method does nothing."""
+    needs: ClassVar[tuple[Need, ...]] = ()
+    """Settings without which the method cannot act, so that a run is refused before anything is made."""
+    modalities: ClassVar[tuple[int, int | None]] = (1, None)
+    """Fewest and most modalities that the method acts on; None for any number."""
     reconstructed: ClassVar[bool] = False
     """True where the source's full text is not public and the algorithm is our reading of it."""
 

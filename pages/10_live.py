@@ -3,6 +3,7 @@
 import streamlit as st
 
 from app import controls, live, shell
+from app.text import literal
 
 TITLE = "Live"
 ICON = ":material/monitoring:"
@@ -11,7 +12,7 @@ run = shell.page(
     TITLE, "What the run is doing now: losses, scores and the size of its steps, with every intervention marked."
 )
 
-st.caption(shell.facts(run))
+st.caption(literal(shell.facts(run)))
 scale = controls.scales("live")
 waiting = "Nothing yet: the first steps appear here as soon as the engine trains."
 

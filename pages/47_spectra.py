@@ -5,6 +5,7 @@ from itertools import combinations
 import streamlit as st
 
 from app import controls, live, shell
+from app.text import literal
 
 TITLE = "Spectra"
 ICON = ":material/equalizer:"
@@ -37,6 +38,7 @@ def features(run, modalities):
         chosen = st.pills(
             "Modalities",
             modalities,
+            format_func=literal,
             default=modalities[:2],
             selection_mode="multi",
             key=f"spectra-modalities/{run}",

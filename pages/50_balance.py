@@ -3,6 +3,7 @@
 import streamlit as st
 
 from app import alone, controls, live, shell, start
+from app.text import literal
 
 TITLE = "Balance"
 ICON = ":material/balance:"
@@ -172,21 +173,21 @@ def beside_alone():
             for name, other in found.items():
                 st.page_link(
                     shell.page_path("live"),
-                    label=f"The run of {name} alone",
+                    label=f"The run of {literal(name)} alone",
                     icon=":material/arrow_forward:",
                     query_params={"run": other},
                 )
     if not missing:
         return
     st.caption(
-        f"To see what {' and '.join(missing)} would reach alone, train a run like this one on that modality: press the "
-        "button, run the line beside it, or give the Start page the data, seed, steps and settings of this run and, "
-        "under More settings, that name as Modalities."
+        f"To see what {' and '.join(map(literal, missing))} would reach alone, train a run like this one on that "
+        "modality: press the button, run the line beside it, or give the Start page the data, seed, steps and settings "
+        "of this run and, under More settings, that name as Modalities."
     )
     for name in missing:
         config = alone.config_of(run, name, shell.catalogue())
         with st.container(horizontal=True, vertical_alignment="center", gap="small", key=f"balance-alone-{name}"):
-            if st.button(f"Train {name} alone", key=f"alone/{run}/{name}", icon=":material/play_arrow:"):
+            if st.button(f"Train {literal(name)} alone", key=f"alone/{run}/{name}", icon=":material/play_arrow:"):
                 start.begin(config, shell.catalogue(), note=f"{name} alone, beside {shell.words(run)}")
             st.code(alone.command(config), language="bash", wrap_lines=True)
 

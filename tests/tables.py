@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+from app.limits import LIMITS
 from engine.catalog import catalog
 
 README = Path(__file__).resolve().parent.parent / "README.md"
@@ -30,6 +31,10 @@ def tables() -> dict[str, str]:
         "lessons": _table(
             ("Lesson", "Name", "Claim"),
             [(entry["title"], f"`{entry['name']}`", entry["claim"]) for entry in found["lessons"]],
+        ),
+        "limits": _table(
+            ("At most", "Usually", "Variable"),
+            [(limit.what, limit.words or f"{limit.usual:,}", f"`{limit.variable}`") for limit in LIMITS.values()],
         ),
     }
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted(p for folder in ("engine", "app", "pages") for p in (ROOT / folder).rglob("*.py"))
 STANDARD = set(sys.stdlib_module_names)
 ARRAYS = {"torch", "numpy", "scipy"}
-BASE = {"engine.knobs", "engine.records", "engine.stability"}
+BASE = {"engine.knobs", "engine.needs", "engine.records", "engine.stability"}
 CORE = {
     f"engine.{m}" for m in ("rng", "layout", "problem", "method", "probe", "optim", "objectives", "networks", "data")
 }

@@ -1,4 +1,7 @@
-"""Events on a time axis: a thin line where a command took effect, with a word at its top."""
+"""Events on a time axis: a thin line where each took effect, and words at the top as far as they fit.
+
+Every event has its line. Those that fall on one place of the axis share a handle there, which names them on hover.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,10 @@ import numpy as np
 
 from app.figures.base import steps
 
-MOST = 60
-"""Marks drawn; older ones are left out, since a comb says nothing."""
+PLACES = 240
+"""Places of an axis at which handles stand apart; on a narrow chart they are two pixels wide."""
+NAMED = 4
+"""Events that the handle of a place names, and up to how many it counts the others."""
 LETTER = 0.021
 """Width of a letter in a narrow chart, as a share of its width."""
 
@@ -26,38 +31,39 @@ class Mark:
 
 
 def marking(marks: Sequence[Mark], span: tuple[float, float], *, log: bool = False) -> tuple[list[dict], dict]:
-    """Return traces that draw `marks` over the whole height of a figure, and the axis that they need, for its layout.
+    """Return traces that draw all `marks` over the height of a figure, and the axis that they need, for its layout.
 
-    `span` is the range of the time axis, `log` whether that is logarithmic; where words would run into each other,
-    older ones stay and newer ones are left to the hover text.
+    `span` is the range of the time axis, `log` whether that is logarithmic, which has no place for step 0; where words
+    would run into each other, older ones stay and newer ones are left to the hover text.
     """
-    marks = [mark for mark in list(marks)[-MOST:] if mark.step > 0 or not log]
+    marks = [mark for mark in marks if mark.step > 0 or not log]
     if not marks:
         return [], {}
     base = {"type": "scatter", "yaxis": "y2", "showlegend": False, "hoverinfo": "skip"}
     traces = []
     for colour in dict.fromkeys(m.colour for m in marks):
-        own = [m.step for m in marks if m.colour == colour]
+        own = sorted({m.step for m in marks if m.colour == colour})
         height = np.tile(np.array([0, 1, np.nan], np.float32), len(own))
         line = {"color": colour, "width": 1, "dash": "dot"}
         traces.append(base | {"x": np.repeat(steps(own), 3), "y": height, "mode": "lines", "line": line})
+    place = {mark.step: math.log10(mark.step) if log else float(mark.step) for mark in marks}
+    first, last = (math.log10(max(end, 1.0)) if log else end for end in span)
+    handles = _gathered(marks, place, first, last - first)
     traces.append(
         base
         | {
-            "x": steps([m.step for m in marks]),
-            "y": np.ones(len(marks), np.float32),
+            "x": steps([held[0].step for held in handles]),
+            "y": np.ones(len(handles), np.float32),
             "mode": "markers",
-            "marker": {"color": [m.colour for m in marks], "size": 7, "symbol": "triangle-down"},
-            "text": [f"{m.text} at step {m.step:,}" for m in marks],
+            "marker": {"color": [held[0].colour for held in handles], "size": 7, "symbol": "triangle-down"},
+            "text": [_named(held) for held in handles],
             "hoverinfo": "text",
             "hovertemplate": "%{text}<extra></extra>",
             "cliponaxis": False,
         }
     )
-    place = {mark.step: math.log10(mark.step) if log else float(mark.step) for mark in marks}
-    first, last = (math.log10(max(end, 1.0)) if log else end for end in span)
     late = {step for step, at in place.items() if at > first + 0.86 * (last - first)}
-    worded = _worded(marks, place, late, last - first)
+    worded = _worded([mark for held in handles for mark in held[:3]], place, late, last - first)
     traces.append(
         base
         | {
@@ -70,6 +76,21 @@ def marking(marks: Sequence[Mark], span: tuple[float, float], *, log: bool = Fal
         }
     )
     return traces, {"yaxis2": {"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True}}
+
+
+def _gathered(marks: Sequence[Mark], place: Mapping[int, float], first: float, width: float) -> list[list[Mark]]:
+    """Return the marks of each place of the axis that has any, in their order."""
+    found: dict[int, list[Mark]] = {}
+    for mark in marks:
+        found.setdefault(int(PLACES * (place[mark.step] - first) / width) if width > 0 else 0, []).append(mark)
+    return list(found.values())
+
+
+def _named(held: Sequence[Mark]) -> str:
+    """Return what is said of the marks at one place."""
+    words = [f"{mark.text} at step {mark.step:,}" for mark in held[:NAMED]]
+    rest = len(held) - NAMED
+    return "<br>".join([*words, f"and {rest:,} more to step {held[-1].step:,}"] if rest > 0 else words)
 
 
 def _worded(

@@ -19,6 +19,7 @@ WORDS = {
     "update": "change the<br>step",
     "commit": "remember",
 }
+BOLD = {"weight": 700}
 
 
 def pipeline(places: Mapping[str, Sequence[tuple[str, str]]], look: Look) -> go.Figure:
@@ -39,7 +40,7 @@ def pipeline(places: Mapping[str, Sequence[tuple[str, str]]], look: Look) -> go.
         )
         strong = look.ink if held else look.muted
         figure.add_annotation(
-            x=i + 0.46, y=0.72, text=f"<b>{point}</b>", showarrow=False, font={"size": 12.5, "color": strong}, yshift=4
+            x=i + 0.46, y=0.72, text=point, showarrow=False, font=BOLD | {"size": 12.5, "color": strong}, yshift=4
         )
         figure.add_annotation(
             x=i + 0.46, y=0.36, text=WORDS[point], showarrow=False, font={"size": 10.5, "color": look.muted}
@@ -65,9 +66,9 @@ def pipeline(places: Mapping[str, Sequence[tuple[str, str]]], look: Look) -> go.
             figure.add_annotation(
                 x=i + 0.46,
                 y=-0.14 - 0.34 * depth,
-                text=f"<b>{title}</b>",
+                text=title,
                 showarrow=False,
-                font={"size": 11, "color": colour},
+                font=BOLD | {"size": 11, "color": colour},
             )
         if not held:
             figure.add_annotation(

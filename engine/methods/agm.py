@@ -37,6 +37,7 @@ from torch import Tensor
 from engine.knobs import InputError
 from engine.maths.unimodal import comparable, fused_by, places, ratio, responses, score
 from engine.method import Method, knob
+from engine.needs import FUSED
 from engine.records import Record, Scalar
 from engine.step import View
 
@@ -75,6 +76,8 @@ class Agm(Method):
 
     name = "agm"
     title = "AGM"
+    needs = (FUSED,)
+    modalities = (2, _MOST)
     after = ("modalimmune",)
     neutral = {"alpha": 0.0, "clip": 0.0}
     rescaled = "It divides each gradient by its running size, which largely cancels a lasting κ: use sgd."

@@ -51,6 +51,7 @@ from engine.maths.laplace import KINDS
 from engine.maths.last_layer import Head, linear_heads, reread
 from engine.maths.unimodal import columns, encoder
 from engine.method import Method, knob
+from engine.needs import FUSED, Need
 from engine.problem import Batch, Problem
 from engine.records import Record, Scalar
 from engine.step import View
@@ -104,6 +105,11 @@ class Bogc(Method):
 
     name = "bogc"
     title = "BOGC-MML"
+    needs = (
+        FUSED,
+        Need("fusion", ("concat", "sum")),
+        Need("unimodal", ("heads", "slices"), {"bogc.calibrate": "own"}),
+    )
     neutral = {"dose": 0.0}
     reconstructed = True
 

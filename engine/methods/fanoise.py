@@ -47,6 +47,7 @@ from engine.maths import feature_noise as maths
 from engine.maths import noise_report
 from engine.maths.contrastive import normalised
 from engine.method import Method, knob
+from engine.needs import Need
 from engine.records import Record, Scalar
 from engine.step import View
 
@@ -82,6 +83,10 @@ class FaNoise(Method):
 
     name = "fanoise"
     title = "FANoise"
+    needs = (
+        Need("fanoise.scaling", ("linear",), {"fanoise.route": "free"}),
+        Need("fanoise.basis", ("thin",), {"fanoise.route": "free"}),
+    )
     neutral = {"alpha": 0.0}
     reconstructed = True
 

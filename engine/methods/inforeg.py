@@ -45,6 +45,7 @@ from engine.maths import imbalance, unimodal
 from engine.maths import inforeg as maths
 from engine.maths import inforeg_report as told
 from engine.method import Method, knob
+from engine.needs import FUSED
 from engine.problem import Batch, Problem
 from engine.records import Record
 from engine.step import View
@@ -55,6 +56,8 @@ class InfoReg(Method):
 
     name = "inforeg"
     title = "InfoReg"
+    needs = (FUSED,)
+    modalities = (2, None)
     after = ("modalimmune", "ogm_ge")
     neutral = {"strength": 0.0}
     rescaled = (

@@ -35,6 +35,7 @@ from engine.knobs import InputError
 from engine.maths.angles import cosine
 from engine.maths.unimodal import columns, encoder, places
 from engine.method import Method, knob
+from engine.needs import Need
 from engine.records import Record, Scalar
 from engine.step import View
 
@@ -81,6 +82,7 @@ class MMPareto(Method):
 
     name = "mmpareto"
     title = "MMPareto"
+    needs = (Need("unimodal", ("heads", "slices")),)
     neutral = {"gamma": 1.0, "pareto": False}
     rescaled = "It divides each gradient by its running size, which cancels γ; the direction stays. Use sgd."
 

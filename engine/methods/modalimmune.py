@@ -48,6 +48,7 @@ from engine.maths.collapse import CONTROLLERS, GATES
 from engine.maths.hypergrad import READINGS, HyperGradient
 from engine.maths.omission import FILLS, OMISSIONS, Omission
 from engine.method import Method, knob
+from engine.needs import FUSED
 from engine.problem import Batch
 from engine.records import Record
 from engine.step import View
@@ -58,6 +59,8 @@ class ModalImmune(Method):
 
     name = "modalimmune"
     title = "ModalImmune"
+    needs = (FUSED,)
+    modalities = (2, None)
     neutral = {"collapse": 0.0, "share": 0.0, "feedback": 0.0}
     reconstructed = True
 
@@ -111,11 +114,8 @@ class ModalImmune(Method):
         p, arm = self.params, self.state["arm"]
         if arm < 0 or p.omission == "mixture" or p.share == 0.0:
             return features
-        name, generator = (
-            view.problem.modalities[arm],
-            view.rng.generator("modalimmune/rows", view.step, view.theta.device),
-        )
-        return self._omission(view).dropped(features, name, view.theta, view.batch, p.omission == "rows", generator)
+        name, draw = view.problem.modalities[arm], view.rng.generator("modalimmune/rows", view.step, view.theta.device)
+        return self._omission(view).dropped(features, name, view.theta, view.batch, p.omission == "rows", draw)
 
     def losses(self, view: View) -> Tensor:
         """Return λ_eff·(mean(z - g)²/s² + κ·r(Σ)) for the attacked modality's features z, or 0.

@@ -38,6 +38,7 @@ from torch import Tensor
 
 from engine.knobs import InputError, assigned
 from engine.method import Method, knob
+from engine.needs import Need
 from engine.records import Bars, Record, Scalar
 from engine.step import View
 
@@ -87,6 +88,7 @@ class ModDrop(Method):
 
     name = "moddrop"
     title = "ModDrop"
+    needs = (Need("moddrop.rescue", ("keep", "none"), {"moddrop.p": 1.0, "moddrop.rates": ""}),)
     after = ("fanoise",)
     neutral = {"p": 0.0, "rates": ""}
 

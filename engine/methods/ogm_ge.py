@@ -32,6 +32,7 @@ from torch import Tensor
 from engine.maths import unimodal
 from engine.maths.unimodal import confidence, leads, places
 from engine.method import Method, knob
+from engine.needs import FUSED
 from engine.records import Record, Scalar
 from engine.step import View
 
@@ -58,6 +59,8 @@ class OgmGe(Method):
 
     name = "ogm_ge"
     title = "OGM-GE"
+    needs = (FUSED,)
+    modalities = (2, None)
     neutral = {"alpha": 0.0, "ge": False}
     rescaled = "It divides each gradient by its running size, which largely cancels a lasting damping: use sgd."
 

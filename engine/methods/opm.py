@@ -30,6 +30,7 @@ from torch import Tensor
 
 from engine.maths.unimodal import alone, comparable, confidence, fused_by, leads
 from engine.method import Method, knob
+from engine.needs import FUSED
 from engine.records import Record, Scalar
 from engine.step import View
 
@@ -49,6 +50,8 @@ class Opm(Method):
 
     name = "opm"
     title = "OPM"
+    needs = (FUSED,)
+    modalities = (2, None)
     after = ("fanoise",)
     neutral = {"base": 0.0}
 

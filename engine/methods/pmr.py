@@ -36,6 +36,7 @@ from torch.nn import functional as F
 from engine.maths.imbalance import similarity
 from engine.maths.unimodal import comparable, confidence, leads
 from engine.method import Method, knob
+from engine.needs import FUSED
 from engine.records import Record, Scalar
 from engine.step import View
 
@@ -72,6 +73,8 @@ class Pmr(Method):
 
     name = "pmr"
     title = "PMR"
+    needs = (FUSED,)
+    modalities = (2, None)
     neutral = {"alpha": 0.0}
 
     @dataclass(frozen=True)

@@ -76,6 +76,14 @@ def test_the_words_say_how_far_when_and_why_so_late():
     assert words(jobs=asked).endswith("done in about 9.8 s"), "no share and no others: it goes first"
 
 
+def test_a_measurement_that_takes_longer_than_the_last_is_not_told_as_a_share_of_it():
+    job = FACTS["jobs"][0] | {"seconds": 6.6}
+    told = words(jobs=[job], costs={"hessian": 2.4})
+    assert "6.6 s of work so far, the last took 2.4 s" in told and "of about" not in told and "done in" not in told
+    assert "longer than the last, so how much is left is not known" in told
+    assert "2.4 s of about 2.4 s of work" in words(jobs=[job | {"seconds": 2.4}], costs={"hessian": 2.4})
+
+
 def test_between_two_measurements_the_words_say_when_the_next_is_due():
     assert words(jobs=[]) == "next at step 300, in about 1.0 s · the last took 10 s"
     assert words(jobs=[], step=320) == "due · the last took 10 s"

@@ -103,7 +103,7 @@ def test_a_chart_is_drawn_anew_when_a_window_may_have_moved(run):
     assert charts.CHARTS["series"].stamp(run((20, curve)), args) != stamp
 
 
-@pytest.mark.parametrize("shade", ["a", [1], ["a"] * 5, ["<b>"]])
+@pytest.mark.parametrize("shade", ["a", [1], ["a"] * 5, ["a\nb"]])
 def test_a_chart_takes_only_names_as_shades(shade):
     with pytest.raises(ChartError, match="shades"):
         charts.checked("series", {"names": ["a"], "shade": shade})

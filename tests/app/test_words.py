@@ -1,12 +1,16 @@
 """Words and colours of charts: whose a quantity is, what captions keep, which ticks an axis has, what a log repeats."""
 
+import gzip
+import time
+
 import numpy as np
+import pytest
 
 from app.charts import WORDY, _told
 from app.figures.bars import shortened
 from app.figures.base import logarithmic
 from app.figures.curves import Line, Scale, series
-from app.figures.marks import Mark, marking
+from app.figures.marks import PLACES, Mark, marking
 from app.log import troubles
 from app.naming import labels
 from app.theme import look
@@ -53,6 +57,37 @@ def test_the_same_trouble_is_said_once_with_its_count():
         [("probe failed", "a"), ("note", "x"), ("probe failed", "b"), ("probe failed", "a")]
     )]  # fmt: skip
     assert [(e.step, times) for e, times in troubles(events)] == [(20, 1), (30, 2)]
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_every_event_has_its_line_however_many_there_are(log):
+    colours = [LOOK.muted, *LOOK.methods.values()]
+    marks = [Mark(7 * i + 1, f"lr = {i}", colours[i % len(colours)]) for i in range(5000)]
+    began = time.process_time()
+    figure = series(
+        [Line("a", np.arange(1, 35_001, 35), np.ones(1000), LOOK.ink)], LOOK, scale=Scale(xlog=log), marks=marks
+    )
+    body = figure.to_json()
+    assert time.process_time() - began < 1.5
+    lines = [t for t in figure.data if t.mode == "lines" and t.yaxis == "y2"]
+    assert len(lines) == len(colours), "one trace a colour"
+    assert {int(x) for t in lines for x in t.x} == {mark.step for mark in marks}
+    handles = next(t for t in figure.data if t.mode == "markers")
+    assert len(handles.x) <= PLACES + 1
+    told = sum(
+        1 if "more" not in line else int(line.split()[1].replace(",", ""))
+        for t in handles.text
+        for line in t.split("<br>")
+    )
+    assert told == 5000
+    assert len(gzip.compress(body.encode(), 2)) < 150_000
+
+
+def test_events_of_one_step_are_all_named_on_hover():
+    marks = [Mark(10, f"m{i} on", LOOK.muted) for i in range(6)]
+    traces, _ = marking(marks, (0.0, 100.0))
+    (text,) = next(t for t in traces if t["mode"] == "markers")["text"]
+    assert text == "<br>".join([*(f"m{i} on at step 10" for i in range(4)), "and 2 more to step 10"])
 
 
 def test_words_of_events_keep_apart_on_a_logarithmic_axis():
