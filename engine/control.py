@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 from engine.knobs import InputError, nearest
 from engine.reader import readonly
+from engine.stored import facts
 
 LOOK_EVERY = 0.1
 """Seconds between two looks into the mailbox while a run trains."""
@@ -261,7 +262,7 @@ class Mailbox:
     def meta(self, key: str, default: Any = None) -> Any:
         """Return one of the dashboard's facts."""
         row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        return default if row is None else json.loads(row[0])
+        return default if row is None else facts("control.db", [(key, row[0])])[key]
 
     def close(self) -> None:
         """Let go of the file."""
