@@ -263,7 +263,7 @@ def _row(run: str, now) -> None:
                 args=(run,),
                 width="stretch",
             )
-        if now.error and now.state in ("failed", "crashed"):
+        if now.error and now.state in ("failed", "crashed", "unreadable"):
             st.caption(f":red[{now.error}]")
 
 

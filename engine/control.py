@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from engine.knobs import InputError, nearest
+from engine.knobs import InputError, nearest, shown
+from engine.outside import brief, value_of
 from engine.reader import readonly
 from engine.stored import facts
 
@@ -271,8 +272,8 @@ class Mailbox:
 
 def _read(body: str) -> Command:
     try:
-        return from_json(json.loads(body))
+        return from_json(value_of(body))
     except InputError as error:
-        return Garbled(body, str(error))
-    except json.JSONDecodeError:
-        return Garbled(body, f"A command is JSON, not {body[:80]!r}.")
+        return Garbled(str(body), str(error))
+    except ValueError as error:
+        return Garbled(str(body), f"A command is JSON, not {shown(body)} ({brief(error)}).")

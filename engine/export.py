@@ -38,7 +38,7 @@ def export(home: Path | str, to: str, folder: Path | str) -> list[Path]:
     names = reader.names()
     written, missing = [], []
     tables = {"scalars": lambda: _scalars(reader, names["scalars"]), "events": lambda: _events(reader)}
-    tables |= {f"records/{_file(name)}": lambda name=name: _record(reader, name) for name in names["records"]}
+    tables |= {f"records/{file_of(name)}": lambda name=name: _record(reader, name) for name in names["records"]}
     for stem, table in tables.items():
         path = folder / f"{stem}.{to}"
         try:
@@ -66,7 +66,7 @@ WRITE: dict[str, Callable[[pd.DataFrame, Path], None]] = {
 """Format to what writes a table in it."""
 
 
-def _file(name: str) -> str:
+def file_of(name: str) -> str:
     """Return a record's name as a path below the folder, whatever the name holds."""
     return "/".join(quote(part, safe=" @").replace(".", "%2E") or "%" for part in name.split("/"))
 

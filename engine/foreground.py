@@ -17,8 +17,8 @@ from tqdm import tqdm
 from engine import checkpoint
 from engine.catalog import catalog
 from engine.config import MOST_STEPS, RunConfig, read, validated
-from engine.control import Mailbox
-from engine.home import founded, lock
+from engine.folder import founded, lock
+from engine.handle import mailbox
 from engine.knobs import InputError, checked
 from engine.outside import brief
 from engine.past import recreated
@@ -207,8 +207,8 @@ def _sound(home: Path) -> RunReader:
     """
     reader = RunReader(home)
     reader.check()
-    with closing(Mailbox(home)) as mailbox:
-        mailbox.unread()
+    with mailbox(home) as found:
+        found.unread()
     return reader
 
 

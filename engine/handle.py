@@ -9,18 +9,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Generator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from engine import control
 from engine.control import Command, Mailbox, set_meta
-from engine.home import ROOT, RUN_ID, Busy, founded, held_since, is_locked, lock, runs, runs_folder
+from engine.folder import ROOT, RUN_ID, Busy, founded, held_since, is_locked, lock, runs, runs_folder
 from engine.knobs import InputError
 from engine.outside import brief, opened, text_of, value_of
 from engine.store import RunReader
+from engine.stored import Unreadable
 
 __all__ = [
     "ENDED",
@@ -122,6 +123,22 @@ class Signs:
         if self.said is None:
             return "crashed" if self.begun or self.launched is not None else "queued"
         return self.said if self.said in ENDED else "crashed"
+
+
+@contextmanager
+def mailbox(home: Path | str) -> Generator[Mailbox]:
+    """Give the mailbox of the run in `home`.
+
+    Raises:
+        Unreadable: it is damaged or not there.
+    """
+    try:
+        with closing(Mailbox(home)) as found:
+            yield found
+    except sqlite3.Error as error:
+        if isinstance(error, InputError):
+            raise
+        raise Unreadable(Path(home) / "control.db", brief(error)) from None
 
 
 class RunHandle:
@@ -285,8 +302,8 @@ class RunHandle:
         activity = facts.get("activity", "")
         return Signs(facts.get("state"), facts.get("beat"), held, begun, launched, code, activity), facts
 
-    def _mailbox(self) -> closing[Mailbox]:
-        return closing(Mailbox(self.home))
+    def _mailbox(self) -> AbstractContextManager[Mailbox]:
+        return mailbox(self.home)
 
     def _planned(self) -> int:
         try:

@@ -190,6 +190,10 @@ def _event(number: int, step: Any, time: Any, kind: Any, text: Any) -> Event:
     return Event(number, step, time, kind, stored.detail(what, kind, text))
 
 
+class _Damaged(Unreadable, sqlite3.DatabaseError):
+    """What a database says is wrong with it."""
+
+
 class _Cursor(sqlite3.Cursor):
     """A cursor whose errors name the file that cannot be read."""
 
@@ -205,10 +209,14 @@ class _Cursor(sqlite3.Cursor):
     def _asked(self, ask: Callable, *arguments: Any) -> Any:
         try:
             return ask(*arguments)
-        except sqlite3.ProgrammingError:  # a fault of the program
-            raise
         except (sqlite3.Error, UnicodeError, OverflowError) as error:
-            raise Unreadable(self.connection.path, brief(error)) from None
+            if isinstance(error, sqlite3.ProgrammingError) or _writes(error):  # a fault of the program
+                raise
+            raise _Damaged(self.connection.path, brief(error)) from None
+
+
+def _writes(error: Exception) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_READONLY
 
 
 class _Connection(sqlite3.Connection):
@@ -216,8 +224,8 @@ class _Connection(sqlite3.Connection):
 
     path: Path
 
-    def cursor(self, factory: type = _Cursor) -> sqlite3.Cursor:
-        return super().cursor(factory)
+    def execute(self, *arguments: Any) -> sqlite3.Cursor:
+        return self.cursor(_Cursor).execute(*arguments)
 
 
 def readonly(path: Path) -> sqlite3.Connection:

@@ -34,6 +34,9 @@ FACTS = {
 }
 """Facts that are relied upon, to their shape."""
 
+DETAIL = {"id": whole, "error": str, "traceback": str, "seconds": finite}
+"""What an event may say of itself, to its shape."""
+
 COMMANDS = {
     "toggle": {"method": str, "on": bool},
     "tune": {"method": str, "knob": str, "value": (str, number, bool)},
@@ -104,7 +107,7 @@ def detail(what: str, kind: Any, text: str) -> dict[str, Any]:
         found = value_of(text)
     except ValueError as error:
         raise Unreadable(what, brief(error)) from None
-    held = isinstance(found, dict) and not misfit(found, {"id": whole, "error": str, "traceback": str})
+    held = isinstance(found, dict) and not misfit(found, DETAIL)
     if held and kind in ("applied", "refused"):
         command = found.get("command")
         held = isinstance(command, dict) and fits(command, COMMANDS.get(str(command.get("do")), dict))

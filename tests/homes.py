@@ -16,7 +16,7 @@ from engine.__main__ import entry
 from engine.catalog import catalog
 from engine.config import RunConfig, validated
 from engine.control import post
-from engine.home import founded, lock
+from engine.folder import founded, lock
 from engine.run import Run
 from engine.store import RunReader
 from engine.training import Training, deterministic

@@ -19,7 +19,7 @@ CORE = {
 }
 CORE |= BASE | {"engine.maths", "engine.step"}
 FREE = {
-    f"engine.{m}" for m in ("config", "control", "store", "reader", "stored", "home", "handle", "export", "summary")
+    f"engine.{m}" for m in ("config", "control", "store", "reader", "stored", "folder", "handle", "export", "summary")
 } | BASE
 
 

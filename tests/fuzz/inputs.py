@@ -10,12 +10,13 @@ import json
 import logging
 import random
 import signal
+import sqlite3
 import time
 import traceback
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -32,6 +33,7 @@ from engine.__main__ import _intervals, _settings
 from engine.catalog import catalog
 from engine.config import RunConfig, resolved, settings_known, validated
 from engine.data import npz
+from engine.handle import mailbox
 from engine.knobs import InputError
 from engine.rng import Rng
 from engine.store import RunReader
@@ -209,10 +211,14 @@ def configurations(rng: random.Random, folder: Path) -> Callable[[], object]:
 
 def options(rng: random.Random, folder: Path) -> Callable[[], object]:
     """Return the checking of `--set` and of the other options of a run."""
-    known = sorted(settings_known(RunConfig(), catalog()))
+    known = settings_known(RunConfig(), catalog())
+    names = sorted(known)
 
     def pair() -> str:
-        key = rng.choice((rng.choice(known), rng.choice(known), rng.choice(WORDS), rng.choice(known)[:-1]))
+        key = rng.choice(names)
+        if rng.random() < 0.5:
+            return f"{key}={known[key]['default']}"
+        key = rng.choice((key, key, rng.choice(WORDS), key[:-1]))
         return f"{key}{rng.choice(('=', '=', '=', '=', '', '=='))}{rng.choice((*WORDS, *map(repr, NUMBERS)))}"
 
     pairs = tuple(pair() for _ in range(rng.choice((1, 1, 2, 3))))
@@ -226,8 +232,10 @@ def probes(rng: random.Random, folder: Path) -> Callable[[], object]:
     names = [entry["name"] for entry in catalog()["probes"]]
 
     def one() -> str:
-        every = rng.choice((*WORDS, *map(repr, NUMBERS)))
-        return rng.choice((*names, *names, *WORDS)) + rng.choice((":", ":", ":", "", "::")) + every
+        name, every = rng.choice(names), rng.choice((*WORDS, *map(repr, NUMBERS)))
+        if rng.random() < 0.4:
+            return f"{name}:{rng.choice((1, 50, 10**8))}"
+        return rng.choice((name, name, rng.choice(WORDS))) + rng.choice((":", ":", ":", "", "::")) + every
 
     asked = tuple(one() for _ in range(rng.choice((1, 1, 2))))
     return lambda: _settled(RunConfig(problem="planted", probes=_intervals(asked)))
@@ -251,8 +259,11 @@ def commands(rng: random.Random, folder: Path) -> Callable[[], object]:
     command = changed(rng, rng.choice(COMMANDS)) if rng.random() < 0.85 else odd(rng)
     body = text(rng, command)
 
+    number = _posted(rng, folder, body)
+
     def read() -> None:
-        found = control._read(body)
+        with mailbox(folder) as found:
+            (_, found), *_ = found.unread(number - 1)
         assert isinstance(found, control.Command)
         json.dumps(found.to_json())
         try:
@@ -264,6 +275,17 @@ def commands(rng: random.Random, folder: Path) -> Callable[[], object]:
             found.apply(None)  # refuses, with its sentence
 
     return read
+
+
+def _posted(rng: random.Random, folder: Path, body: str) -> int:
+    """Put a body into the mailbox as another program might; return its number."""
+    if not (folder / "control.db").exists():
+        control.create(folder)
+    kind = rng.choice(("TEXT",) * 8 + ("BLOB", "INTEGER"))
+    with closing(sqlite3.connect(folder / "control.db", isolation_level=None)) as db:
+        db.execute("PRAGMA synchronous=OFF")
+        insert = f"INSERT INTO command(time, who, body) VALUES (0, '', CAST(? AS {kind}))"
+        return db.execute(insert, (body.encode("utf-8", "surrogatepass"),)).lastrowid
 
 
 # Requests.
@@ -293,18 +315,19 @@ def requests(rng: random.Random, folder: Path, served: TestClient, home: Path) -
     names = RunReader(home).names()
     known = [*names["records"], *names["scalars"]]
 
-    def name() -> str:
-        whole = rng.choice(known)
+    def name(kinds: tuple[str, ...] = ()) -> str:
+        fit = [name for name in known if names["records"].get(name, "number") in (*kinds, "number")]
+        whole = rng.choice(fit if rng.random() < 0.6 else known)
         place = rng.randrange(len(whole))
-        return rng.choice(
-            (whole, whole, whole, whole[:place] + "*", "*", "*/" + whole.partition("/")[2], rng.choice(WORDS))
-        )
+        part = rng.choice((f"{whole[:place]}*", "*", "*/" + whole.partition("/")[2], rng.choice(WORDS)))
+        return whole if rng.random() < 0.8 else part
 
     def chart() -> list:
-        args = {"names": [name() for _ in range(rng.choice((1, 1, 2, 4)))]}
+        drawn = rng.choice(sorted(CHARTS))
+        args = {"names": [name(CHARTS[drawn].kinds) for _ in range(rng.choice((1, 1, 2, 4)))]}
         for key in rng.sample(("shade", "half", "level", "step", "as", "y", "empty", "xlog", "ylog", "log"), 2):
-            args[key] = rng.choice((odd(rng, 1), 50, 1.5, True, [name()], "surface", "seconds"))
-        return [rng.choice(sorted(CHARTS)), args, ""]
+            args[key] = rng.choice((odd(rng, 0), 50, 1.5, True, [name()], "surface", "seconds", "top"))
+        return [drawn, args, ""]
 
     asked = [chart() for _ in range(rng.choice((1, 1, 2, 5)))]
     asked = changed(rng, asked) if rng.random() < 0.4 else asked
