@@ -28,8 +28,12 @@ class _Path(click.Path):
     """A path that a system can have."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        if "\0" in str(value):
-            self.fail(f"{shown(value)} holds a zero byte; give a path without.", param, ctx)
+        try:
+            possible = b"\0" not in os.fsencode(value)
+        except UnicodeEncodeError:
+            possible = False
+        if not possible:
+            self.fail(f"No file can be named {shown(value)}; give another path.", param, ctx)
         return Path(super().convert(value, param, ctx))
 
 

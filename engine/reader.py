@@ -190,7 +190,7 @@ def _event(number: int, step: Any, time: Any, kind: Any, text: Any) -> Event:
     return Event(number, step, time, kind, stored.detail(what, kind, text))
 
 
-class _Damaged(Unreadable, sqlite3.DatabaseError):
+class _Damaged(Unreadable, sqlite3.OperationalError):
     """What a database says is wrong with it."""
 
 
@@ -210,13 +210,9 @@ class _Cursor(sqlite3.Cursor):
         try:
             return ask(*arguments)
         except (sqlite3.Error, UnicodeError, OverflowError) as error:
-            if isinstance(error, sqlite3.ProgrammingError) or _writes(error):  # a fault of the program
+            if isinstance(error, sqlite3.ProgrammingError):  # a fault of the program
                 raise
             raise _Damaged(self.connection.path, brief(error)) from None
-
-
-def _writes(error: Exception) -> bool:
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_READONLY
 
 
 class _Connection(sqlite3.Connection):

@@ -22,13 +22,15 @@ def template(tmp_path_factory):
     return home
 
 
-def tried(count, seed, template, tmp_path, monkeypatch, capsys):
+def tried(count, seed, dearly, template, tmp_path, monkeypatch, capsys):
     launched = []
     monkeypatch.setattr(RunHandle, "launch", lambda handle, *words: launched.append(handle.home.name))
     write_run(folder() / homes.RUN)
     codes, wrong = Counter(), []
     for number in range(count):
-        done, seen, faults = homes.tried(random.Random(f"{seed}/{number}"), template, folder(), tmp_path / "tables")
+        done, seen, faults = homes.tried(
+            random.Random(f"{seed}/{number}"), template, folder(), tmp_path / "tables", dearly=dearly
+        )
         codes += seen
         wrong += [f"{number}: {done}: {fault}" for fault in faults]
     with capsys.disabled():
@@ -37,10 +39,10 @@ def tried(count, seed, template, tmp_path, monkeypatch, capsys):
 
 
 def test_a_damaged_home_hurts_no_other_and_costs_one_sentence(template, tmp_path, monkeypatch, capsys):
-    tried(40, 0, template, tmp_path, monkeypatch, capsys)
+    tried(40, 0, 0.2, template, tmp_path, monkeypatch, capsys)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_five_hundred_damaged_homes_hurt_no_other(template, tmp_path, monkeypatch, capsys):
-    tried(500, 1, template, tmp_path, monkeypatch, capsys)
+    tried(500, 1, 1.0, template, tmp_path, monkeypatch, capsys)
