@@ -21,6 +21,7 @@ from app.reading import POINTS, marked, marks
 from app.status import folder, home_of, listed
 from app.theme import Look
 from engine.config import RunConfig, read, resolved
+from engine.handle import UNREADABLE, RunHandle
 from engine.knobs import InputError
 from engine.store import RunReader
 
@@ -41,13 +42,13 @@ def companions(run: str, catalogue: Mapping[str, Any]) -> dict[str, str]:
     for other, there in listed(folder())[:NEWEST]:
         try:
             theirs = read(there)
-        except InputError:
+            alone = str(theirs.settings.get("modalities", "")).replace(",", " ").split()
+            if len(alone) != 1 or alone[0] not in modalities or alone[0] in found or other == run:
+                continue
+            if _alike(own, theirs, catalogue) and not _changed(there):
+                found[alone[0]] = other
+        except InputError:  # a damaged run is no run's companion
             continue
-        alone = str(theirs.settings.get("modalities", "")).replace(",", " ").split()
-        if len(alone) != 1 or alone[0] not in modalities or alone[0] in found or other == run:
-            continue
-        if _alike(own, theirs, catalogue) and not _changed(there):
-            found[alone[0]] = other
     return {name: found[name] for name in modalities if name in found}
 
 
@@ -111,7 +112,7 @@ def stamp(reader: RunReader, args: Mapping[str, Any]) -> Any:
 def _readers(reader: RunReader, args: Mapping[str, Any]) -> list[tuple[str, RunReader]]:
     """Return (modality, reader) of the runs that are named, as far as each trains on one modality of this run."""
     homes = [home for name in args["names"] if (home := home_of(reader.path.parent.parent, name)) is not None]
-    alone = [(_modalities(home), home) for home in homes]
+    alone = [(_modalities(home), home) for home in homes if RunHandle(home).status().state != UNREADABLE]
     own = reader.meta("modalities", []) or []
     return [(names[0], RunReader(home)) for names, home in alone if len(names) == 1 and names[0] in own]
 

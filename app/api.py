@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import logging
 import threading
 import time
 from collections import OrderedDict
@@ -30,16 +31,21 @@ from app.status import DEAD, Standing, folder, home_of, listed, standing, tag
 from app.tails import Tails
 from app.text import harmless
 from app.theme import Look, look
+from engine.knobs import InputError, sentence
+from engine.outside import brief, value_of
 from engine.store import RunReader
 
 BASE = "/modalscape"
 MOST_CHARTS = 96
+LONGEST = 200_000
+"""Characters of a request for charts."""
 FAST, SLOW, RESTING = 250, 1000, 3000
 """Milliseconds to the next tick: while a command waits, while a run lives, when nothing can change."""
 REREAD = 0.2
 """Seconds for which it is known how a run stands."""
 REDRAW = 0.8
 """Seconds for which a drawing is good enough, however fast the run records."""
+_LOG = logging.getLogger(__name__)
 _FOREVER = {"Cache-Control": "public, max-age=31536000, immutable"}
 _NEVER = {"Cache-Control": "no-store"}
 _POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'"
@@ -101,7 +107,15 @@ class Desk:
         chart = CHARTS[name]
         key = (run, name, json.dumps(args, sort_keys=True), dark)
         make = lambda: packed(chart.draw(reader, args, looks(reader, dark)))  # noqa: E731  made only when it is needed
-        return self.drawings.get(key, lambda: chart.stamp(reader, args), make, fresh=REDRAW)
+        try:
+            return self.drawings.get(key, lambda: chart.stamp(reader, args), make, fresh=REDRAW)
+        except ChartError:
+            raise
+        except InputError as error:
+            return packed(Drawing(None, empty=str(error)))
+        except Exception:  # one chart's fault must not take the others of its page along
+            _LOG.exception("The chart %s of %s could not be drawn with %s", name, run, args)
+            return packed(Drawing(None, empty="This chart cannot be drawn; why stands in the server's log."))
 
     def pulse(self, run: str, asked: str, dark: bool, known: str = "") -> bytes:
         """Return one tick as JSON: how the run stands, and of the `asked` charts those that changed.
@@ -157,9 +171,9 @@ def packed(drawing: Drawing) -> tuple[str, bytes]:
 
 def _requests(asked: str) -> list[tuple[str, dict[str, Any], str]]:
     try:
-        wanted = json.loads(asked or "[]")
-    except json.JSONDecodeError:
-        raise ChartError("The charts asked for are not JSON.") from None
+        wanted = value_of(asked[:LONGEST] or "[]")
+    except ValueError as error:
+        raise ChartError(f"The charts asked for are not JSON ({brief(error)}).") from None
     if not isinstance(wanted, list) or len(wanted) > MOST_CHARTS:
         raise ChartError(f"A page asks for up to {MOST_CHARTS} charts.")
     out = []
@@ -180,8 +194,8 @@ def routes() -> list[Route]:
             body = desk.pulse(
                 query.get("run", ""), query.get("charts", ""), query.get("dark") == "1", query.get("controls", "")
             )
-        except ChartError as error:
-            return PlainTextResponse(str(error), 400, _NEVER)
+        except (ChartError, InputError) as error:
+            return PlainTextResponse(sentence(str(error)), 400, _NEVER)
         if len(body) < 2048 or "gzip" not in request.headers.get("accept-encoding", ""):
             return Response(body, media_type="application/json", headers=_NEVER)
         small = desk.bodies.get(hashlib.sha256(body).digest(), lambda: 0, lambda: gzip.compress(body, 2))

@@ -238,23 +238,25 @@ def _pipeline(reader, args, look) -> Drawing:
 
 CHARTS: dict[str, Chart] = {
     "series": Chart(_series, moving),
-    "sharpness": Chart(_sharpness, lambda reader, args: (measured(reader, {"names": ["hessian/*"]}), marked(reader))),
+    "sharpness": Chart(
+        _sharpness, lambda reader, args: (measured(reader, {"names": ["hessian/*"]}), marked(reader)), ("scalar",)
+    ),
     "record": Chart(_record, lambda reader, args: (measured(reader, args), marked(reader))),
-    "overlay": Chart(_several(overlay, "joint", tail=False), measured),
+    "overlay": Chart(_several(overlay, "joint", tail=False), measured, ("curve",)),
     "panel": Chart(_panel, lambda reader, args: (moving(reader, args), measured(reader, args))),
-    "density": Chart(_several(density, "whole", tail=True), measured),
-    "top": Chart(_several(top, "whole", tail=True), measured),
-    "leading": Chart(curvature.leading, lambda reader, args: (measured(reader, args), marked(reader))),
-    "matrices": Chart(curvature.matrices, moving),
-    "densities": Chart(curvature.densities, measured),
-    "opinions": Chart(curvature.opinions, measured),
+    "density": Chart(_several(density, "whole", tail=True), measured, ("curve",)),
+    "top": Chart(_several(top, "whole", tail=True), measured, ("bars",)),
+    "leading": Chart(curvature.leading, lambda reader, args: (measured(reader, args), marked(reader)), ("bars",)),
+    "matrices": Chart(curvature.matrices, moving, ("scalar",)),
+    "densities": Chart(curvature.densities, measured, ("curve",)),
+    "opinions": Chart(curvature.opinions, measured, ("bars", "scalar")),
     "steps": Chart(_steps, measured),
-    "along": Chart(landscapes.along, measured),
-    "barrier": Chart(landscapes.line, measured),
-    "barriers": Chart(landscapes.barriers, moving),
-    "between": Chart(landscapes.plane, measured),
-    "spectrum": Chart(spectra.spectrum, spectra.stamp),
+    "along": Chart(landscapes.along, measured, ("curve",)),
+    "barrier": Chart(landscapes.line, measured, ("curve",)),
+    "barriers": Chart(landscapes.barriers, moving, ("scalar",)),
+    "between": Chart(landscapes.plane, measured, ("surface",)),
+    "spectrum": Chart(spectra.spectrum, spectra.stamp, ("curve",)),
     "alone": Chart(alone.gap, alone.stamp),
     "pipeline": Chart(_pipeline, lambda reader, args: (sorted(reader.meta("methods", {}) or {}), catalog.titles())),
 }
-"""Name of a chart to how it is drawn."""
+"""Name of a chart to how it is drawn, by what it is drawn anew, and the kinds of record that it draws."""

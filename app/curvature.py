@@ -77,7 +77,8 @@ def densities(reader, args: Mapping[str, Any], look: Look) -> Drawing:
 
 def opinions(reader, args: Mapping[str, Any], look: Look) -> Drawing:
     """Return what PyHessian and we found at one step: eigenvalues (`as` "top"), the trace, or what it cost."""
-    found = {name: (step, record) for name, step, record in located(reader, args, args["names"])}
+    kind = {"top": ("bars",), "seconds": ("bars", "scalar")}.get(args["as"], ("scalar",))
+    found = {name: (step, record) for name, step, record in located(reader, args, args["names"]) if record.kind in kind}
     if not found:
         return Drawing(None, empty=args["empty"] or NOTHING)
     (name, (step, first)), *_ = found.items()

@@ -13,8 +13,12 @@ from typing import Any
 import plotly.graph_objects as go
 
 from app.theme import Look
+from engine.knobs import InputError
 
-_NAME = re.compile(r"[^\x00-\x1f\x7f]{1,120}")
+_NAME = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,180}")
+"""A record's name, or a pattern of names: whatever can be written on a line."""
+KINDS = ("scalar", "curve", "surface", "bars", "matrix")
+"""Kinds of record."""
 
 
 @dataclass(frozen=True)
@@ -28,16 +32,58 @@ class Drawing:
     """Steps at which the drawn record was measured, for scrubbing."""
 
 
-@dataclass(frozen=True)
-class Chart:
-    """How a chart is drawn, and what must change before it is drawn again."""
-
-    draw: Callable[[Any, Mapping[str, Any], Look], Drawing]
-    stamp: Callable[[Any, Mapping[str, Any]], Any]
-
-
 class ChartError(ValueError):
     """A request that no page makes."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """How a chart is drawn, what must change before it is drawn again, and which kinds of record it draws."""
+
+    drawn: Callable[[Any, Mapping[str, Any], Look], Drawing]
+    stamp: Callable[[Any, Mapping[str, Any]], Any]
+    kinds: tuple[str, ...] = KINDS
+
+    def draw(self, reader: Any, args: Mapping[str, Any], look: Look) -> Drawing:
+        """Return the drawing; where a record or the run cannot be read, the words that say so in its place.
+
+        Raises:
+            ChartError: a record of another kind is asked for by its name.
+        """
+        try:
+            known = reader.names()["records"]
+            for name in args["names"]:
+                if known.get(name, self.kinds[0]) not in self.kinds:
+                    raise ChartError(f"This chart draws {' or '.join(self.kinds)}, and {name} is {known[name]}.")
+            return self.drawn(_Kinds(reader, self.kinds), args, look)
+        except InputError as error:
+            return Drawing(None, empty=str(error))
+
+
+class _Kinds:
+    """A reader to which the run has no records but those of some kinds."""
+
+    def __init__(self, reader: Any, kinds: tuple[str, ...]) -> None:
+        self.reader, self.kinds = reader, kinds
+
+    def names(self) -> dict[str, Any]:
+        """Return the names of numbers, and of the records of these kinds."""
+        known = self.reader.names()
+        records = {name: kind for name, kind in known["records"].items() if kind in self.kinds}
+        return {"scalars": known["scalars"], "records": records}
+
+    def at(self, name: str, step: int) -> Any:
+        """Return the newest record at or before a step, None where it is of another kind."""
+        record = self.reader.at(name, step)
+        return record if record is not None and record.kind in self.kinds else None
+
+    def latest(self, name: str) -> tuple[int, Any] | None:
+        """Return step and record of the newest measurement, None where it is of another kind."""
+        found = self.reader.latest(name)
+        return found if found is not None and found[1].kind in self.kinds else None
+
+    def __getattr__(self, key: str) -> Any:
+        return getattr(self.reader, key)
 
 
 def arguments(args: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,7 +110,7 @@ def arguments(args: Mapping[str, Any]) -> dict[str, Any]:
         raise ChartError("The shades of a chart must be a list of up to 4 record names.")
     number = args.get("half", 0)
     step, level = args.get("step"), args.get("level")
-    if level is not None and (isinstance(level, bool) or not isinstance(level, int | float) or abs(level) > 1e30):
+    if level is not None and (isinstance(level, bool) or not isinstance(level, int | float) or not abs(level) < 1e30):
         raise ChartError("The level must be a number.")
     if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= 1e7:
         raise ChartError("The half-life must be a number of steps.")

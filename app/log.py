@@ -16,6 +16,10 @@ import streamlit as st
 from app import catalog, controls, live, shell
 from app.status import folder, sentence
 from app.text import literal
+from engine.config import read
+from engine.export import file_of
+from engine.knobs import InputError
+from engine.outside import brief, opened, text_of, value_of
 
 ICONS = {
     "started": "▶",
@@ -119,11 +123,11 @@ def told(event) -> str:
 def logged(run: str, most: int = 6000) -> str:
     """Return the end of what the engine printed, the last state of each progress line only."""
     try:
-        with open(folder() / run / "log.txt", "rb") as file:
+        with opened(folder() / run / "log.txt") as file:
             file.seek(0, 2)
             file.seek(max(0, file.tell() - 50 * most))
             text = file.read().decode(errors="replace")
-    except OSError:
+    except (OSError, ValueError):
         return ""
     return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))[-most:].strip()
 
@@ -150,11 +154,13 @@ def records(run: str) -> None:
 def configuration(run: str) -> None:
     """Draw the configuration as it was asked for, and what the engine made of it."""
     reader = shell.reader(run)
-    asked = json.loads((folder() / run / "config.json").read_text())
     left, right = st.columns(2, gap="medium")
     with left:
         st.markdown("**Asked for**")
-        st.json(asked)
+        try:
+            st.json(value_of(text_of(folder() / run / "config.json")))
+        except (OSError, ValueError) as error:
+            st.error(f"config.json cannot be read ({brief(error)}).", icon=":material/error:")
     with right:
         st.markdown("**As it runs**")
         facts = (
@@ -205,7 +211,7 @@ def export(run: str) -> None:
         ),
         (
             "Configuration",
-            lambda: (folder() / run / "config.json").read_text(),
+            lambda: json.dumps(read(folder() / run).to_json(), indent=1),
             f"{run}-config.json",
             "application/json",
             "config",
@@ -239,11 +245,16 @@ def records_zip(run: str) -> bytes:
     reader, made = shell.reader(run), io.BytesIO()
     with zipfile.ZipFile(made, "w") as bundle:
         for name in reader.names()["records"]:
-            step, record = reader.latest(name)
+            path = file_of(name)
+            try:
+                step, record = reader.latest(name)
+            except InputError as error:
+                bundle.writestr(f"{path}.txt", str(error))
+                continue
             arrays: Mapping[str, Any] = {k: getattr(record, k) for k in record.arrays if getattr(record, k) is not None}
             content = io.BytesIO()
             np.savez(content, **arrays)
-            bundle.writestr(f"{name}.npz", content.getvalue())
+            bundle.writestr(f"{path}.npz", content.getvalue())
             about = {
                 "name": name,
                 "step": step,
@@ -252,5 +263,5 @@ def records_zip(run: str) -> bytes:
                 "mode": record.mode,
                 "seconds": record.seconds,
             }
-            bundle.writestr(f"{name}.json", json.dumps(about | {"draw": record.draw}, default=str))
+            bundle.writestr(f"{path}.json", json.dumps(about | {"draw": record.draw}, default=str))
     return made.getvalue()

@@ -284,7 +284,7 @@ def _row(run: str, now) -> None:
                 args=(run,),
                 width="stretch",
             )
-        wrong = now.error if now.state in ("failed", "crashed") else ""
+        wrong = now.error if now.state in ("failed", "crashed", "unreadable") else ""
         for said in filter(None, (wrong, steering.supervisor().problems.get(run))):
             st.caption(f":red[{literal(said)}]")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sqlite3
+import os
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from app.outlook import outlook
-from engine.handle import OVER, RUN_ID, RunHandle, Status, runs, runs_folder
+from engine.handle import OVER, RUN_ID, UNREADABLE, RunHandle, Status, runs, runs_folder
+from engine.knobs import InputError
 
 ALIVE = ("starting", "running", "paused", "stopping", "stalled")
 DEAD = OVER
@@ -143,7 +144,7 @@ def home_of(folder: Path | str, run: str) -> Path | None:
     if not RUN_ID.fullmatch(run or ""):
         return None
     home = Path(folder) / run
-    return home if (home / "run.db").is_file() and (home / "config.json").is_file() else None
+    return home if os.path.lexists(home / "run.db") else None
 
 
 def listed(folder: Path | str) -> list[tuple[str, Path]]:
@@ -153,16 +154,19 @@ def listed(folder: Path | str) -> list[tuple[str, Path]]:
 
 def standing(run: str, home: Path) -> Standing:
     """Return how the run in `home` stands, from its two databases and its lock; one that cannot be read says so."""
-    try:
-        return _standing(run, home)
-    except (sqlite3.Error, OSError, ValueError) as error:
-        said = f"This run cannot be read ({error}); its folder may be damaged or half copied."
-        return Standing(run, "unreadable", 0, 0, 0.0, None, "", said, False, (), {}, {}, {}, None, 0, 0)
-
-
-def _standing(run: str, home: Path) -> Standing:
     engine = RunHandle(home)
-    status: Status = engine.status()
+    status = engine.status()
+    try:
+        return _unreadable(run, status, status.error) if status.state == UNREADABLE else _standing(run, engine, status)
+    except InputError as error:
+        return _unreadable(run, status, str(error))
+
+
+def _unreadable(run: str, status: Status, reason: str | None) -> Standing:
+    return Standing(run, UNREADABLE, 0, status.steps, 0.0, None, "", reason, status.alive, (), {}, {}, {}, None, 0, 0)
+
+
+def _standing(run: str, engine: RunHandle, status: Status) -> Standing:
     reader = engine.reader()
     waiting = engine.pending()
     pending = [_json(command) for _, command in waiting]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import shutil
@@ -10,14 +11,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from app import limits
 from app.status import folder, home_of, listed
 from engine.config import read
-from engine.handle import OVER, RunHandle, lock
+from engine.handle import RunHandle, lock
 from engine.knobs import InputError
+from engine.outside import brief, text_of
 
 _LOOK = 0.3
 """Seconds between two looks at the engines that run while others wait."""
@@ -89,18 +92,21 @@ class Supervisor:
             for entry in waiting:
                 self._queue.remove(entry)
         home = home_of(folder(), run)
-        if waiting and home is not None and RunHandle(home).status().state == "queued":
-            shutil.rmtree(home, ignore_errors=True)
+        if waiting and home is not None:
+            try:
+                RunHandle(home).discard()
+            except InputError:  # another server's engine has just taken it up, or it is damaged: it stays
+                return True
         return bool(waiting)
 
     def adopt(self) -> list[str]:
         """Take up what an earlier server left: engines at work are counted, waiting runs queued and returned."""
         found = []
         for run, home in reversed(listed(folder())):
-            state = RunHandle(home).status().state
-            if state == "queued":
+            status = RunHandle(home).status()
+            if status.state == "queued":
                 found.append(run)
-            elif state not in OVER:
+            elif not status.over:
                 with self._change:
                     self._working.add(run)
         for run in found:
@@ -160,7 +166,7 @@ class Supervisor:
     def _release(self) -> None:
         for run in list(self._working):
             home = home_of(folder(), run)
-            if home is None or RunHandle(home).status().state in OVER:
+            if home is None or RunHandle(home).status().over:
                 self._working.discard(run)
 
 
@@ -168,25 +174,30 @@ def delete(run: str) -> None:
     """Delete a run for good.
 
     Raises:
-        InputError: an engine trains it.
+        InputError: an engine trains it, or the folder cannot be deleted.
     """
     home = home_of(folder(), run)
     if home is None:
         return
-    with lock(home):
-        shutil.rmtree(home)
+    held = home / "lock"
+    nobodys = os.path.lexists(held) and not held.is_file()  # nobody can hold what is no file
+    try:
+        with nullcontext() if nobodys else lock(home):
+            shutil.rmtree(home)
+    except OSError as error:
+        raise InputError(f"{home} cannot be deleted ({brief(error)}); delete the folder by hand.") from None
 
 
 def note_of(home: Path) -> str:
     """Return the note that a person left on a run."""
     try:
-        return (home / "note.txt").read_text()[:500]
-    except OSError:
+        return text_of(home / "note.txt")[:500]
+    except (OSError, ValueError):
         return ""
 
 
 def write_note(home: Path, text: str) -> None:
     """Leave a note on a run."""
-    partial = home / "note.partial"
+    partial = home / f"note.{secrets.token_hex(4)}.partial"
     partial.write_text(text.strip()[:500])
     partial.replace(home / "note.txt")

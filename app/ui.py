@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import gc
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +18,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from app import shell  # noqa: E402  the root has to be on the path first
+from engine.knobs import InputError  # noqa: E402
 
 
 @cache
@@ -49,10 +52,21 @@ def pages() -> list:
     return out
 
 
+@contextmanager
+def said() -> Generator[None]:
+    """Draw what cannot be read as one sentence, in place of what was to follow."""
+    try:
+        yield
+    except InputError as error:
+        st.error(str(error), icon=":material/error:")
+
+
 st.set_page_config(page_title="Modalscape", page_icon=APP / "icon.svg", layout="wide")
 st.logo((APP / "logo.svg").read_text(), size="large", icon_image=(APP / "icon.svg").read_text())
 st.html(APP / "style.css")
 settled()
 chosen = st.navigation(pages(), position="top")
-shell.sidebar()
-chosen.run()
+with said():
+    shell.sidebar()
+with said():
+    chosen.run()

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import signal
 import sys
+import tempfile
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +16,29 @@ import click
 
 from engine import config as configuration
 from engine.config import RunConfig
-from engine.handle import Busy, runs, runs_folder
-from engine.knobs import InputError
+from engine.handle import UNREADABLE, Busy, runs, runs_folder
+from engine.knobs import InputError, sentence, shown
+from engine.outside import brief
+
+LOGGED = "modalscape-fault-"
+"""How the name of a file begins in which the traceback of a fault of the program lies."""
+
+
+class _Path(click.Path):
+    """A path that a system can have."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        try:
+            possible = b"\0" not in os.fsencode(value)
+        except UnicodeEncodeError:
+            possible = False
+        if not possible:
+            self.fail(f"No file can be named {shown(value)}; give another path.", param, ctx)
+        return Path(super().convert(value, param, ctx))
+
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
-_HOME = click.argument("home", type=click.Path(path_type=Path))
+_HOME = click.argument("home", type=_Path())
 
 
 class Ended(Exception):
@@ -32,16 +55,16 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("prepared", required=False, type=click.Path(path_type=Path))
+@click.argument("prepared", required=False, type=_Path())
 @click.option("--problem", help="A built-in problem; see `catalog`.")
-@click.option("--data", type=click.Path(path_type=Path), help="A data file, one array per modality and `labels`.")
+@click.option("--data", type=_Path(), help="A data file, one array per modality and `labels`.")
 @click.option("--method", "methods", multiple=True, help="Switch a method on from the start.")
 @click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="A setting, such as optimizer.lr=0.1.")
 @click.option("--probe", "probes", multiple=True, metavar="NAME[:EVERY]", help="Measure every EVERY steps.")
 @click.option("--steps", default=1000, show_default=True, help="Length of the run.")
 @click.option("--seed", default=0, show_default=True, help="Source of every random draw.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:0 or mps.")
-@click.option("--home", type=click.Path(path_type=Path), help="Folder of the run; made if it is not there.")
+@click.option("--home", type=_Path(), help="Folder of the run; made if it is not there.")
 @click.option("--attended", is_flag=True, hidden=True, help="Pause, rather than end, when the loss diverges.")
 @_JSON
 def run(prepared, problem, data, methods, pairs, probes, steps, seed, device, home, attended, as_json) -> None:
@@ -113,15 +136,16 @@ def show(home, as_json) -> None:
 
 
 @main.command(name="list")
-@click.option("--runs", "folder", type=click.Path(path_type=Path), help="Folder of runs.")
+@click.option("--runs", "folder", type=_Path(), help="Folder of runs.")
 @_JSON
 def list_(folder, as_json) -> None:
     """List the runs in a folder, newest first."""
-    from engine.summary import summary
+    from engine.summary import listed
 
-    found = [summary(path) for _, path in runs(folder or runs_folder())]
+    found = [listed(path) for _, path in runs(folder or runs_folder())]
     for entry in [] if as_json else found:
-        click.echo(f"{Path(entry['home']).name:40} {entry['state']:10} step {entry['step']} of {entry['steps']}")
+        what = entry["error"] if entry["state"] == UNREADABLE else f"step {entry['step']} of {entry['steps']}"
+        click.echo(f"{Path(entry['home']).name:40} {entry['state']:10} {what}")
     if as_json:
         click.echo(json.dumps({"runs": found}))
 
@@ -150,7 +174,7 @@ def catalog(as_json) -> None:
 @main.command()
 @_HOME
 @click.option("--to", type=click.Choice(["csv", "parquet"]), default="csv", show_default=True)
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=_Path())
 def export(home, to, folder) -> None:
     """Write a run's scalars, events and records as tables into FOLDER."""
     from engine.export import export as write
@@ -162,11 +186,9 @@ def export(home, to, folder) -> None:
 
 @main.command()
 @click.argument("lesson")
-@click.option("--seeds", type=click.IntRange(1), help="Seeds per arm; default: the lesson's own.")
-@click.option("--data", type=click.Path(path_type=Path), help="A data file in place of the lesson's problem.")
-@click.option(
-    "--runs", "folder", type=click.Path(path_type=Path), help="Folder of the claim's runs; kept, so it resumes."
-)
+@click.option("--seeds", type=click.IntRange(1, 1000), help="Seeds per arm; default: the lesson's own.")
+@click.option("--data", type=_Path(), help="A data file in place of the lesson's problem.")
+@click.option("--runs", "folder", type=_Path(), help="Folder of the claim's runs; kept, so it resumes.")
 @click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="A setting of every arm, over its own.")
 @_JSON
 def claim(lesson, seeds, data, folder, pairs, as_json) -> None:
@@ -218,9 +240,9 @@ def _settings(pairs: tuple[str, ...]) -> dict[str, Any]:
     for pair in pairs:
         key, sign, value = pair.partition("=")
         if not sign or not key:
-            raise InputError(f"--set takes KEY=VALUE, such as optimizer.lr=0.1, not {pair!r}.")
+            raise InputError(f"--set takes KEY=VALUE, such as optimizer.lr=0.1, not {shown(pair)}.")
         if key in found:
-            raise InputError(f"--set gives {key} twice; give it once.")
+            raise InputError(f"--set gives {shown(key)} twice; give it once.")
         found[key] = value
     return found
 
@@ -234,14 +256,35 @@ def _intervals(probes: tuple[str, ...]) -> dict[str, int]:
     found = {}
     for text in probes:
         name, sign, every = text.partition(":")
-        if sign and not (every.isdigit() and int(every) > 0):
-            raise InputError(f"--probe takes NAME or NAME:EVERY with EVERY at least 1, not {text!r}.")
+        known = every.isascii() and every.isdigit() and len(every) < 12
+        if sign and not (known and int(every) > 0):
+            raise InputError(f"--probe takes NAME or NAME:EVERY with EVERY at least 1, not {shown(text)}.")
         found[name] = int(every) if sign else 0
     return found
 
 
 def entry(arguments: list[str] | None = None) -> int:
-    """Run the command line; return the exit code. Input errors become one sentence and 2, a busy home 3."""
+    """Run the command line; return the exit code. Input errors become one sentence and 2, a busy home 3.
+
+    A fault of the program becomes one sentence too and 1; its traceback goes into a file that is named.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that is no text is written as escapes
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        code = _ended(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # nobody reads on, as of `list | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 128 + signal.SIGPIPE
+    except (KeyboardInterrupt, click.Abort):
+        return 128 + signal.SIGINT
+    except Exception as error:
+        return _said(_fault(error), 1)
+
+
+def _ended(arguments: list[str] | None) -> int:
     try:
         main(arguments, standalone_mode=False)
     except Ended as ended:
@@ -252,13 +295,22 @@ def entry(arguments: list[str] | None = None) -> int:
         return _said(error, 2)
     except click.ClickException as error:
         return _said(error.format_message(), 2)
-    except click.Abort:
-        return 130
     return 0
 
 
-def _said(error: Exception | str, code: int) -> int:
-    click.echo(f"Error: {error}", err=True)
+def _fault(error: Exception) -> str:
+    """Write the traceback of a fault of the program into a file; return a sentence that names both."""
+    what = f"This is a fault of the program, {type(error).__name__} ({brief(error)})"
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix=LOGGED, suffix=".txt", delete=False) as file:
+            file.write("".join(traceback.format_exception(error)))
+    except OSError:
+        return f"{what}; no place was found to write down where."
+    return f"{what}; where it happened stands in {file.name}."
+
+
+def _said(words: Exception | str, code: int) -> int:
+    click.echo(f"Error: {sentence(str(words))}", err=True)
     return code
 
 

@@ -55,7 +55,11 @@ def claim(
     }
     with ThreadPoolExecutor(max(os.cpu_count() or 1, 1)) as pool:
         done = {key: pool.submit(_run, config, _home(folder / name, key, config), say) for key, config in jobs.items()}
-        scalars = {key: future.result() for key, future in done.items()}
+        try:
+            scalars = {key: future.result() for key, future in done.items()}
+        except BaseException:  # an interrupted claim begins no further runs
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     first = next(arm for arm in lesson.arms if arm != lesson.control)
     found = _compared(lesson.statistic, scalars, first)
     difference = found["differences"][lesson.control]

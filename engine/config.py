@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine.knobs import InputError, checked, knob, nearest
+from engine.knobs import InputError, checked, knob, nearest, shown
 from engine.needs import met
+from engine.outside import brief, fits, text_of, value_of
 
 MOST_STEPS = 100_000_000
+_DEVICE = re.compile(r"[a-z]{1,12}(:[0-9]{1,3})?")
 
 
 @dataclass(frozen=True)
@@ -83,15 +85,47 @@ class RunConfig:
         """Return the configuration that `to_json` described.
 
         Raises:
-            InputError: a field is unknown.
+            InputError: a field is unknown or of the wrong type.
         """
         if not isinstance(values, Mapping):
             raise InputError(f"A run's configuration must be a JSON object, not {type(values).__name__}.")
         known = cls.__dataclass_fields__
-        for key in values:
+        for key, value in values.items():
             if key not in known:
-                raise InputError(f"A run's configuration has no field {key!r}{nearest(key, known)}")
+                raise InputError(f"A run's configuration has no field {shown(key)}{nearest(str(key), known)}")
+            shape, words = _FIELDS[key]
+            if not fits(list(value) if isinstance(value, tuple) else value, shape):
+                raise InputError(f"In a run's configuration {key} must be {words}, not {shown(value)}.")
         return cls(**{**values, "methods": tuple(values.get("methods") or ())})
+
+
+def _integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _line(value: Any) -> bool:
+    return isinstance(value, str) and value.isprintable()
+
+
+def _path(value: Any) -> bool:
+    return isinstance(value, str) and "\0" not in value
+
+
+def _absent(value: Any) -> bool:
+    return value is None
+
+
+_FIELDS: dict[str, tuple[Any, str]] = {
+    "problem": ((_line, _absent), "a name or null"),
+    "data": ((_path, _absent), "the path of a file or null"),
+    "methods": (([_line], _absent), "a list of names"),
+    "probes": ({str: (_integer, float, str)}, "an object of names with their intervals in steps"),
+    "steps": (_integer, "a whole number"),
+    "seed": (_integer, "a whole number"),
+    "device": (_line, "a name such as cpu"),
+    "settings": ({str: (str, bool, _integer, float)}, "an object of keys with a number, text, or true or false each"),
+}
+"""Field of a configuration to its shape and that in words."""
 
 
 def read(home: Path | str) -> RunConfig:
@@ -102,11 +136,15 @@ def read(home: Path | str) -> RunConfig:
     """
     path = Path(home) / "config.json"
     try:
-        return RunConfig.from_json(json.loads(path.read_text()))
-    except FileNotFoundError:
+        values = value_of(text_of(path))
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{home} holds no run: there is no config.json in it; give the folder of a run.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({error}); restore it or start a new run.") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({brief(error)}); restore it or start a new run.") from None
+    try:
+        return RunConfig.from_json(values)
+    except InputError as error:
+        raise InputError(f"{path} cannot be used: {error}") from None
 
 
 def settings_known(config: RunConfig, catalog: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -138,11 +176,13 @@ def validated(config: RunConfig, catalog: Mapping[str, Any]) -> RunConfig:
         _known(name, "probe", catalog["probes"])
     whole = {"type": "int", "low": 0, "high": MOST_STEPS}
     probes = {name: checked(whole, every, f"the interval of probe {name}") for name, every in config.probes.items()}
+    if not _DEVICE.fullmatch(config.device):
+        raise InputError(f"There is no device {shown(config.device)}; use --device cpu, cuda:0 or auto.")
     known = settings_known(config, catalog)
     settings = {}
     for key, value in config.settings.items():
         if key not in known:
-            raise InputError(f"There is no setting {key!r}{nearest(key, known)}")
+            raise InputError(f"There is no setting {shown(key)}{nearest(key, known, 'see `catalog`')}")
         settings[key] = checked(known[key], value, key)
     made = RunConfig(
         config.problem,
@@ -151,7 +191,7 @@ def validated(config: RunConfig, catalog: Mapping[str, Any]) -> RunConfig:
         probes,
         checked(whole | {"low": 1}, config.steps, "steps"),
         checked({"type": "int", "low": 0, "high": 2**63 - 1}, config.seed, "seed"),
-        str(config.device),
+        config.device,
         settings,
     )
     values = resolved(made, catalog)
@@ -172,4 +212,4 @@ def resolved(config: RunConfig, catalog: Mapping[str, Any]) -> dict[str, Any]:
 def _known(name: str, kind: str, entries: list[dict[str, Any]]) -> None:
     names = [entry["name"] for entry in entries]
     if name not in names:
-        raise InputError(f"There is no {kind} {name!r}{nearest(name, names)}")
+        raise InputError(f"There is no {kind} {shown(name)}{nearest(name, names)}")

@@ -17,8 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from engine.knobs import InputError, nearest
+from engine.knobs import InputError, nearest, shown
+from engine.outside import brief, value_of
 from engine.reader import readonly
+from engine.stored import facts
 
 LOOK_EVERY = 0.1
 """Seconds between two looks into the mailbox while a run trains."""
@@ -267,7 +269,7 @@ class Mailbox:
     def meta(self, key: str, default: Any = None) -> Any:
         """Return one of the dashboard's facts."""
         row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        return default if row is None else json.loads(row[0])
+        return default if row is None else facts("control.db", [(key, row[0])])[key]
 
     def close(self) -> None:
         """Let go of the file."""
@@ -276,8 +278,8 @@ class Mailbox:
 
 def _read(body: str) -> Command:
     try:
-        return from_json(json.loads(body))
+        return from_json(value_of(body))
     except InputError as error:
-        return Garbled(body, str(error))
-    except json.JSONDecodeError:
-        return Garbled(body, f"A command is JSON, not {body[:80]!r}.")
+        return Garbled(str(body), str(error))
+    except ValueError as error:
+        return Garbled(str(body), f"A command is JSON, not {shown(body)} ({brief(error)}).")

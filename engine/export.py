@@ -11,8 +11,10 @@ from urllib.parse import quote
 import numpy as np
 
 from engine.knobs import InputError
+from engine.outside import brief
 from engine.records import Bars, Curve, Matrix, Record, Scalar, Surface
 from engine.store import RunReader
+from engine.stored import Unreadable
 
 if typing.TYPE_CHECKING:
     import pandas as pd
@@ -24,24 +26,36 @@ def export(home: Path | str, to: str, folder: Path | str) -> list[Path]:
     `scalars` has the columns name, step, value; `events` has id, step, time (seconds since 1970), kind, detail;
     `records/<name>` has every measurement of that name, one number a row, with step, sample count and mode.
 
+    A record that is damaged is left out, and said when all others are written.
+
     Raises:
-        InputError: `to` is another format, there is no run in `home`, or the folder cannot be written.
+        InputError: `to` is another format, there is no run in `home`, the folder cannot be written, or something could
+            not be read.
     """
     if to not in WRITE:
         raise InputError(f"A run is exported to {' or '.join(WRITE)}, not to {to!r}.")
     reader, folder = RunReader(home), Path(folder)
     names = reader.names()
-    written = []
-    try:
-        tables = {"scalars": lambda: _scalars(reader, names["scalars"]), "events": lambda: _events(reader)}
-        tables |= {f"records/{_file(name)}": lambda name=name: _record(reader, name) for name in names["records"]}
-        for stem, table in tables.items():
-            path = folder / f"{stem}.{to}"
+    written, missing = [], []
+    tables = {"scalars": lambda: _scalars(reader, names["scalars"]), "events": lambda: _events(reader)}
+    tables |= {f"records/{file_of(name)}": lambda name=name: _record(reader, name) for name in names["records"]}
+    for stem, table in tables.items():
+        path = folder / f"{stem}.{to}"
+        try:
+            made = table()
+        except Unreadable as error:
+            missing.append(error)
+            continue
+        try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            WRITE[to](table(), path)
-            written.append(path)
-    except OSError as error:
-        raise InputError(f"The tables cannot be written to {folder} ({error.strerror}); give another folder.") from None
+            WRITE[to](made, path)
+        except OSError as error:
+            raise InputError(
+                f"The tables cannot be written to {folder} ({brief(error)}); give another folder."
+            ) from None
+        written.append(path)
+    if missing:
+        raise InputError(f"{len(missing)} of {len(tables)} tables were not written to {folder}: {missing[0]}")
     return written
 
 
@@ -52,7 +66,7 @@ WRITE: dict[str, Callable[[pd.DataFrame, Path], None]] = {
 """Format to what writes a table in it."""
 
 
-def _file(name: str) -> str:
+def file_of(name: str) -> str:
     """Return a record's name as a path below the folder, whatever the name holds."""
     return "/".join(quote(part, safe=" @").replace(".", "%2E") or "%" for part in name.split("/"))
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
+import os
 import secrets
-import shutil
 import sqlite3
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,11 @@ from tqdm import tqdm
 
 from engine import checkpoint
 from engine.catalog import catalog
-from engine.config import RunConfig, read, validated
-from engine.handle import lock
-from engine.knobs import InputError
+from engine.config import MOST_STEPS, RunConfig, read, validated
+from engine.folder import founded, lock
+from engine.handle import mailbox
+from engine.knobs import InputError, checked
+from engine.outside import brief
 from engine.past import recreated
 from engine.records import Record
 from engine.run import Run
@@ -48,23 +49,17 @@ def run_new(config: RunConfig, home: Path, *, attended: bool = False) -> int:
     """
     deterministic()
     config = validated(config, catalog())
-    if (home / "config.json").exists():
+    if os.path.lexists(home / "config.json"):
         with lock(home):
             raise InputError(f"{home} already holds a run; resume it with `resume {home}` or give another --home.")
     training = Training(config)
-    fresh = not home.exists()
-    with ExitStack() as held:
-        try:
-            home.mkdir(parents=True, exist_ok=True)
-            held.enter_context(lock(home))
-            create(home)
-            _write(home / "config.json", config.to_json())
-        except (OSError, sqlite3.Error) as error:
-            if fresh:
-                shutil.rmtree(home, ignore_errors=True)
-            reason = getattr(error, "strerror", None) or error
-            raise InputError(f"The home {home} cannot be written ({reason}); give another --home.") from None
-        return _go(Run(training, home, attended=attended), begin=True)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except (OSError, UnicodeError) as error:
+        raise InputError(f"The home {home} cannot be written ({brief(error)}); give another --home.") from None
+    with lock(home):
+        founded(home, config.to_json())  # reading the data took a while: another may have been faster
+        return _go(_opened(training, home, attended), begin=True)
 
 
 def run_prepared(home: Path, *, attended: bool = False) -> int:
@@ -77,11 +72,14 @@ def run_prepared(home: Path, *, attended: bool = False) -> int:
     deterministic()
     config = read(home)
     with lock(home):
-        create(home)
-        if any(event.kind == "started" for event in RunReader(home).events()):
+        try:
+            create(home)
+        except (OSError, sqlite3.Error) as error:
+            raise InputError(f"The home {home} cannot be written ({brief(error)}); give another.") from None
+        if _sound(home).newest("started") is not None:
             raise InputError(f"{home} already holds a run; resume it with `resume {home}`.")
         training = _recorded(home, lambda: Training(validated(config, catalog())))
-        return _go(Run(training, home, attended=attended), begin=True)
+        return _go(_opened(training, home, attended), begin=True)
 
 
 def resume(home: Path, steps: int | None = None, *, attended: bool = False) -> int:
@@ -94,16 +92,17 @@ def resume(home: Path, steps: int | None = None, *, attended: bool = False) -> i
     deterministic()
     config = read(home)
     with lock(home):
-        reader = RunReader(home)
-        begun = any(event.kind == "started" for event in reader.events())
+        reader = _sound(home)
+        begun = reader.newest("started") is not None
         length = steps if steps is not None else reader.meta("steps", config.steps)
+        checked({"type": "int", "high": MOST_STEPS}, length, "--steps")
         reached = reader.meta("step", 0)
         if length < reached or length < 1:
             raise InputError(
                 f"The run in {home} has come to step {reached}; give --steps of at least that, not {length}."
             )
         training = _recorded(home, lambda: Training(validated(config, catalog())))
-        run = Run(training, home, attended=attended)
+        run = _opened(training, home, attended)
         run.steps = length
         if begun:
             run.resume_recorded()
@@ -117,7 +116,8 @@ def replay(home: Path) -> dict[str, Any]:
         InputError: the run has no checkpoint to compare with.
     """
     deterministic()
-    recorded = RunReader(home).meta("theta", None) if read(home) else None
+    read(home)
+    recorded = RunReader(home).meta("theta", None)
     if recorded is None:
         raise InputError(f"{home} has no checkpoint to compare a replay with; let it train first.")
     training = recreated(home, recorded["step"], from_start=True)
@@ -139,6 +139,8 @@ def probe(home: Path, name: str, step: int | None, settings: dict[str, Any]) -> 
     """
     deterministic()
     read(home)
+    if step is not None and step < 0:
+        raise InputError(f"A run has no step {step}; give --step of at least 0.")
     training = recreated(home, step)
     prober = training.probe(name, settings)
     started = time.perf_counter()
@@ -159,16 +161,67 @@ def _go(run: Run, *, begin: bool) -> int:
         total=run.steps,
         initial=run.training.state.step,
         unit="step",
-        file=sys.stderr,
+        file=_Progress(),
         mininterval=0.5,
         dynamic_ncols=True,
     )
     with bar:
         run.go(lambda step: bar.update(step - bar.n))
     if run.diverged:
-        print(RunReader(run.home).events()[-2].detail.get("error", "The loss diverged."), file=sys.stderr)
+        last = RunReader(run.home).newest("diverged")
+        words = last.detail.get("error") if last is not None else None
+        print(words or "The loss diverged.", file=_Progress())
         return DIVERGED
     return 0
+
+
+class _Progress:
+    """Standard error for words that training must not wait for or end by: a full disk or a closed pipe takes none."""
+
+    encoding = "utf-8"
+
+    def write(self, words: str) -> None:
+        """Write, as far as somebody listens."""
+        with suppress(OSError, ValueError):
+            sys.stderr.write(words)
+
+    def flush(self) -> None:
+        """Flush, as far as somebody listens."""
+        with suppress(OSError, ValueError):
+            sys.stderr.flush()
+
+    def fileno(self) -> int:
+        """Return the file's number, by which its width is known."""
+        return sys.stderr.fileno()
+
+    def isatty(self) -> bool:
+        """Return whether it is a terminal."""
+        return sys.stderr.isatty()
+
+
+def _sound(home: Path) -> RunReader:
+    """Return the reader of a run on which an engine may go on.
+
+    Raises:
+        InputError: one of its databases is damaged, or of a version without all that is needed.
+    """
+    reader = RunReader(home)
+    reader.check()
+    with mailbox(home) as found:
+        found.unread()
+    return reader
+
+
+def _opened(training: Training, home: Path, attended: bool) -> Run:
+    """Return the run in `home`, ready to train.
+
+    Raises:
+        InputError: its databases cannot be written.
+    """
+    try:
+        return Run(training, home, attended=attended)
+    except (OSError, sqlite3.Error) as error:
+        raise InputError(f"The home {home} cannot be written ({brief(error)}); see its permissions.") from None
 
 
 def _recorded(home: Path, build) -> Training:
@@ -186,15 +239,12 @@ def _recorded(home: Path, build) -> Training:
 
 def _store(home: Path, step: int, records: list[Record]) -> bool:
     try:
-        with lock(home):
-            writer = RunWriter(home)
+        with lock(home), closing(RunWriter(home)) as writer:
             for record in records:
                 writer.record(step, record)
-            writer.flush()
-            writer.close()
-            return True
-    except InputError:  # an engine holds the run and is its only writer; the measurement is printed all the same
-        return False
+            return writer.flush()
+    except (InputError, OSError, sqlite3.Error):
+        return False  # an engine holds the run, or nobody can write there; the measurement is printed all the same
 
 
 def _described(record: Record) -> dict[str, Any]:
@@ -212,9 +262,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(v) for v in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _write(path: Path, values: dict[str, Any]) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(values, indent=1))
-    partial.replace(path)

@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
-import re
+import shutil
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Generator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from engine import control
 from engine.control import Command, Mailbox, set_meta
+from engine.folder import ROOT, RUN_ID, Busy, founded, held_since, is_locked, lock, runs, runs_folder
 from engine.knobs import InputError
-from engine.store import RunReader, create
+from engine.outside import brief, opened, text_of, value_of
+from engine.store import RunReader
+from engine.stored import Unreadable
 
-ROOT = Path(__file__).resolve().parent.parent
-RUN_ID = re.compile(r"^[a-z0-9][a-z0-9-]{2,60}$")
-"""What a run's id, the name of its folder, looks like."""
+__all__ = [
+    "ENDED",
+    "LOAD_WITHIN",
+    "OVER",
+    "ROOT",
+    "RUN_ID",
+    "STALL_AFTER",
+    "START_WITHIN",
+    "UNREADABLE",
+    "Busy",
+    "RunHandle",
+    "Signs",
+    "Status",
+    "held_since",
+    "is_locked",
+    "lock",
+    "runs",
+    "runs_folder",
+]
 
 STALL_AFTER = 15.0
 """Seconds without a heartbeat after which an engine that holds its lock is called stalled."""
@@ -36,12 +53,10 @@ of a measurement."""
 
 OVER = ("finished", "stopped", "failed", "crashed")
 """States in which no engine is at work."""
+UNREADABLE = "unreadable"
+"""State of a run of which some file cannot be read."""
 ENDED = ("finished", "stopped", "failed")
 """States that an engine leaves behind when it ends of its own will."""
-
-
-class Busy(InputError):
-    """The home is being trained by another engine."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +64,7 @@ class Status:
     """How a run stands, as far as it can be told from outside."""
 
     state: str
-    """queued, starting, running, paused, stopping, finished, stopped, failed, crashed, stalled"""
+    """queued, starting, running, paused, stopping, finished, stopped, failed, crashed, stalled, unreadable"""
     step: int
     steps: int
     rate: float | None
@@ -64,6 +79,11 @@ class Status:
     alive: bool
     """Whether an engine holds the run."""
     exit_code: int | None
+
+    @property
+    def over(self) -> bool:
+        """Whether no engine is at work on the run and none is on its way."""
+        return self.state in OVER or (self.state == UNREADABLE and not self.alive)
 
 
 @dataclass(frozen=True)
@@ -105,6 +125,22 @@ class Signs:
         return self.said if self.said in ENDED else "crashed"
 
 
+@contextmanager
+def mailbox(home: Path | str) -> Generator[Mailbox]:
+    """Give the mailbox of the run in `home`.
+
+    Raises:
+        Unreadable: it is damaged or not there.
+    """
+    try:
+        with closing(Mailbox(home)) as found:
+            yield found
+    except sqlite3.Error as error:
+        if isinstance(error, InputError):
+            raise
+        raise Unreadable(Path(home) / "control.db", brief(error)) from None
+
+
 class RunHandle:
     """One run, from outside."""
 
@@ -121,7 +157,7 @@ class RunHandle:
         Raises:
             InputError: there is no run.
         """
-        if not (Path(home) / "run.db").exists():
+        if not os.path.lexists(Path(home) / "run.db"):
             raise InputError(f"{home} holds no run: there is no run.db in it; give the folder of a run.")
         return cls(home)
 
@@ -146,35 +182,37 @@ class RunHandle:
             InputError: the home holds a run or cannot be written.
         """
         values = config if isinstance(config, Mapping) else config.to_json()
+        founded(self.home, values)
         try:
-            self.home.mkdir(parents=True, exist_ok=True)
-            if (self.home / "config.json").exists():
-                raise InputError(f"{self.home} already holds a run; give another home.")
-            create(self.home)
-            partial = self.home / "config.partial"
-            partial.write_text(json.dumps(values, indent=1))
-            partial.replace(self.home / "config.json")
-        except (OSError, sqlite3.Error) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise InputError(f"The home {self.home} cannot be written ({reason}); give another.") from None
-        set_meta(self.home, "queued", time.time())
+            set_meta(self.home, "queued", time.time())
+        except sqlite3.Error as error:
+            raise InputError(f"The home {self.home} cannot be written ({brief(error)}); give another.") from None
 
     def launch(self, command: str = "run", *arguments: str) -> None:
-        """Start `python -m engine COMMAND HOME` in a session of its own, and record its exit code when it ends."""
+        """Start `python -m engine COMMAND HOME` in a session of its own, and record its exit code when it ends.
+
+        Raises:
+            InputError: a file of the home is damaged or cannot be written.
+        """
         launched = time.time()
-        set_meta(self.home, "exit_code", None)
-        set_meta(self.home, "launched", launched)
         line = [*self.program, command, str(self.home.absolute()), "--attended", *arguments]
-        with (self.home / "log.txt").open("ab") as log:
-            process = subprocess.Popen(
-                line,
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env={"OMP_NUM_THREADS": "1", **os.environ},
-            )
+        try:
+            set_meta(self.home, "exit_code", None)
+            set_meta(self.home, "launched", launched)
+            # Without waiting: something else than a file may lie in its place.
+            log = os.open(self.home / "log.txt", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666)
+            with open(log, "ab") as file:
+                process = subprocess.Popen(
+                    line,
+                    cwd=ROOT,
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    env={"OMP_NUM_THREADS": "1", **os.environ},
+                )
+        except (OSError, sqlite3.Error) as error:
+            raise InputError(f"No engine could be started in {self.home} ({brief(error)}); mend that folder.") from None
         threading.Thread(target=self._reap, args=(process, launched), daemon=True).start()
 
     def resume(self, steps: int | None = None) -> None:
@@ -188,22 +226,57 @@ class RunHandle:
         self.launch("resume", *(["--steps", str(steps)] if steps is not None else []))
 
     def send(self, command: Command, who: str = "", *, once: bool = False) -> int:
-        """Put a command into the run's mailbox, `once` for all requests of the token `who`; return its number."""
-        return control.post(self.home, command, who, once=once)
+        """Put a command into the run's mailbox, `once` for all requests of the token `who`; return its number.
+
+        Raises:
+            InputError: there is no run, or its mailbox is damaged or cannot be written.
+        """
+        try:
+            return control.post(self.home, command, who, once=once)
+        except (OSError, sqlite3.Error) as error:
+            raise InputError(f"The mailbox of {self.home} takes no command ({brief(error)}); try again.") from None
+
+    def discard(self) -> bool:
+        """Delete a run that no engine has taken up; return whether it was one.
+
+        Raises:
+            InputError: an engine has just taken it up, or the folder cannot be written.
+        """
+        with lock(self.home):
+            signs, _ = self._signs(self.reader())
+            if signs.said is not None or signs.launched is not None:
+                return False
+            shutil.rmtree(self.home, ignore_errors=True)
+            return True
 
     def pending(self) -> list[tuple[int, Command]]:
         """Return the commands that were sent and neither applied nor refused yet, with their numbers, in order."""
         reader = self.reader()
         answered = [reader.newest("applied"), reader.newest("refused")]
         with self._mailbox() as mailbox:
-            return mailbox.unread(max((event.detail.get("id", 0) for event in answered if event), default=0))
+            return mailbox.unread(max((event.detail.get("id") or 0 for event in answered if event), default=0))
 
     def reader(self) -> RunReader:
         """Return a reader of what the run recorded."""
         return RunReader(self.home)
 
     def status(self) -> Status:
-        """Return how the run stands: what it last said, checked against its lock, heartbeat and exit code."""
+        """Return how the run stands: what it last said, checked against its lock, heartbeat and exit code.
+
+        Whatever lies in the home, this never raises: what cannot be read makes the run `unreadable`, with the reason.
+        """
+        try:
+            return self._status()
+        except InputError as error:
+            return Status(UNREADABLE, 0, self._planned(), None, None, None, "", str(error), self._held(), None)
+
+    def _held(self) -> bool:
+        try:
+            return is_locked(self.home)
+        except InputError:  # something else lies in the lock's place, and nobody can hold that
+            return False
+
+    def _status(self) -> Status:
         reader = self.reader()
         signs, facts = self._signs(reader)
         state = signs.state(time.time())
@@ -229,13 +302,13 @@ class RunHandle:
         activity = facts.get("activity", "")
         return Signs(facts.get("state"), facts.get("beat"), held, begun, launched, code, activity), facts
 
-    def _mailbox(self) -> closing[Mailbox]:
-        return closing(Mailbox(self.home))
+    def _mailbox(self) -> AbstractContextManager[Mailbox]:
+        return mailbox(self.home)
 
     def _planned(self) -> int:
         try:
-            return int(json.loads((self.home / "config.json").read_text()).get("steps", 0))
-        except (OSError, ValueError):
+            return int(value_of(text_of(self.home / "config.json"))["steps"])
+        except (OSError, ValueError, TypeError, LookupError, OverflowError):
             return 0
 
     def _error(self, reader: RunReader, state: str, step: int, age: float | None, code: int | None) -> str | None:
@@ -258,7 +331,7 @@ class RunHandle:
     def _last_words(self) -> str:
         """Return the last line of the log."""
         try:
-            with (self.home / "log.txt").open("rb") as log:
+            with opened(self.home / "log.txt") as log:
                 log.seek(max(log.seek(0, os.SEEK_END) - 4096, 0))
                 lines = log.read().decode(errors="replace").splitlines()
         except OSError:
@@ -268,81 +341,10 @@ class RunHandle:
     def _reap(self, process: subprocess.Popen, launched: float) -> None:
         """Wait for the engine, so that it leaves no zombie, and record its exit code unless a newer one was started."""
         code = process.wait()
-        if not (self.home / "control.db").exists():
+        try:
+            with self._mailbox() as mailbox:
+                newer = mailbox.meta("launched") != launched
+            if not newer:
+                set_meta(self.home, "exit_code", code)
+        except (InputError, OSError, sqlite3.Error):  # the folder was deleted or damaged: there is no run to tell of
             return
-        with self._mailbox() as mailbox:
-            newer = mailbox.meta("launched") != launched
-        if not newer:
-            set_meta(self.home, "exit_code", code)
-
-
-class lock:
-    """Hold the lock of a home; the proof of life of an engine, released by the system however it ends."""
-
-    def __init__(self, home: Path | str) -> None:
-        self.home = Path(home)
-
-    def __enter__(self) -> lock:
-        """Take the lock.
-
-        Raises:
-            Busy: another process holds it.
-        """
-        self._file = (self.home / "lock").open("a+")
-        if not self._taken():
-            self._file.seek(0)
-            holder = self._file.read().strip() or "unknown"
-            self._file.close()
-            raise Busy(
-                f"{self.home} is already being trained by another engine (process {holder}); wait for it or stop it."
-            )
-        self._file.truncate(0)
-        self._file.write(str(os.getpid()))
-        self._file.flush()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
-
-    def _taken(self) -> bool:
-        """Try for a second: a page that asks whether the home is locked holds a shared lock for an instant."""
-        deadline = time.monotonic() + 1.0
-        while True:
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return True
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    return False
-                time.sleep(0.02)
-
-
-def held_since(home: Path | str) -> float | None:
-    """Return when the lock of a home was taken, in seconds since 1970, or None while it is free."""
-    try:
-        with (Path(home) / "lock").open() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return os.fstat(file.fileno()).st_mtime
-            return None
-    except FileNotFoundError:
-        return None
-
-
-def is_locked(home: Path | str) -> bool:
-    """Return whether an engine holds the home."""
-    return held_since(home) is not None
-
-
-def runs_folder() -> Path:
-    """Return the folder of runs: `$MODALSCAPE_RUNS`, or `runs` beside the code."""
-    return Path(os.environ.get("MODALSCAPE_RUNS") or ROOT / "runs")
-
-
-def runs(folder: Path | str | None = None) -> list[tuple[str, Path]]:
-    """Return (id, path) of the runs in a folder, newest first."""
-    folder = runs_folder() if folder is None else Path(folder)
-    found = [path.parent for path in folder.glob("*/run.db")]
-    found.sort(key=lambda path: (path / "config.json").stat().st_mtime if (path / "config.json").exists() else 0.0)
-    return [(path.name, path) for path in reversed(found)]

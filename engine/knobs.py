@@ -9,9 +9,45 @@ import difflib
 import math
 from typing import Any
 
+LONGEST = 400
+"""Characters of a sentence to a person."""
+LISTED = 240
+"""Characters of a list of known words at the end of a sentence."""
+
 
 class InputError(ValueError):
-    """Input that a person can mend; its text is one sentence with the offending value and the remedy."""
+    """Input that a person can mend; its text is one sentence with the offending value and the remedy.
+
+    However long the value is and whatever signs it holds, the text is one line of at most LONGEST printable characters.
+    """
+
+    def __init__(self, words: object) -> None:
+        super().__init__(sentence(str(words)))
+
+
+def sentence(words: str) -> str:
+    r"""Return words on one line, signs that do not print as escapes, what is longer than LONGEST cut in its middle.
+
+    >>> sentence("a\nb"), len(sentence("x" * 5000))
+    ('a b', 400)
+    """
+    words = " ".join(words[: 8 * LONGEST].split() + ([words[-LONGEST:]] if len(words) > 8 * LONGEST else []))
+    words = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words)
+    half = LONGEST // 2
+    return words if len(words) <= LONGEST else f"{words[: half + 20]} … {words[23 - half :]}"
+
+
+def shown(value: Any, most: int = 80) -> str:
+    """Return a value as a sentence echoes it: as Python writes it, cut where it is long.
+
+    >>> shown("a"), len(shown([1] * 1000))
+    ("'a'", 80)
+    """
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, or brackets within brackets
+        return f"a very long {type(value).__name__}"
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def knob(default, low=None, high=None, help="", *, log=False, choices=None):
@@ -39,13 +75,21 @@ def describe(params: type) -> list[dict[str, Any]]:
     ]
 
 
-def nearest(word: str, known) -> str:
-    """Return the end of a sentence about an unknown word: the known ones nearest to it, or all when none is near."""
+def nearest(word: str, known, many: str = "") -> str:
+    """Return the end of a sentence about an unknown word: the known ones nearest to it, or all when none is near.
+
+    Where there are too many, `many` says where they are listed, after the first few.
+    """
     known = sorted(known)
-    near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(word[:LISTED], known, n=3, cutoff=0.5)
     if near:
         return "; did you mean " + " or ".join(near) + "?"
-    return "; known are " + ", ".join(known) + "." if known else "."
+    listed = ", ".join(known)
+    if len(listed) > LISTED:
+        few = listed[:80].rpartition(", ")[0] or listed[:80]
+        more = len(known) - few.count(", ") - 1
+        listed = f"{few} and {more} more" + (f"; {many}" if many else "")
+    return f"; known are {listed}." if known else "."
 
 
 def assigned(text: str, path: str, low: float, high: float) -> dict[str, float]:
@@ -66,7 +110,7 @@ def assigned(text: str, path: str, low: float, high: float) -> dict[str, float]:
             number = math.nan
         if not name or not low <= number <= high:
             raise InputError(
-                f"{path} has {entry!r}; write a name and its number, {low:g} to {high:g}, such as image=0.5."
+                f"{path} has {shown(entry)}; write a name and its number, {low:g} to {high:g}, such as image=0.5."
             )
         found[name] = number
     return found
@@ -82,22 +126,13 @@ def checked(knob: dict[str, Any], value: Any, path: str) -> Any:
     """
     kind = knob["type"]
     try:
-        if kind == "bool":
-            value = _boolean(value)
-        elif kind == "int":
-            if isinstance(value, bool) or float(value) != int(float(value)):
-                raise ValueError
-            value = int(float(value))
-        elif kind == "float":
-            value = float(value)
-        else:
-            value = str(value)
+        value = {"bool": _boolean, "int": _whole, "float": float}.get(kind, _text)(value)
     except (TypeError, ValueError, OverflowError):
-        raise InputError(f"{path} must be {_named(kind)}, not {value!r}.") from None
+        raise InputError(f"{path} must be {_named(kind)}, not {shown(value)}.") from None
     if kind == "float" and not math.isfinite(value):
         raise InputError(f"{path} must be a finite number, not {value}.")
     if knob.get("choices") and value not in knob["choices"]:
-        raise InputError(f"{path} must be one of {', '.join(map(str, knob['choices']))}, not {value!r}.")
+        raise InputError(f"{path} must be one of {', '.join(map(str, knob['choices']))}, not {shown(value)}.")
     low, high = knob.get("low"), knob.get("high")
     if kind in ("int", "float") and ((low is not None and value < low) or (high is not None and value > high)):
         bound = (
@@ -105,7 +140,7 @@ def checked(knob: dict[str, Any], value: Any, path: str) -> Any:
             if None not in (low, high)
             else f"at {f'least {low}' if high is None else f'most {high}'}"
         )
-        raise InputError(f"{path} must be {bound}, not {value}.")
+        raise InputError(f"{path} must be {bound}, not {shown(value)}.")
     return value
 
 
@@ -119,5 +154,25 @@ def _boolean(value) -> bool:
         raise ValueError from None
 
 
+def _whole(value) -> int:
+    if isinstance(value, bool):
+        raise ValueError
+    if isinstance(value, int):
+        return value
+    try:
+        return int(str(value))  # through a float the last digits of a large number would change
+    except ValueError:
+        found = float(value)
+        if found != int(found):
+            raise
+        return int(found)
+
+
+def _text(value) -> str:
+    if not isinstance(value, str | int | float) or not str(value).isprintable():
+        raise ValueError
+    return str(value)
+
+
 def _named(kind: str) -> str:
-    return {"bool": "true or false", "int": "a whole number", "float": "a number"}.get(kind, "text")
+    return {"bool": "true or false", "int": "a whole number", "float": "a number"}.get(kind, "text on one line")

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from engine import checkpoint
-from engine.config import read
+from engine.catalog import catalog
+from engine.config import read, validated
 from engine.control import Command, from_json
 from engine.knobs import InputError
 from engine.store import RunReader
@@ -29,7 +30,7 @@ def recreated(home: Path, step: int | None = None, *, from_start: bool = False) 
         InputError: the run has not come that far.
     """
     reader = RunReader(home)
-    config = read(home)
+    config = validated(read(home), catalog())
     training = Training(config)
     training.home = Path(home)
     newest = (checkpoint.steps(home) or [0])[-1]

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-import io
-import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from engine.knobs import InputError
-from engine.records import KINDS, Record
+from engine import stored
+from engine.knobs import InputError, shown
+from engine.outside import brief, moment, regular, whole
+from engine.records import Record
+from engine.stored import Unreadable, unpacked
+
+TABLES = {
+    "name": "id, name",
+    "number": "name, step, value",
+    "array": "id, name, step, kind, data, about",
+    "event": "id, step, time, kind, detail",
+    "meta": "key, value",
+}
+"""Table of a run to the columns that are relied upon."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +41,10 @@ class Event:
 
 
 class RunReader:
-    """The reader of `run.db`; every call is one short read, and each thread has a connection of its own."""
+    """The reader of `run.db`; every call is one short read, and each thread has a connection of its own.
+
+    Whatever lies in the file, a call returns what an engine may have written or raises `Unreadable`.
+    """
 
     def __init__(self, home: Path | str) -> None:
         """Open the run in `home`; a run that waits for its engine has recorded nothing yet.
@@ -40,7 +53,7 @@ class RunReader:
             InputError: there is no run in it.
         """
         self.path = (Path(home) / "run.db").absolute()
-        if not self.path.exists() and not (Path(home) / "config.json").exists():
+        if not any(map(os.path.lexists, (self.path, self.path.with_name("config.json")))):
             raise InputError(f"{home} holds no run: there is no run.db in it; give the folder of a run.")
         self._local = threading.local()
 
@@ -52,7 +65,8 @@ class RunReader:
                   SELECT name, (SELECT kind FROM array WHERE array.name = known.name ORDER BY step DESC LIMIT 1)
                   FROM known WHERE name IS NOT NULL"""
         scalars = self._all("SELECT name FROM name ORDER BY name")
-        return {"scalars": [name for (name,) in scalars], "records": dict(self._all(walk))}
+        records = {name: kind for name, kind in self._all(walk) if isinstance(name, str) and isinstance(kind, str)}
+        return {"scalars": [name for (name,) in scalars if isinstance(name, str)], "records": records}
 
     def scalars(self, name: str, since: int = -1, points: int | None = 1000) -> tuple[np.ndarray, np.ndarray]:
         """Return steps (N,) and values (N,) after `since`, thinned to at most `points` (None: all), spikes kept."""
@@ -62,8 +76,13 @@ class RunReader:
             name,
             since,
         )
-        steps = np.array([step for step, _ in rows], dtype=np.int64)
-        values = np.array([value for _, value in rows], dtype=np.float64)
+        try:
+            steps = np.array([step for step, _ in rows], dtype=np.int64)
+            values = np.array([value for _, value in rows], dtype=np.float64)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise Unreadable(f"The number {name}", brief(error)) from None
+        if len(steps) and not (whole(int(steps[0])) and whole(int(steps[-1]))):
+            raise Unreadable(f"The number {name}", f"its steps go from {steps[0]} to {steps[-1]}")
         return (steps, values) if points is None else thinned(steps, values, points)
 
     def tail(
@@ -78,22 +97,28 @@ class RunReader:
             """SELECT name, (SELECT value FROM number WHERE number.name = name.id ORDER BY step DESC LIMIT 1)
                FROM name ORDER BY name"""
         )
-        return {name: float("nan") if value is None else value for name, value in rows}
+        return {name: value if isinstance(value, int | float) else float("nan") for name, value in rows}
 
     def latest(self, name: str) -> tuple[int, Record] | None:
         """Return step and record of the newest measurement of that name."""
         rows = self._all("SELECT step, kind, data, about FROM array WHERE name = ? ORDER BY step DESC LIMIT 1", name)
-        return (rows[0][0], unpacked(name, *rows[0][1:])) if rows else None
+        if not rows:
+            return None
+        step, *packed = rows[0]
+        if not whole(step):
+            raise Unreadable(f"The record {name}", f"its step is {shown(step)}")
+        return step, unpacked(name, *packed)
 
     def drawn(self, names: Iterable[str]) -> dict[str, dict[str, Any]]:
         """Return name to how the newest record of that name asks to be drawn; names without a record are left out."""
         query = "SELECT about FROM array WHERE name = ? ORDER BY step DESC LIMIT 1"
         found = {name: self._all(query, name) for name in names}
-        return {name: json.loads(rows[0][0]).get("draw", {}) for name, rows in found.items() if rows}
+        return {name: stored.said(name, rows[0][0])["draw"] for name, rows in found.items() if rows}
 
     def history(self, name: str) -> list[int]:
         """Return the steps at which a record of that name was made, in order."""
-        return [step for (step,) in self._all("SELECT step FROM array WHERE name = ? ORDER BY step", name)]
+        rows = self._all("SELECT step FROM array WHERE name = ? ORDER BY step", name)
+        return [step for (step,) in rows if whole(step)]
 
     def stamp(self, name: str) -> tuple[int, int | None, int | None]:
         """Return what changes with every record of that name: their count, the newest step, the newest write."""
@@ -114,7 +139,7 @@ class RunReader:
         rows = self._all(
             f"SELECT id, step, time, kind, detail FROM event WHERE id > ? {chosen} ORDER BY id", since, *kinds
         )
-        return [Event(*row[:4], json.loads(row[4])) for row in rows]
+        return [_event(*row) for row in rows]
 
     def newest(self, *kinds: str) -> Event | None:
         """Return the newest event of any of these kinds."""
@@ -122,52 +147,104 @@ class RunReader:
         rows = self._all(
             f"SELECT id, step, time, kind, detail FROM event WHERE kind IN ({marks}) ORDER BY id DESC LIMIT 1", *kinds
         )
-        return Event(*rows[0][:4], json.loads(rows[0][4])) if rows else None
+        return _event(*rows[0]) if rows else None
 
     def meta(self, key: str, default: Any = None) -> Any:
         """Return a fact about the run."""
-        rows = self._all("SELECT value FROM meta WHERE key = ?", key)
-        return json.loads(rows[0][0]) if rows else default
+        return self.facts(key).get(key, default)
 
     def facts(self, *keys: str) -> dict[str, Any]:
         """Return key to fact, all of one moment; keys without a fact are left out."""
         rows = self._all(f"SELECT key, value FROM meta WHERE key IN ({', '.join('?' * len(keys))})", *keys)
-        return {key: json.loads(value) for key, value in rows}
+        return stored.facts(self.path, rows)
 
     def version(self) -> int:
         """Return a number that grows with every flush that brings more than a heartbeat."""
         return self.meta("version", 0)
 
+    def check(self) -> None:
+        """Look whether an engine may go on writing here.
+
+        Raises:
+            Unreadable: a table or column is missing, or the file is damaged anywhere.
+        """
+        for table, columns in TABLES.items():
+            self._all(f"SELECT {columns} FROM {table} LIMIT 0")
+        found = self._all("PRAGMA quick_check(1)")
+        if found and found != [("ok",)]:
+            raise Unreadable(self.path, shown(found[0][0]))
+
     def _all(self, query: str, *values: Any) -> list[tuple]:
         db = getattr(self._local, "db", None)
         if db is None:
-            if not self.path.exists():
+            if not os.path.lexists(self.path):
                 return []
             db = self._local.db = readonly(self.path)
         return db.execute(query, values).fetchall()
 
 
+def _event(number: int, step: Any, time: Any, kind: Any, text: Any) -> Event:
+    what = f"Event {number}"
+    if not (whole(step) and moment(time) and isinstance(kind, str)):
+        raise Unreadable(what, shown((step, time, kind)))
+    return Event(number, step, time, kind, stored.detail(what, kind, text))
+
+
+class _Damaged(Unreadable, sqlite3.OperationalError):
+    """What a database says is wrong with it."""
+
+
+class _Cursor(sqlite3.Cursor):
+    """A cursor whose errors name the file that cannot be read."""
+
+    def execute(self, *arguments: Any) -> _Cursor:
+        return self._asked(super().execute, *arguments)
+
+    def fetchall(self) -> list[tuple]:
+        return self._asked(super().fetchall)
+
+    def fetchone(self) -> tuple | None:
+        return self._asked(super().fetchone)
+
+    def _asked(self, ask: Callable, *arguments: Any) -> Any:
+        try:
+            return ask(*arguments)
+        except (sqlite3.Error, UnicodeError, OverflowError) as error:
+            if isinstance(error, sqlite3.ProgrammingError):  # a fault of the program
+                raise
+            raise _Damaged(self.connection.path, brief(error)) from None
+
+
+class _Connection(sqlite3.Connection):
+    """A connection to the file at `path`."""
+
+    path: Path
+
+    def execute(self, *arguments: Any) -> sqlite3.Cursor:
+        return self.cursor(_Cursor).execute(*arguments)
+
+
 def readonly(path: Path) -> sqlite3.Connection:
-    """Return a connection that cannot write, each query its own short transaction."""
-    uri = f"{path.absolute().as_uri()}?mode=ro"
-    # On a read-only disk nobody can be writing, and the index of the write-ahead log could not be made.
-    if not os.access(path.parent, os.W_OK) and not path.with_name(f"{path.name}-wal").exists():
-        uri += "&immutable=1"
-    return sqlite3.connect(uri, uri=True, timeout=5.0, isolation_level=None, check_same_thread=False)
-
-
-def unpacked(name: str, kind: str, data: bytes, about: str) -> Record:
-    """Return the record that was stored.
+    """Return a connection that cannot write, each query its own short transaction; its errors are `Unreadable`.
 
     Raises:
-        InputError: the record was written by a version with more kinds than this one.
+        Unreadable: there is no such file, or something else, such as a pipe on which a reader would wait.
     """
-    if kind not in KINDS:
-        raise InputError(f"The record {name} is of the unknown kind {kind!r}; read it with the version that wrote it.")
-    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        values = {key: arrays[key] for key in arrays.files}
-    values = {key: float(value) if value.ndim == 0 else value for key, value in values.items()}
-    return KINDS[kind](name=name, **values, **json.loads(about))
+    beside = [path.with_name(f"{path.name}-{end}") for end in ("wal", "shm", "journal")]
+    try:
+        for each in (path, *filter(os.path.lexists, beside)):
+            regular(each)
+        uri = f"{path.absolute().as_uri()}?mode=ro"
+        # On a read-only disk nobody can be writing, and the index of the write-ahead log could not be made.
+        if not os.access(path.parent, os.W_OK) and not beside[0].exists():
+            uri += "&immutable=1"
+        made = sqlite3.connect(
+            uri, uri=True, timeout=5.0, isolation_level=None, check_same_thread=False, factory=_Connection
+        )
+    except (OSError, ValueError, sqlite3.Error) as error:
+        raise Unreadable(path, brief(error)) from None
+    made.path = path
+    return made
 
 
 def thinned(x: np.ndarray, y: np.ndarray, points: int, *, log: bool = False) -> tuple[np.ndarray, np.ndarray]:

@@ -6,26 +6,42 @@ import math
 from pathlib import Path
 from typing import Any
 
-from engine.handle import RunHandle
+from engine.handle import UNREADABLE, RunHandle
+from engine.knobs import InputError
 
 
 def summary(home: Path | str) -> dict[str, Any]:
-    """Return home, state, step, seconds, theta (SHA-256 at that step, or None), last scalars, record steps, events."""
+    """Return home, state, step, seconds, theta (SHA-256 at that step, or None), last scalars, record steps, events.
+
+    Raises:
+        InputError: there is no run, or one of its files cannot be read.
+    """
     handle = RunHandle.attach(home)
     status, reader = handle.status(), handle.reader()
+    if status.state == UNREADABLE:
+        raise InputError(status.error)
     theta = reader.meta("theta", None) or {}
     return {
         "home": str(home),
         "state": status.state,
         "step": status.step,
         "steps": status.steps,
-        "seconds": round(reader.meta("seconds", 0.0), 3),
+        "seconds": round(reader.meta("seconds", 0.0) or 0.0, 3),
         "theta": theta.get("sha256") if theta.get("step") == status.step else None,
         "scalars": {name: _finite(value) for name, value in reader.last().items()},
-        "records": {name: max(reader.history(name)) for name in reader.names()["records"]},
+        "records": {name: max(reader.history(name), default=0) for name in reader.names()["records"]},
         "events": len(reader.events()),
         "error": status.error,
     }
+
+
+def listed(home: Path | str) -> dict[str, Any]:
+    """Return the summary of a run for a list: one that cannot be read is `unreadable`, with the reason as its error."""
+    try:
+        return summary(home)
+    except InputError as error:
+        nothing = {"step": 0, "steps": 0, "seconds": 0.0, "theta": None, "scalars": {}, "records": {}, "events": 0}
+        return {"home": str(home), "state": UNREADABLE} | nothing | {"error": str(error)}
 
 
 def _finite(value: float) -> float | str:

@@ -16,10 +16,9 @@ from engine.__main__ import entry
 from engine.catalog import catalog
 from engine.config import RunConfig, validated
 from engine.control import post
-from engine.foreground import _write
-from engine.handle import lock
+from engine.folder import founded, lock
 from engine.run import Run
-from engine.store import RunReader, create
+from engine.store import RunReader
 from engine.training import Training, deterministic
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,9 +36,7 @@ def small(**changes) -> RunConfig:
 def trained(home: Path, config: RunConfig, commands: dict[int, list] | None = None, **options) -> Run:
     """Train in this process; `commands` maps a step to what is posted when that many steps are done."""
     deterministic()
-    home.mkdir(parents=True)
-    create(home)
-    _write(home / "config.json", config.to_json())
+    founded(home, config.to_json())
     run = Run(Training(config), home, **options)
     run.mailbox.due = lambda: True
     waiting = dict(commands or {})

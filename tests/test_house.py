@@ -13,12 +13,14 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted(p for folder in ("engine", "app", "pages") for p in (ROOT / folder).rglob("*.py"))
 STANDARD = set(sys.stdlib_module_names)
 ARRAYS = {"torch", "numpy", "scipy"}
-BASE = {"engine.knobs", "engine.needs", "engine.records", "engine.stability"}
+BASE = {f"engine.{m}" for m in ("arrays", "knobs", "needs", "outside", "records", "stability")}
 CORE = {
     f"engine.{m}" for m in ("rng", "layout", "problem", "method", "probe", "optim", "objectives", "networks", "data")
 }
 CORE |= BASE | {"engine.maths", "engine.step"}
-FREE = {f"engine.{m}" for m in ("config", "control", "store", "reader", "handle", "export", "summary")} | BASE
+FREE = {
+    f"engine.{m}" for m in ("config", "control", "store", "reader", "stored", "folder", "handle", "export", "summary")
+} | BASE
 
 
 def allowed(path: Path) -> set[str] | None:

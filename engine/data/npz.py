@@ -17,32 +17,24 @@ Files are read without unpickling.
 
 from __future__ import annotations
 
-import json
 import os
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import nn
 
+from engine.arrays import Archive
 from engine.data.dataset import PARTS, Dataset
-from engine.knobs import InputError, nearest
+from engine.knobs import InputError, nearest, shown
+from engine.outside import brief, opened, value_of
 from engine.rng import Rng
 
 _KEPT = ("labels", "class_names", "metadata")
 _LARGEST_TOKEN = 99_999
-_DAMAGE = (
-    OSError,
-    EOFError,
-    KeyError,
-    ValueError,
-    MemoryError,
-    RuntimeError,
-    zlib.error,
-    zipfile.BadZipFile,
-)
+_LONGEST_NAME = 100
+_REAL = "biuf"
+"""Kinds of numpy's types that are real numbers."""
 
 
 def read(path: str | os.PathLike, rng: Rng, split: str = "split") -> Dataset:
@@ -68,66 +60,69 @@ def read(path: str | os.PathLike, rng: Rng, split: str = "split") -> Dataset:
             vocabularies[name] = int(values.max()) + 1
         else:
             x[name] = _floats(path, name, values)
-    title = str(metadata.get("title") or metadata.get("name") or path.stem)
-    return Dataset(path.stem, title, x, y, parts, class_names, vocabularies)
+    return Dataset(path.stem, _title(path, metadata), x, y, parts, class_names, vocabularies)
 
 
-def _opened(path: Path) -> np.lib.npyio.NpzFile:
-    if not path.exists():
-        raise InputError(f"There is no file {path}; check the path.")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; name the .npz file in it.")
+def _opened(path: Path) -> Archive:
     try:
-        with path.open("rb") as file:
-            start = file.read(6)
-        if zipfile.is_zipfile(path):
-            archive = np.load(path, allow_pickle=False)
-            if isinstance(archive, np.lib.npyio.NpzFile):
-                return archive
-    except _DAMAGE as error:
-        raise InputError(
-            f"{path} cannot be opened ({_brief(error)}); check its permissions or copy it again."
-        ) from None
-    if start.startswith(b"PK"):
-        raise InputError(f"{path} is damaged or cut short; copy or save it again.")
+        file = opened(path)
+        start = file.read(6)
+        file.seek(0)
+    except FileNotFoundError:
+        raise InputError(f"There is no file {path}; check the path.") from None
+    except IsADirectoryError:
+        raise InputError(f"{path} is a folder; name the .npz file in it.") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be opened ({brief(error)}); check the path and its permissions.") from None
     if start.startswith(b"\x93NUMPY"):
+        file.close()
         raise InputError(
             f"{path} holds a single array; save modalities and labels together with numpy.savez_compressed."
         )
-    what = "is not an .npz archive" if start else "is empty"
-    raise InputError(f"{path} {what}; save it with numpy.savez_compressed.")
-
-
-def _member(path: Path, archive: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
     try:
-        return np.asarray(archive[name])
-    except _DAMAGE as error:
-        if isinstance(error, ValueError) and "allow_pickle" in str(error):
-            raise InputError(
-                f"Array {name!r} of {path} holds Python objects, which are not read; save it as numbers or text."
-            ) from None
+        return Archive(file)
+    except ValueError as error:
+        file.close()
+        if start.startswith(b"PK"):
+            words = f"{path} is damaged or cut short ({brief(error)}); copy or save it again."
+        else:
+            what = "is not an .npz archive" if start else "is empty"
+            words = f"{path} {what}; save it with numpy.savez_compressed."
+        raise InputError(words) from None
+
+
+def _member(path: Path, archive: Archive, name: str) -> np.ndarray:
+    try:
+        return archive[name]
+    except ValueError as error:
         raise InputError(
-            f"Array {name!r} of {path} cannot be read ({_brief(error)}); the file is damaged, copy or save it again."
+            f"Array {name!r} of {path} cannot be read ({brief(error)}): it is damaged or neither numbers nor text; "
+            "save it again."
         ) from None
 
 
-def _metadata(path: Path, archive: np.lib.npyio.NpzFile) -> dict[str, Any]:
+def _metadata(path: Path, archive: Archive) -> dict[str, Any]:
     if "metadata" not in archive.files:
         return {}
     stored = _member(path, archive, "metadata")
     try:
         value = stored.item()
-        metadata = json.loads(value.decode() if isinstance(value, bytes) else str(value))
+        metadata = value_of(value if isinstance(value, bytes) else str(value))
     except ValueError as error:
-        raise InputError(f"The metadata of {path} are no JSON text ({_brief(error)}); store json.dumps(…).") from None
+        raise InputError(f"The metadata of {path} are no JSON text ({brief(error)}); store json.dumps(…).") from None
     if not isinstance(metadata, dict):
         raise InputError(f"The metadata of {path} are a JSON {type(metadata).__name__}; store a JSON object.")
     return metadata
 
 
-def _labels(path: Path, archive: np.lib.npyio.NpzFile, metadata: dict[str, Any]) -> np.ndarray:
+def _title(path: Path, metadata: dict[str, Any]) -> str:
+    title = metadata.get("title") or metadata.get("name") or path.stem
+    return "".join(sign if sign.isprintable() else " " for sign in str(title)[:_LONGEST_NAME])
+
+
+def _labels(path: Path, archive: Archive, metadata: dict[str, Any]) -> np.ndarray:
     if "labels" not in archive.files:
-        held = ", ".join(archive.files) or "nothing"
+        held = ", ".join(archive.files[:8]) or "nothing"
         raise InputError(f"{path} has no array 'labels' (it holds {held}); add one label a row.")
     labels = _member(path, archive, "labels")
     if labels.ndim == 2 and labels.shape[1] == 1:
@@ -163,14 +158,16 @@ def _targets(path: Path, labels: np.ndarray, metadata: dict[str, Any]) -> np.nda
         )
     if labels.min() == labels.max():
         raise InputError(f"All labels of {path} are {labels[0]}; store targets that vary.")
-    return labels.astype(np.float32)
+    return _floats(path, "labels", labels)
 
 
-def _modalities(path: Path, archive: np.lib.npyio.NpzFile, metadata: dict[str, Any], rows: int) -> list[str]:
+def _modalities(path: Path, archive: Archive, metadata: dict[str, Any], rows: int) -> list[str]:
     if "modalities" in metadata:
         listed = metadata["modalities"]
-        if not isinstance(listed, (list, dict)) or not listed or not all(isinstance(name, str) for name in listed):
-            raise InputError(f"The metadata of {path} list the modalities as {listed!r}; give a list of array names.")
+        if not isinstance(listed, list | dict) or not listed or not all(isinstance(name, str) for name in listed):
+            raise InputError(
+                f"The metadata of {path} list the modalities as {shown(listed)}; give a list of array names."
+            )
         names = list(dict.fromkeys(listed))
         known = [name for name in archive.files if not _reserved(name)]
         for name in names:
@@ -192,7 +189,7 @@ def _reserved(name: str) -> bool:
 
 
 def _has_rows(values: np.ndarray, path: Path, name: str, rows: int) -> bool:
-    if values.dtype.kind not in "biuf" or values.ndim < 2:
+    if values.dtype.kind not in _REAL or values.ndim < 2:
         return False
     if len(values) != rows:
         raise InputError(
@@ -205,15 +202,16 @@ def _has_rows(values: np.ndarray, path: Path, name: str, rows: int) -> bool:
 def _usable(path: Path, name: str) -> None:
     """Refuse names that parameters, rows or records could not carry."""
     taken = name in ("shared", "fused", "reg") or hasattr(nn.ModuleDict(), name)
-    if taken or not name or any(sign in name for sign in "./ "):
+    odd = not name.isprintable() or len(name) > _LONGEST_NAME
+    if taken or odd or not name or any(sign in name for sign in "./ "):
         raise InputError(
-            f"{path} has a modality named {name!r}, a name with another meaning here; rename it (no dots, slashes or "
-            "spaces)."
+            f"{path} has a modality named {shown(name)}, a name with another meaning here; rename it (no dots, slashes "
+            f"or spaces, at most {_LONGEST_NAME} characters)."
         )
 
 
 def _values(path: Path, name: str, values: np.ndarray, rows: int) -> np.ndarray:
-    if values.dtype.kind not in "biuf":
+    if values.dtype.kind not in _REAL:
         raise InputError(f"Modality {name!r} of {path} is of type {values.dtype}; store real numbers.")
     if values.ndim == 0 or len(values) != rows:
         count = len(values) if values.ndim else 1
@@ -242,20 +240,18 @@ def _floats(path: Path, name: str, values: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
         floats = values.astype(np.float32)
     if not np.isfinite(floats).all():
-        raise InputError(f"Modality {name!r} of {path} has values beyond 3e38, the reach of float32; rescale it.")
+        raise InputError(f"Array {name!r} of {path} has values beyond 3e38, the reach of float32; rescale it.")
     return floats
 
 
 def _known_tokens(path: Path, tokens: Any, arrays: dict[str, np.ndarray]) -> None:
     if tokens is None:
         return
-    if not isinstance(tokens, list):
-        raise InputError(f"The metadata of {path} give `tokens` as {tokens!r}; give a list of modality names.")
+    if not isinstance(tokens, list) or not all(isinstance(name, str) for name in tokens):
+        raise InputError(f"The metadata of {path} give `tokens` as {shown(tokens)}; give a list of modality names.")
     for name in tokens:
         if name not in arrays:
-            raise InputError(
-                f"The metadata of {path} list {name!r} under `tokens`, no modality{_hint(str(name), arrays)}"
-            )
+            raise InputError(f"The metadata of {path} list {name!r} under `tokens`, no modality{_hint(name, arrays)}")
         values = arrays[name]
         if values.dtype.kind not in "iu" or values.ndim != 2 or values.min() < 0 or values.max() > _LARGEST_TOKEN:
             raise InputError(
@@ -273,13 +269,13 @@ def _looks_like_tokens(values: np.ndarray) -> bool:
     return bool((filled[:, :-1] >= filled[:, 1:]).all())
 
 
-def _parts(path: Path, archive: np.lib.npyio.NpzFile, split: str, y: np.ndarray, rng: Rng) -> np.ndarray:
+def _parts(path: Path, archive: Archive, split: str, y: np.ndarray, rng: Rng) -> np.ndarray:
     """Return the split (N,) int8, with the parts it lacks carved out of the training rows."""
     if split in archive.files and split.startswith("split"):
         parts = _member(path, archive, split)
         if parts.shape != y.shape:
             raise InputError(f"Array {split!r} of {path} has shape {parts.shape}, but there are {len(y)} labels.")
-        if not np.isin(parts, (0, 1, 2)).all():
+        if parts.dtype.kind not in _REAL or not np.isin(parts, (0, 1, 2)).all():
             raise InputError(f"Array {split!r} of {path} may hold 0 (train), 1 (val) and 2 (test) alone; recode it.")
         parts = parts.astype(np.int8)
     elif split == "split":
@@ -314,7 +310,7 @@ def carved(parts: np.ndarray, y: np.ndarray, rng: Rng) -> np.ndarray:
     return parts
 
 
-def _class_names(path: Path, archive: np.lib.npyio.NpzFile, y: np.ndarray) -> tuple[str, ...]:
+def _class_names(path: Path, archive: Archive, y: np.ndarray) -> tuple[str, ...]:
     count = int(y.max()) + 1
     if "class_names" not in archive.files:
         return tuple(str(number) for number in range(count))
@@ -327,7 +323,3 @@ def _class_names(path: Path, archive: np.lib.npyio.NpzFile, y: np.ndarray) -> tu
 def _hint(word: str, known, none: str = "it has none") -> str:
     """Return the end of a sentence that names the known words near `word`, or says what to do where there is none."""
     return nearest(word, known) if known else f"; {none}."
-
-
-def _brief(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0].rstrip(".")[:120] or type(error).__name__

@@ -1,0 +1,199 @@
+"""The folder of a run, its home: its lock, its configuration, which is claimed once, and the runs of a folder.
+
+Free of torch.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import sqlite3
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+from engine.knobs import InputError
+from engine.outside import brief, opened, regular
+from engine.store import create
+from engine.stored import Unreadable
+
+ROOT = Path(__file__).resolve().parent.parent
+RUN_ID = re.compile(r"^[a-z0-9][a-z0-9-]{2,60}$")
+"""What a run's id, the name of its folder, looks like."""
+
+
+class Busy(InputError):
+    """The home is being trained by another engine."""
+
+
+class lock:
+    """Hold the lock of a home; the proof of life of an engine, released by the system however it ends."""
+
+    def __init__(self, home: Path | str) -> None:
+        self.home = Path(home)
+
+    def __enter__(self) -> lock:
+        """Take the lock.
+
+        Raises:
+            Busy: another process holds it.
+            InputError: the home is not there or cannot be written.
+        """
+        try:
+            self._file = self._taken()
+        except (OSError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(
+                f"{self.home} cannot be locked ({brief(error)}); give the folder of a run that can be written."
+            ) from None
+        with suppress(OSError):  # on a full disk the lock holds without the number
+            self._file.truncate(0)
+            self._file.write(str(os.getpid()))
+            self._file.flush()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def _taken(self) -> TextIO:
+        """Try for a second: a page that asks whether the home is locked holds a shared lock for an instant."""
+        path, deadline = self.home / "lock", time.monotonic() + 1.0
+        while True:
+            file = open(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666), "a+")  # noqa: SIM115
+            try:
+                regular(path)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Who deletes a run holds the lock of a file that is then gone.
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                    return file
+                file.close()
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    file.seek(0)
+                    holder = file.read().strip() or "unknown"
+                    file.close()
+                    raise Busy(
+                        f"{self.home} is already being trained by another engine (process {holder}); wait for it or "
+                        "stop it."
+                    ) from None
+                file.close()
+                time.sleep(0.02)
+            except BaseException:
+                file.close()
+                raise
+
+
+def founded(home: Path, values: Mapping[str, Any]) -> None:
+    """Make the home of a new run, its configuration and databases; of several who try at once, one does.
+
+    Raises:
+        InputError: the home holds a run or cannot be written.
+    """
+    claimed = False
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        _claim(home, values)
+        claimed = True
+        create(home)
+    except (OSError, UnicodeError, sqlite3.Error, InputError) as error:
+        if claimed:
+            _given_back(home)
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"The home {home} cannot be written ({brief(error)}); give another --home.") from None
+
+
+def _claim(home: Path, values: Mapping[str, Any]) -> None:
+    """Write the configuration, whole or not at all, unless there is one.
+
+    Raises:
+        InputError: there is one.
+        OSError: the folder cannot be written.
+    """
+    partial, path = home / f"config.{os.getpid()}-{threading.get_ident()}.partial", home / "config.json"
+    try:
+        partial.write_text(json.dumps(values, indent=1))
+        try:
+            os.link(partial, path)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links
+            if os.path.lexists(path):
+                raise FileExistsError from None
+            partial.rename(path)
+    except FileExistsError:
+        raise InputError(
+            f"{home} already holds a run; resume it with `resume {home}` or give another --home."
+        ) from None
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def _given_back(home: Path) -> None:
+    """Take back what was claimed, and the folder where nothing else is in it."""
+    with suppress(OSError):
+        (home / "config.json").unlink()
+        if set(os.listdir(home)) <= {"lock"}:
+            shutil.rmtree(home)
+
+
+def held_since(home: Path | str) -> float | None:
+    """Return when the lock of a home was taken, in seconds since 1970, or None while it is free.
+
+    Raises:
+        Unreadable: something else lies in the lock's place, or it cannot be opened.
+    """
+    path = Path(home) / "lock"
+    try:
+        with opened(path) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return os.fstat(file.fileno()).st_mtime
+            return None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise Unreadable(path, brief(error)) from None
+
+
+def is_locked(home: Path | str) -> bool:
+    """Return whether an engine holds the home."""
+    return held_since(home) is not None
+
+
+def runs_folder() -> Path:
+    """Return the folder of runs: `$MODALSCAPE_RUNS`, or `runs` beside the code."""
+    return Path(os.environ.get("MODALSCAPE_RUNS") or ROOT / "runs")
+
+
+def runs(folder: Path | str | None = None) -> list[tuple[str, Path]]:
+    """Return (id, path) of the runs in a folder, newest first; none where there is no such folder.
+
+    Raises:
+        InputError: the folder cannot be read.
+    """
+    folder = runs_folder() if folder is None else Path(folder)
+    try:
+        found = [path for path in folder.iterdir() if os.path.lexists(path / "run.db")]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise InputError(f"The runs in {folder} cannot be listed ({brief(error)}); give another folder.") from None
+    found.sort(key=_made)
+    return [(path.name, path) for path in reversed(found)]
+
+
+def _made(home: Path) -> float:
+    try:
+        return (home / "config.json").stat().st_mtime
+    except OSError:
+        return 0.0

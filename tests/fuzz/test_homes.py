@@ -1,0 +1,48 @@
+"""One damaged run hurts no other: homes damaged in hundreds of ways, beside a good one."""
+
+import random
+from collections import Counter
+
+import pytest
+
+from app.status import folder
+from engine.handle import RunHandle
+from tests.fixture_run import write_run
+from tests.fuzz import homes
+from tests.homes import small, trained
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    """A run that has everything a run may have."""
+    home = tmp_path_factory.mktemp("template") / "run"
+    trained(home, small(steps=40, methods=("gani",), probes={"trajectory": 20, "imbalance": 20}))
+    (home / "log.txt").write_text("What the engine printed.\n")
+    (home / "note.txt").write_text("A note.")
+    return home
+
+
+def tried(count, seed, dearly, template, tmp_path, monkeypatch, capsys):
+    launched = []
+    monkeypatch.setattr(RunHandle, "launch", lambda handle, *words: launched.append(handle.home.name))
+    write_run(folder() / homes.RUN)
+    codes, wrong = Counter(), []
+    for number in range(count):
+        done, seen, faults = homes.tried(
+            random.Random(f"{seed}/{number}"), template, folder(), tmp_path / "tables", dearly=dearly
+        )
+        codes += seen
+        wrong += [f"{number}: {done}: {fault}" for fault in faults]
+    with capsys.disabled():
+        print(f"\ndamaged homes: {count} cases, {len(wrong)} leaks; {dict(sorted(codes.items()))}")
+    assert not wrong, "\n".join(wrong[:40])
+
+
+def test_a_damaged_home_hurts_no_other_and_costs_one_sentence(template, tmp_path, monkeypatch, capsys):
+    tried(40, 0, 0.2, template, tmp_path, monkeypatch, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_five_hundred_damaged_homes_hurt_no_other(template, tmp_path, monkeypatch, capsys):
+    tried(500, 1, 1.0, template, tmp_path, monkeypatch, capsys)
