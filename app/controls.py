@@ -14,6 +14,7 @@ from app.acknowledged import ready
 from app.outlook import USUAL
 from app.status import DEAD, folder, home_of, sentence, standing
 from app.steering import interval, send, widget
+from app.text import literal
 from engine.control import Cancel, Measure, Note
 
 
@@ -77,7 +78,7 @@ def measuring(
             )
         waiting = [sentence(command) for command in now.commands if command.get("probe") == name]
         if waiting and not busy:
-            st.caption(f"requested: {waiting[-1]}")
+            st.caption(literal(f"requested: {waiting[-1]}"))
         elif not alive:
             st.caption(
                 "Resume the run to measure." if now.state in DEAD else "Measurements are for a run that has started."

@@ -16,6 +16,7 @@ from app.acknowledged import controls
 from app.charts import CHARTS, checked
 from app.figures.base import HEIGHT
 from app.status import Standing, folder
+from app.text import literal
 from engine.store import RunReader
 
 _SERVED = "MODALSCAPE_SERVED"
@@ -154,10 +155,10 @@ def _plain(run: str, name: str, args: dict[str, Any], *, key: str, title: str, h
     drawing = CHARTS[name].draw(reader, args, api.looks(reader, dark()))
     with st.container(key=f"{key}-plain"):
         if title:
-            st.markdown(f"**{title}**")
+            st.markdown(f"**{literal(title)}**")
         if drawing.figure is None:
-            st.info(drawing.empty)
+            st.info(literal(drawing.empty))
             return
         drawing.figure.update_layout(height=height)
         st.plotly_chart(drawing.figure, key=f"{key}-figure", theme=None, config=CONFIG)
-        st.caption(drawing.caption)
+        st.caption(literal(drawing.caption))

@@ -11,6 +11,7 @@ import streamlit as st
 from app import catalog, controls, live, shell, steering
 from app.acknowledged import ready
 from app.panels import LAST, Panel, panels
+from app.text import literal
 
 
 def choice(entries: Sequence[Mapping[str, Any]], on: Sequence[str]) -> Mapping[str, Any]:
@@ -53,7 +54,7 @@ def card(run: str, name: str) -> None:
         with switch:
             steering.switch(now, entry, "card", "On")
         if now.refused:
-            st.warning(now.refused[1], icon=":material/block:")
+            st.warning(literal(now.refused[1]), icon=":material/block:")
         optimizer = (shell.reader(run).meta("optimizer", {}) or {}).get("name", "")
         note = rescaled(entry, optimizer, catalog.load()["rescaling"])
         if note:

@@ -12,6 +12,7 @@ from app.acknowledged import why
 from app.naming import spoken as words
 from app.status import Standing, folder, home_of, listed, standing
 from app.supervisor import note_of
+from app.text import literal
 from engine.handle import RunHandle
 from engine.knobs import InputError
 from engine.store import RunReader
@@ -29,7 +30,7 @@ def catalogue() -> dict[str, Any]:
         with st.spinner("Reading the catalogue of methods …", show_time=False):
             return catalog.load()
     except InputError as error:
-        st.error(str(error), icon=":material/error:")
+        st.error(literal(error), icon=":material/error:")
         st.stop()
 
 
@@ -101,7 +102,7 @@ def _steering(run: str) -> None:
     knob = steering.rate(catalog.load()["settings"]) if methods else None
     problem = steering.supervisor().problems.get(run)
     if problem:
-        st.error(problem)
+        st.error(literal(problem))
     if live.served():
         described = steering.described(knob) if knob else None
         live.steering(now, methods, described, received=steering.received, confirmed=steering.confirmed())
@@ -110,7 +111,7 @@ def _steering(run: str) -> None:
     with st.container(gap="xsmall", key="steering"):
         steering.buttons(now)
     if now.refused:
-        st.warning(now.refused[1], icon=":material/block:")
+        st.warning(literal(now.refused[1]), icon=":material/block:")
     st.markdown("**Methods**")
     if why(now):
         st.caption(why(now))
@@ -126,9 +127,9 @@ def _facts(now: Standing) -> None:
     st.markdown(f"**{now.to_json()['word']}** · step {now.step:,} of {now.steps:,}")
     st.progress(min(1.0, now.step / now.steps) if now.steps else 0.0)
     if now.pending:
-        st.caption("requested: " + ", ".join(now.pending))
+        st.caption(literal("requested: " + ", ".join(now.pending)))
     if now.error:
-        st.error(now.error)
+        st.error(literal(now.error))
 
 
 def page(title: str, purpose: str) -> str:
@@ -137,7 +138,7 @@ def page(title: str, purpose: str) -> str:
     st.caption(purpose)
     run = st.session_state.get("run")
     if run and home_of(folder(), run) is not None and now(run).state == "unreadable":
-        st.error(now(run).error, icon=":material/error:")
+        st.error(literal(now(run).error), icon=":material/error:")
         st.stop()
     if not run or home_of(folder(), run) is None:
         st.info(
@@ -167,7 +168,7 @@ def several(run: str, otherwise: str) -> None:
     """Of a run of one modality say what there is instead of a comparison, `otherwise`, and stop the page there."""
     known = reader(run).meta("modalities", []) or []
     if len(known) == 1:
-        st.info(f"This run trains on {known[0]} alone, so {otherwise}", icon=":material/info:")
+        st.info(f"This run trains on {literal(known[0])} alone, so {otherwise}", icon=":material/info:")
         st.stop()
 
 

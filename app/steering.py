@@ -20,6 +20,7 @@ from app import live
 from app.acknowledged import already, ready
 from app.status import ALIVE, DEAD, Standing, folder, home_of, sentence, standing
 from app.supervisor import Supervisor
+from app.text import literal
 from engine.control import Command, Pause, Resume, Stop, Toggle, Tune, Watch, from_json
 from engine.handle import RunHandle
 from engine.knobs import InputError
@@ -46,7 +47,7 @@ def send(run: str, command: Command, token: str = "") -> None:
             raise InputError(f"There is no run {run}.")
         RunHandle.attach(home).send(command, token, once=bool(token))
     except (InputError, OSError, sqlite3.Error) as error:
-        st.toast(f"The command was not sent: {error}", icon=":material/error:")
+        st.toast(f"The command was not sent: {literal(error)}", icon=":material/error:")
 
 
 def resumed(now: Standing) -> None:
@@ -88,7 +89,7 @@ def taken(run: str, act: Any, token: str = "") -> None:
     """Do what a person asked for, unless the run has it or was asked for it already; say why where it cannot be."""
     home = home_of(folder(), run)
     if home is None:
-        st.toast(f"There is no run {run[:60]}.", icon=":material/error:")
+        st.toast(f"There is no run {literal(run[:60])}.", icon=":material/error:")
         return
     now, action = standing(run, home), ACTIONS.get(str(act.get("do"))) if isinstance(act, Mapping) else None
     if action is not None:
@@ -101,7 +102,7 @@ def taken(run: str, act: Any, token: str = "") -> None:
         if isinstance(command, Toggle | Tune | Watch) and not ready(now):
             raise InputError("The run cannot be steered now: it has not written its settings, or it has ended.")
     except InputError as error:
-        st.toast(f"The command was not sent: {error}", icon=":material/error:")
+        st.toast(f"The command was not sent: {literal(error)}", icon=":material/error:")
         return
     if not already(now, command.to_json()):
         send(run, command, token)
@@ -147,7 +148,7 @@ def tuning(now: Standing, entry: Mapping[str, Any], *, columns: int = 3, key: st
                 widget(knob, place, value, **options)
     waiting = [sentence(c) for c in now.commands if c.get("do") == "tune" and c.get("method") == owner]
     if waiting:
-        st.caption("requested: " + ", ".join(waiting))
+        st.caption(literal("requested: " + ", ".join(waiting)))
 
 
 def _tune(owner: str, knob: str) -> Callable[[Any], Tune]:
