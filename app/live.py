@@ -133,7 +133,7 @@ def outlook(standing, probe: str, usual: str, *, key: str) -> None:
         data = {"kind": "outlook", "run": standing.id, "probe": probe, "words": words, "usual": usual}
         _mount(key=key, data=data | _scripts())
     elif words:
-        st.caption(words)
+        st.caption(literal(words))
 
 
 def watch(run: str, topic: str, drawn: str, *, key: str) -> bool:

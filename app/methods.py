@@ -58,7 +58,7 @@ def card(run: str, name: str) -> None:
         optimizer = (shell.reader(run).meta("optimizer", {}) or {}).get("name", "")
         note = rescaled(entry, optimizer, catalog.load()["rescaling"])
         if note:
-            st.info(f"This run's optimiser is {optimizer}. {note}", icon=":material/balance:")
+            st.info(f"This run's optimiser is {literal(optimizer)}. {note}", icon=":material/balance:")
         if entry["knobs"]:
             first, more = entry["knobs"][:3], entry["knobs"][3:]
             steering.tuning(now, entry | {"knobs": first}, key="first")
@@ -87,7 +87,7 @@ def reading(entry: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
         if knob["type"] != "bool" and not knob.get("choices"):
             continue
         value = settings.get(f"{entry['name']}.{knob['name']}", knob["default"])
-        shown = {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value).replace("_", " ")
+        shown = {True: "on", False: "off"}[value] if isinstance(value, bool) else literal(str(value).replace("_", " "))
         text = f"{knob['name'].replace('_', ' ')} {shown}"
         words.append(text if value == knob["default"] else f"**{text}**")
     return " · ".join(words)
@@ -162,7 +162,7 @@ def _grid(run: str, found: Sequence[Panel], width: int, height: int) -> None:
                 key = f"own/{run}/{panel.names[0]}"
                 live.chart(run, "panel", key=key, title=panel.title, names=panel.names, height=own)
                 if panel.note:
-                    st.caption(panel.note)
+                    st.caption(literal(panel.note))
 
 
 def about(entry: Mapping[str, Any]) -> None:

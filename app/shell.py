@@ -215,7 +215,7 @@ def protocol(run: str) -> str:
     """Return how the unimodal scores of a run arise, in words."""
     said = reader(run).meta("protocol", "") or ""
     if said:
-        return f"Unimodal scores: {said}."
+        return f"Unimodal scores: {literal(said)}."
     return (
         "This run has no unimodal heads: scores of one modality alone need a run with unimodal set to heads or slices."
     )
