@@ -9,16 +9,26 @@ from typing import Any
 
 import numpy as np
 
-from engine.reader import thinned
+from engine.reader import envelope, thinned
 from engine.store import RunReader
 
 MOST = 600
 """Series kept; the least recently drawn are let go."""
 MOST_READERS = 40
+FULL = 65_536
+"""Samples of one series kept in memory; a longer one is thinned, so memory does not grow with the length of a run."""
+WHOLE = 4_096
+"""Samples at its beginning that are never thinned: a logarithmic axis shows them apart."""
+READ = 50_000
+"""Rows read at once."""
 
 
 class Tail:
-    """One growing series: steps and values, in arrays that double when they are full."""
+    """One growing series: steps and values, in arrays that double when they are full, up to FULL samples.
+
+    Beyond that, what follows the beginning is thinned to the extremes of buckets of equal length, which is far finer
+    than any chart.
+    """
 
     def __init__(self) -> None:
         self.steps = np.empty(256, np.int64)
@@ -29,16 +39,30 @@ class Tail:
     def extended(self, reader: RunReader, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Return steps (N,) and values (N,), after reading what was recorded since the last look."""
         with self.lock:
-            last = int(self.steps[self.size - 1]) if self.size else -1
-            steps, values = reader.scalars(name, since=last, points=None)
-            need = self.size + len(steps)
-            while need > len(self.steps):
-                self.steps = np.concatenate([self.steps, np.empty_like(self.steps)])
-                self.values = np.concatenate([self.values, np.empty_like(self.values)])
-            self.steps[self.size : need] = steps
-            self.values[self.size : need] = values
-            self.size = need
-            return self.steps[:need], self.values[:need]
+            count = READ
+            while count == READ:
+                last = int(self.steps[self.size - 1]) if self.size else -1
+                steps, values = reader.scalars(name, since=last, points=None, most=READ)
+                count = len(steps)
+                self._append(steps, values)
+            return self.steps[: self.size], self.values[: self.size]
+
+    def _append(self, steps: np.ndarray, values: np.ndarray) -> None:
+        need = self.size + len(steps)
+        while need > len(self.steps):
+            self.steps = np.concatenate([self.steps, np.empty_like(self.steps)])
+            self.values = np.concatenate([self.values, np.empty_like(self.values)])
+        self.steps[self.size : need] = steps
+        self.values[self.size : need] = values
+        self.size = need
+        if need > FULL:
+            buckets = (FULL // 2 - WHOLE) // 2
+            late = envelope(self.steps[WHOLE:need], self.values[WHOLE:need], buckets)
+            self.steps, self.values = (
+                np.concatenate([early[:WHOLE], kept])
+                for early, kept in zip((self.steps, self.values), late, strict=True)
+            )
+            self.size = len(self.steps)
 
 
 class Tails:

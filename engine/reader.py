@@ -68,13 +68,19 @@ class RunReader:
         records = {name: kind for name, kind in self._all(walk) if isinstance(name, str) and isinstance(kind, str)}
         return {"scalars": [name for (name,) in scalars if isinstance(name, str)], "records": records}
 
-    def scalars(self, name: str, since: int = -1, points: int | None = 1000) -> tuple[np.ndarray, np.ndarray]:
-        """Return steps (N,) and values (N,) after `since`, thinned to at most `points` (None: all), spikes kept."""
+    def scalars(
+        self, name: str, since: int = -1, points: int | None = 1000, most: int = -1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return steps (N,) and values (N,) after `since`, thinned to at most `points` (None: all), spikes kept.
+
+        Only the first `most` of them are read, where that is not negative.
+        """
         rows = self._all(
             """SELECT step, value FROM number WHERE name = (SELECT id FROM name WHERE name = ?) AND step > ?
-               ORDER BY step""",
+               ORDER BY step LIMIT ?""",
             name,
             since,
+            most,
         )
         try:
             steps = np.array([step for step, _ in rows], dtype=np.int64)
@@ -274,6 +280,19 @@ def thinned(x: np.ndarray, y: np.ndarray, points: int, *, log: bool = False) -> 
     low, high = padded.reshape(2, rows, width)
     starts = 1 + width * np.arange(rows)
     where = np.unique(np.concatenate(([0], starts + low.argmin(1), starts + high.argmax(1), [len(x) - 1])))
+    return x[where], y[where]
+
+
+def envelope(x: np.ndarray, y: np.ndarray, buckets: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return first and last of the samples, and minimum and maximum of each bucket of equal length on `x` (N,), sorted.
+
+    Taken again over samples that were thinned so before, it still has the extremes of all that there ever were.
+
+    >>> envelope(np.array([0, 1, 2, 3, 9]), np.array([5, 1, 7, 2, 4]), 3)[0].tolist()
+    [0, 1, 2, 3, 9]
+    """
+    where = _extremes(y, np.searchsorted(x, np.linspace(x[0], x[-1], buckets + 1)[:-1]))
+    where = np.unique(np.concatenate(([0], where, [len(x) - 1])))
     return x[where], y[where]
 
 

@@ -2,13 +2,14 @@ import gzip
 import json
 import threading
 
+import numpy as np
 import pytest
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.testclient import TestClient
 
-from app import api
+from app import api, tails
 from app.api import BASE, MOST_CHARTS, Desk, Kept
 from app.charts import CHARTS, checked
 from app.drawing import ChartError
@@ -197,11 +198,33 @@ def test_a_tick_reads_only_what_is_new(home):
     writer.flush()
     asked = []
     real = reader.reader.scalars
-    reader.reader.scalars = lambda name, since=-1, points=1000: asked.append(since) or real(name, since, points)
+    reader.reader.scalars = lambda name, since=-1, **options: asked.append(since) or real(name, since, **options)
     steps, values = reader.scalars("loss/fused", points=None)
     assert asked == [STEPS - 1] and len(steps) == len(before[0]) + 1 and values[-1] == 0.5
     full = RunReader(home).scalars("loss/fused", points=None)
     assert steps.tolist() == full[0].tolist() and values.tolist() == full[1].tolist()
+
+
+def test_a_long_series_takes_bounded_memory_and_keeps_every_extreme(tmp_path, monkeypatch):
+    for name, size in (("FULL", 4096), ("WHOLE", 256), ("READ", 1000)):
+        monkeypatch.setattr(tails, name, size)
+    home = write_run(tmp_path / "long", records=False)
+    values = np.random.default_rng(0).standard_normal(50_000)
+    values[[7, 20_011, 49_500]] = (50.0, -60.0, 70.0)
+    reader, writer = Tails().reader(home), RunWriter(home)
+    for start in range(0, len(values), 5000):
+        for step in range(start, start + 5000):
+            writer.scalar(step, "long", values[step])
+        writer.flush()
+        at, kept = reader.scalars("long", points=None)
+        assert len(at) <= 4096 and at[-1] == start + 4999
+        assert (np.diff(at) > 0).all() and np.array_equal(kept, values[at])
+    assert np.array_equal(at[:256], np.arange(256)) and {7, 20_011, 49_500} <= set(at.tolist())
+    for begin in range(0, 50_000, 1000):
+        own = kept[(at >= begin - 120) & (at < begin + 1120)]  # a bucket may lie across the end
+        part = values[begin : begin + 1000]
+        assert own.max() >= part.max() and own.min() <= part.min()
+    writer.close()
 
 
 def test_names_are_read_again_only_when_something_was_recorded(home):
