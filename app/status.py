@@ -149,7 +149,8 @@ def standing(run: str, home: Path) -> Standing:
     try:
         return _standing(run, home)
     except (sqlite3.Error, OSError, ValueError) as error:
-        said = f"This run cannot be read ({error}); its folder may be damaged or half copied."
+        why = getattr(error, "strerror", None) or error  # without the path, which is the server's own affair
+        said = f"This run cannot be read ({why}); its folder may be damaged or half copied."
         return Standing(run, "unreadable", 0, 0, 0.0, None, "", said, False, (), {}, {}, {}, None, 0, 0)
 
 
