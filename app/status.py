@@ -157,12 +157,15 @@ def standing(run: str, home: Path) -> Standing:
     engine = RunHandle(home)
     status = engine.status()
     try:
-        return _unreadable(run, status, status.error) if status.state == UNREADABLE else _standing(run, engine, status)
+        if status.state == UNREADABLE:
+            return _unreadable(run, home, status, status.error or "")
+        return _standing(run, engine, status)
     except InputError as error:
-        return _unreadable(run, status, str(error))
+        return _unreadable(run, home, status, str(error))
 
 
-def _unreadable(run: str, status: Status, reason: str | None) -> Standing:
+def _unreadable(run: str, home: Path, status: Status, reason: str) -> Standing:
+    reason = reason.replace(str(home.absolute()), run)  # where the server keeps its runs is its own affair
     return Standing(run, UNREADABLE, 0, status.steps, 0.0, None, "", reason, status.alive, (), {}, {}, {}, None, 0, 0)
 
 

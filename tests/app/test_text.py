@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 import pytest
 
 from app.api import Desk
-from app.status import folder
+from app.status import folder, standing
 from app.text import harmless, literal
 from tests import poison
 from tests.app.test_pages import OF_A_RUN, PAGES, mounted, opened
@@ -98,6 +98,15 @@ def test_a_long_note_of_several_lines_is_left_as_it_is_and_a_change_is_kept(home
         assert not at.exception and (home / "note.txt").read_text() == "mine"
     finally:
         (home / "note.txt").write_text(before)
+
+
+def test_a_run_that_cannot_be_read_does_not_tell_where_the_server_keeps_it(home, monkeypatch):
+    def refuse(handle):
+        raise PermissionError(13, "Permission denied", str(handle.home / "run.db"))
+
+    monkeypatch.setattr("engine.handle.RunHandle.status", refuse)
+    now = standing(RUN, home)
+    assert (now.state, str(home) in now.error) == ("unreadable", False) and "Permission denied" in now.error
 
 
 def test_the_walk_sees_the_title_the_note_and_the_error(home):

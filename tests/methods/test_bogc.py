@@ -274,8 +274,9 @@ def test_one_modality_trains_on_its_posterior_mean(tmp_path):
     ],
 )
 def test_what_it_cannot_work_on_is_refused_when_it_is_switched_on(settings, sentence):
+    case = training(**settings)
     with pytest.raises(InputError, match=sentence):
-        training("bogc", **settings)
+        case.toggle("bogc", True)
 
 
 def test_losses_left_out_keep_their_gradients():

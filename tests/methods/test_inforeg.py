@@ -280,8 +280,9 @@ def test_one_modality_or_no_classes_is_refused_with_a_sentence():
 
 
 def test_contrastive_training_is_refused_when_it_is_switched_on():
+    run = planted(methods=(), objective="info_nce")
     with pytest.raises(InputError, match="no classes; turn it off"):
-        planted(objective="info_nce")
+        run.toggle("inforeg", True)
 
 
 # --- memory and report
