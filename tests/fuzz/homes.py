@@ -12,7 +12,7 @@ import socket
 import sqlite3
 from collections import Counter
 from collections.abc import Callable
-from contextlib import closing, redirect_stderr, redirect_stdout
+from contextlib import closing, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
 from app import api, log
@@ -95,7 +95,8 @@ def _rows(rng: random.Random, path: Path) -> str:
         cast = "CAST(? AS TEXT)" if isinstance(value, bytes) else "?"
         key = {"array": "id", "event": "id", "meta": "key", "command": "id"}.get(table, columns[0])
         some = f"{key} IN (SELECT {key} FROM {table} ORDER BY random() LIMIT {rng.choice((1, 1, 1000))})"
-        db.execute(f"UPDATE OR IGNORE {table} SET {column} = {cast} WHERE {some}", (value,))
+        with suppress(sqlite3.IntegrityError):  # a key that the database itself refuses
+            db.execute(f"UPDATE OR IGNORE {table} SET {column} = {cast} WHERE {some}", (value,))
         return f"{table}.{column} = {value!r:.60}"
 
 
