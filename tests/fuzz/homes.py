@@ -108,7 +108,9 @@ def wanted(home: Path) -> str:
         asked += [["record", {"names": [name]}, ""] for name in list(RunReader(home).names()["records"])[:40]]
     except ValueError:
         return json.dumps(asked)
-    plain = lambda entry: all(len(name) < 180 and name.isprintable() for name in entry[1].get("names", []))  # noqa: E731
+    plain = lambda entry: all(
+        len(name) < 180 and name.isprintable() and not set(name) & set("<>") for name in entry[1].get("names", [])
+    )  # noqa: E731
     return json.dumps(list(filter(plain, asked)))
 
 
