@@ -205,8 +205,8 @@ def _usable(path: Path, name: str) -> None:
     odd = not name.isprintable() or len(name) > _LONGEST_NAME
     if taken or odd or not name or any(sign in name for sign in "./ <>"):
         raise InputError(
-            f"{path} has a modality named {shown(name)}, a name with another meaning here; rename it (no dots, slashes, "
-            f"spaces or angle brackets, at most {_LONGEST_NAME} characters)."
+            f"{path} has a modality named {shown(name)}, a name with another meaning here; rename it (no dots, "
+            f"slashes, spaces or angle brackets, at most {_LONGEST_NAME} characters)."
         )
 
 

@@ -108,10 +108,11 @@ def wanted(home: Path) -> str:
         asked += [["record", {"names": [name]}, ""] for name in list(RunReader(home).names()["records"])[:40]]
     except ValueError:
         return json.dumps(asked)
-    plain = lambda entry: all(
-        len(name) < 180 and name.isprintable() and not set(name) & set("<>") for name in entry[1].get("names", [])
-    )  # noqa: E731
-    return json.dumps(list(filter(plain, asked)))
+    return json.dumps([entry for entry in asked if all(map(_plain, entry[1].get("names", [])))])
+
+
+def _plain(name: str) -> bool:
+    return len(name) < 180 and name.isprintable() and not set(name) & set("<>")
 
 
 def looked_at(runs: Path, home: Path, good: Path, *, thorough: bool) -> list[str]:
