@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 
 from app.theme import Look
 from engine.knobs import InputError
 
-_NAME = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,180}")
-"""A record's name, or a pattern of names: whatever can be written on a line."""
+_NAME = re.compile(r"[^<>\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,180}")
+"""A record's name, or a pattern of names: whatever can be written on a line, but no markup."""
 KINDS = ("scalar", "curve", "surface", "bars", "matrix")
 """Kinds of record."""
 
@@ -73,14 +74,17 @@ class _Kinds:
         return {"scalars": known["scalars"], "records": records}
 
     def at(self, name: str, step: int) -> Any:
-        """Return the newest record at or before a step, None where it is of another kind."""
+        """Return the newest record at or before a step, None where it is of another kind or empty."""
         record = self.reader.at(name, step)
-        return record if record is not None and record.kind in self.kinds else None
+        return record if record is not None and self._fits(record) else None
 
     def latest(self, name: str) -> tuple[int, Any] | None:
-        """Return step and record of the newest measurement, None where it is of another kind."""
+        """Return step and record of the newest measurement, None where it is of another kind or empty."""
         found = self.reader.latest(name)
-        return found if found is not None and found[1].kind in self.kinds else None
+        return found if found is not None and self._fits(found[1]) else None
+
+    def _fits(self, record: Any) -> bool:
+        return record.kind in self.kinds and all(np.size(getattr(record, key)) for key in record.arrays)
 
     def __getattr__(self, key: str) -> Any:
         return getattr(self.reader, key)

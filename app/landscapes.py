@@ -69,11 +69,11 @@ def plane(reader, args: Mapping[str, Any], look: Look) -> Drawing:
 
 def _spoken(name: str, record: Record) -> Record:
     """Return a record of `between/<run>/…` that calls runs as a person would."""
-    draw, runs = dict(record.draw), {name.split("/")[1], *(m["text"] for m in record.draw.get("marks", []))}
+    draw, runs = dict(record.draw), {*name.split("/")[1:2], *(m["text"] for m in record.draw.get("marks", []))}
 
     def words(text: str) -> str:
         for run in runs:
-            text = text.replace(run, spoken(run))
+            text = text.replace(run, spoken(run)) if run else text
         return text
 
     for key in ("x", "y"):

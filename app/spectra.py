@@ -79,8 +79,8 @@ def _line(name: str, record, look: Look, *, several: bool) -> Spectrum:
 
 
 def _ends(name: str, end: str) -> bool:
-    segments = name.split("/")
-    return name.endswith(f"/{end}") or segments[1].endswith(f"_{end}")
+    second = name.partition("/")[2].partition("/")[0]
+    return name.endswith(f"/{end}") or second.endswith(f"_{end}")
 
 
 def _part(name: str) -> str:
@@ -89,5 +89,6 @@ def _part(name: str) -> str:
     >>> _part("spectra/audio/centred/snr"), _part("spectra/weights/audio/out")
     ('audio', 'audio/out')
     """
-    segments = name.split("/")
-    return "/".join(segments[2:]) if segments[1].startswith(("weights", "canonical")) else segments[1]
+    _, _, rest = name.partition("/")
+    first, _, others = rest.partition("/")
+    return others if first.startswith(("weights", "canonical")) else first or name

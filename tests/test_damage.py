@@ -223,6 +223,7 @@ def unprivileged():
         assert ctypes.CDLL(None).prctl(24, 1, 0, 0, 0) == 0  # PR_CAPBSET_DROP, CAP_DAC_OVERRIDE
 
 
+@pytest.mark.slow
 def test_a_home_that_cannot_be_written_is_one_sentence(home):
     for path in (*home.rglob("*"), home):
         path.chmod(0o555 if path.is_dir() else 0o444)
@@ -240,6 +241,13 @@ def test_a_home_that_cannot_be_written_is_one_sentence(home):
             path.chmod(0o755)
 
 
+def test_a_lock_that_cannot_be_taken_is_one_sentence(home):
+    (home / "lock").unlink()
+    (home / "lock").mkdir()
+    assert "cannot be locked" in sentence_of(*given(["resume"], home))
+    assert json_of("probe", home, "trajectory")["stored"] is False
+
+
 def test_a_reader_that_goes_away_is_no_fault(home):
     for number in range(40):
         shutil.copytree(home, home.parent / f"more-{number}")
@@ -248,6 +256,7 @@ def test_a_reader_that_goes_away_is_no_fault(home):
     assert not done.stderr and done.stdout.strip()[1:].strip() in ("0", "1", "141")
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_no_fault(tmp_path):
     process = engine("claim", "edge_of_stability", "--runs", tmp_path / "claims", start_new_session=True)
     wait_for(lambda: list(tmp_path.glob("claims/*/*/run.db")), 120, "the first run of the claim")

@@ -25,10 +25,11 @@ def density(curves: Sequence[tuple[str, object, str]], look: Look, *, shown: int
     first = curves[0][1]
     unit = first.draw.get("y", "density")
     figure = blank(look, revision=f"density/{first.name}", x="eigenvalue (symmetric log)", y=unit.partition(" (")[0])
-    reach = max(float(np.abs(np.asarray(r.x)).max()) for _, r, _ in curves) or 1.0
+    values = np.concatenate([np.asarray(r.x, np.float64) for _, r, _ in curves])
+    values = values[np.isfinite(values)] if np.isfinite(values).any() else np.ones(1)
+    low, high = float(values.min()), float(values.max())
+    reach = max(abs(low), abs(high)) or 1.0
     threshold = 10.0 ** np.floor(np.log10(reach) - 2.5)
-    low = min(float(np.min(r.x)) for _, r, _ in curves)
-    high = max(float(np.max(r.x)) for _, r, _ in curves)
     floors: list[float] = []
     for label, record, colour in curves:
         y = np.asarray(record.y, dtype=np.float64)

@@ -203,10 +203,10 @@ def _usable(path: Path, name: str) -> None:
     """Refuse names that parameters, rows or records could not carry."""
     taken = name in ("shared", "fused", "reg") or hasattr(nn.ModuleDict(), name)
     odd = not name.isprintable() or len(name) > _LONGEST_NAME
-    if taken or odd or not name or any(sign in name for sign in "./ "):
+    if taken or odd or not name or any(sign in name for sign in "./ <>"):
         raise InputError(
-            f"{path} has a modality named {shown(name)}, a name with another meaning here; rename it (no dots, slashes "
-            f"or spaces, at most {_LONGEST_NAME} characters)."
+            f"{path} has a modality named {shown(name)}, a name with another meaning here; rename it (no dots, "
+            f"slashes, spaces or angle brackets, at most {_LONGEST_NAME} characters)."
         )
 
 

@@ -12,7 +12,7 @@ import socket
 import sqlite3
 from collections import Counter
 from collections.abc import Callable
-from contextlib import closing, redirect_stderr, redirect_stdout
+from contextlib import closing, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
 from app import api, log
@@ -95,7 +95,8 @@ def _rows(rng: random.Random, path: Path) -> str:
         cast = "CAST(? AS TEXT)" if isinstance(value, bytes) else "?"
         key = {"array": "id", "event": "id", "meta": "key", "command": "id"}.get(table, columns[0])
         some = f"{key} IN (SELECT {key} FROM {table} ORDER BY random() LIMIT {rng.choice((1, 1, 1000))})"
-        db.execute(f"UPDATE OR IGNORE {table} SET {column} = {cast} WHERE {some}", (value,))
+        with suppress(sqlite3.IntegrityError):  # a key that the database itself refuses
+            db.execute(f"UPDATE OR IGNORE {table} SET {column} = {cast} WHERE {some}", (value,))
         return f"{table}.{column} = {value!r:.60}"
 
 
@@ -107,8 +108,11 @@ def wanted(home: Path) -> str:
         asked += [["record", {"names": [name]}, ""] for name in list(RunReader(home).names()["records"])[:40]]
     except ValueError:
         return json.dumps(asked)
-    plain = lambda entry: all(len(name) < 180 and name.isprintable() for name in entry[1].get("names", []))  # noqa: E731
-    return json.dumps(list(filter(plain, asked)))
+    return json.dumps([entry for entry in asked if all(map(_plain, entry[1].get("names", [])))])
+
+
+def _plain(name: str) -> bool:
+    return len(name) < 180 and name.isprintable() and not set(name) & set("<>")
 
 
 def looked_at(runs: Path, home: Path, good: Path, *, thorough: bool) -> list[str]:
