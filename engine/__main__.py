@@ -10,8 +10,10 @@ from typing import Any
 import click
 
 from engine import config as configuration
+from engine import streams
 from engine.config import RunConfig
 from engine.handle import Busy, runs, runs_folder
+from engine.home import Gone
 from engine.knobs import InputError
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
@@ -241,13 +243,18 @@ def _intervals(probes: tuple[str, ...]) -> dict[str, int]:
 
 
 def entry(arguments: list[str] | None = None) -> int:
-    """Run the command line; return the exit code. Input errors become one sentence and 2, a busy home 3."""
+    """Run the command line; return the exit code.
+
+    Input errors become one sentence and 2, a busy home 3, a home that was lost while it trained 5.
+    """
     try:
         main(arguments, standalone_mode=False)
     except Ended as ended:
         return ended.code
     except Busy as error:
         return _said(error, 3)
+    except Gone as error:
+        return _said(error, 5)
     except InputError as error:
         return _said(error, 2)
     except click.ClickException as error:
@@ -263,4 +270,5 @@ def _said(error: Exception | str, code: int) -> int:
 
 
 if __name__ == "__main__":
+    streams.guard()
     sys.exit(entry())

@@ -28,6 +28,8 @@ from engine.training import Training, deterministic
 
 DIVERGED = 4
 """Exit code of a run that nobody attends and whose loss is no longer finite."""
+UNWRITTEN = 6
+"""Exit code of a run that came to its end while the disk refused what it recorded."""
 
 
 def new_home(folder: Path, config: RunConfig) -> Path:
@@ -166,8 +168,12 @@ def _go(run: Run, *, begin: bool) -> int:
     with bar:
         run.go(lambda step: bar.update(step - bar.n))
     if run.diverged:
-        print(RunReader(run.home).events()[-2].detail.get("error", "The loss diverged."), file=sys.stderr)
+        said = RunReader(run.home).newest("diverged")
+        print(said.detail["error"] if said is not None else "The loss diverged.", file=sys.stderr)
         return DIVERGED
+    if run.keeping.unwritten:
+        print(run.keeping.unwritten, file=sys.stderr)
+        return UNWRITTEN
     return 0
 
 

@@ -19,6 +19,7 @@ CORE = {
 }
 CORE |= BASE | {"engine.maths", "engine.step"}
 FREE = {f"engine.{m}" for m in ("config", "control", "store", "reader", "handle", "export", "summary")} | BASE
+FREE |= {f"engine.{m}" for m in ("home", "pulse", "streams")}
 
 
 def allowed(path: Path) -> set[str] | None:
