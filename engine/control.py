@@ -244,7 +244,8 @@ def _connected(home: Path | str) -> Generator[sqlite3.Connection]:
         raise InputError(f"{home} holds no run: there is no control.db in it; give the folder of a run.")
     db = sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=10.0, isolation_level=None)
     try:
-        db.execute("PRAGMA synchronous=NORMAL")
+        # A number must not be given twice, even after a power cut: the run has obeyed the command of that number.
+        db.execute("PRAGMA synchronous=FULL")
         yield db
     finally:
         db.close()

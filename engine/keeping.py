@@ -24,7 +24,7 @@ from engine.training import Training
 
 PATIENCE = 30.0
 """Seconds for which a run that is over waits for a disk that refuses."""
-RETRY_MOST = 30.0
+RETRY_MOST = 10.0
 """Seconds between two attempts, at most, to write a checkpoint that was refused."""
 _MB = 2**20
 
@@ -141,7 +141,7 @@ class Keeping:
         self._settle()
         self.writer.event(self.training.state.step, final, detail)
         written = self._records(final)
-        if not written or self._owed:
+        if not written or self._refusal is not None:
             left = f"{self._reason()}: {self._sentence()}"
             self.unwritten = f"{left} could not be written before the run ended; resume makes up for it."
             self._pulse(final, self.unwritten)

@@ -35,7 +35,7 @@ def guard() -> None:
         except (AttributeError, OSError):  # no file stands behind it
             continue
         new = io.TextIOWrapper(
-            io.BufferedWriter(raw), encoding=old.encoding, errors=old.errors, line_buffering=name == "stderr"
+            io.BufferedWriter(raw), encoding=old.encoding, errors=old.errors, line_buffering=old.line_buffering
         )
         old.flush()
         setattr(sys, name, new)

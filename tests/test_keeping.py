@@ -1,15 +1,19 @@
 """A disk that refuses, a mailbox that cannot be read, a folder that is gone: training goes on, or ends with a word."""
 
+import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+import torch
 
 from engine import checkpoint, keeping, store
-from engine.control import Measure, Note, Pause, Toggle, post
+from engine.control import Measure, Note, Pause, Resume, Toggle, post
 from engine.foreground import UNWRITTEN, replay, resume
 from engine.handle import RunHandle
 from engine.store import RunReader
@@ -229,6 +233,10 @@ def test_an_engine_with_its_home_and_log_on_a_full_disk_goes_on_and_ends_in_orde
 # A folder that is no longer there.
 
 
+USUAL = {("deleted", "training"), ("moved", "paused"), ("replaced", "measuring")}
+"""Those of the cases below that are not slow together."""
+
+
 def lost(home, how):
     """Take the folder away from under an engine."""
     if how == "deleted":
@@ -241,8 +249,14 @@ def lost(home, how):
         other.send(Note("of another run"))
 
 
-@pytest.mark.parametrize("at", ["training", "paused", "measuring"])
-@pytest.mark.parametrize("how", ["deleted", "moved", "replaced"])
+@pytest.mark.parametrize(
+    ("how", "at"),
+    [
+        pytest.param(how, at, marks=[pytest.mark.slow] * ((how, at) not in USUAL))
+        for how in ("deleted", "moved", "replaced")
+        for at in ("training", "paused", "measuring")
+    ],
+)
 def test_an_engine_whose_folder_is_lost_ends_within_five_seconds(tmp_path, how, at):
     home = tmp_path / "run"
     words = ["--problem=planted", "--steps=1000000", *(f"--set={key}={value}" for key, value in SMALL.items())]
@@ -275,3 +289,65 @@ def test_an_engine_whose_folder_is_lost_ends_within_five_seconds(tmp_path, how, 
         assert RunReader(home).events() == [] and [c.text for _, c in RunHandle(home).pending()] == ["of another run"]
         assert not (home / "checkpoints").exists() and not (home / "path").exists()
         assert resume(home) == 0 and whole(home) is None
+
+
+# Records first, then the checkpoint.
+
+
+def test_no_checkpoint_is_written_before_its_records_and_an_owed_one_follows(tmp_path):
+    home, held, seen = tmp_path / "run", [], []
+
+    def hold():
+        post(home, Toggle("gani", True))
+        held.append(sqlite3.connect(home / "run.db", isolation_level=None))
+        held[0].execute("BEGIN IMMEDIATE")
+
+    def let_go():
+        seen.append((checkpoint.steps(home), RunReader(home).meta("step"), kinds(home)))
+        held[0].execute("ROLLBACK")
+        held[0].close()
+
+    trained(home, small(), {15: hold, 45: let_go})
+    steps, step, before = seen[0]
+    assert steps == [0] and step <= 15 and "applied" not in before
+    whole(home)
+    assert [e.step for e in RunReader(home).events() if e.kind == "applied"] == [15]
+    assert kinds(home).count("unsaved") == kinds(home).count("mended") == 1
+
+
+@pytest.mark.parametrize("lacks", ["event", "theta", "both"])
+def test_what_a_kill_left_out_after_a_checkpoint_got_its_name_is_made_up_for(tmp_path, lacks):
+    run = trained(tmp_path / "run", small())
+    theta = RunReader(run.home).meta("theta")
+    with closing(sqlite3.connect(run.home / "run.db")) as db, db:
+        if lacks != "theta":
+            db.execute("DELETE FROM event WHERE kind = 'checkpoint' AND step = 60")
+        if lacks != "event":
+            db.execute("UPDATE meta SET value = ? WHERE key = 'theta'", (json.dumps({"step": 40, "sha256": "x"}),))
+    assert resume(run.home) == 0
+    assert RunReader(run.home).meta("theta") == theta
+    assert [e.step for e in RunReader(run.home).events(kinds=("checkpoint",))] == [0, 20, 40, 60]
+
+
+def test_a_checkpoint_says_which_commands_of_its_step_it_holds(tmp_path):
+    """Repeated on top of what they led to, these would be refused: bogc and mmpareto cannot be on together."""
+    orders = [Toggle("bogc", True), Toggle("bogc", False), Toggle("mmpareto", True), Pause(), Resume()]
+    config = small(settings={"unimodal": "heads"})
+    run = trained(tmp_path / "run", config, {23: orders})
+    assert checkpoint.load(run.home, 30)["step"] == 23
+    for step in (40, 60):
+        (run.home / "checkpoints" / checkpoint.named(step)).unlink()
+    assert resume(run.home) == 0
+    whole(run.home)
+    assert torch.equal(checkpoint.load(run.home)["theta"], run.training.state.theta)
+
+
+def test_a_measurement_of_a_step_that_is_repeated_is_not_made_twice(tmp_path):
+    run = trained(tmp_path / "run", small(probes={"imbalance": 5}, settings={"budget": 1.0}))
+    before = [(e.detail["name"], e.step) for e in RunReader(run.home).events(kinds=("probe",))]
+    for step in (40, 60):
+        (run.home / "checkpoints" / checkpoint.named(step)).unlink()
+    assert resume(run.home) == 0
+    after = [(e.detail["name"], e.step) for e in RunReader(run.home).events(kinds=("probe",))]
+    assert after[: len(before)] == before and len(set(after)) == len(after)
+    assert {step for _, step in after} <= set(range(5, 61, 5)) and len(before) > 2
