@@ -37,6 +37,8 @@ ICONS = {
     "probe failed": "✕",
     "lost": "✕",
     "unsaved": "✕",
+    "trouble": "✕",
+    "mended": "✓",
 }
 MOST = 2000
 
@@ -101,7 +103,7 @@ def troubles(events) -> list[tuple[Any, int]]:
     """Return what went wrong, the last of a kind and how often, in the order of the last."""
     found: dict[tuple[str, str], tuple[Any, int]] = {}
     for event in events:
-        if event.kind in ("failed", "diverged", "probe failed", "lost", "unsaved"):
+        if event.kind in ("failed", "diverged", "probe failed", "lost", "unsaved", "trouble"):
             key = (event.kind, event.detail.get("error") or told(event))
             found[key] = (event, found.pop(key, (event, 0))[1] + 1)
     return list(found.values())
@@ -117,6 +119,8 @@ def told(event) -> str:
         return f"{detail.get('name')} took {detail.get('seconds', 0):.3g} s"
     if "error" in detail:
         return str(detail["error"])
+    if event.kind == "mended":
+        return str(detail["text"])
     return ", ".join(f"{k} {v}" for k, v in detail.items() if k != "traceback")
 
 

@@ -35,7 +35,7 @@ WORDS = {
 
 EVENTS = (
     *("started", "resumed", "applied", "refused", "checkpoint", "paused", "stopped", "finished", "failed", "diverged"),
-    *("note", "probe", "probe failed", "lost", "unsaved"),
+    *("note", "probe", "probe failed", "lost", "unsaved", "trouble", "mended"),
 )
 """Kinds of event that a run leaves."""
 

@@ -15,7 +15,9 @@ from typing import Any
 import click
 
 from engine import config as configuration
+from engine import streams
 from engine.config import RunConfig
+from engine.folder import Gone
 from engine.handle import UNREADABLE, Busy, runs, runs_folder
 from engine.knobs import InputError, sentence, shown
 from engine.outside import brief
@@ -264,9 +266,10 @@ def _intervals(probes: tuple[str, ...]) -> dict[str, int]:
 
 
 def entry(arguments: list[str] | None = None) -> int:
-    """Run the command line; return the exit code. Input errors become one sentence and 2, a busy home 3.
+    """Run the command line; return the exit code.
 
-    A fault of the program becomes one sentence too and 1; its traceback goes into a file that is named.
+    Input errors become one sentence and 2, a busy home 3, a home that was lost while it trained 5. A fault of the
+    program becomes one sentence too and 1; its traceback goes into a file that is named.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that is no text is written as escapes
@@ -291,6 +294,8 @@ def _ended(arguments: list[str] | None) -> int:
         return ended.code
     except Busy as error:
         return _said(error, 3)
+    except Gone as error:
+        return _said(error, 5)
     except InputError as error:
         return _said(error, 2)
     except click.ClickException as error:
@@ -315,4 +320,5 @@ def _said(words: Exception | str, code: int) -> int:
 
 
 if __name__ == "__main__":
+    streams.guard()
     sys.exit(entry())

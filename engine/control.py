@@ -24,6 +24,14 @@ from engine.stored import facts
 
 LOOK_EVERY = 0.1
 """Seconds between two looks into the mailbox while a run trains."""
+RETRY_EVERY = 1.0
+"""Seconds until the next look after one that failed."""
+MOST_BODY = 100_000
+"""Bytes of a command."""
+MOST_AT_ONCE = 1000
+"""Commands of one look."""
+MOST_STEPS = 10**9
+"""Steps that a command may name."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,8 @@ class Command:
             whole_for_true = isinstance(value, bool) and kind in (int, int | None)
             if whole_for_true or (kind is not Any and not isinstance(value, kind)):
                 raise InputError(f"The command {self.word} takes {_NAMED[kind]} as {name}, not {value!r}.")
+            if kind in (int, int | None) and value is not None and abs(value) > MOST_STEPS:
+                raise InputError(f"The command {self.word} takes up to {MOST_STEPS:,} as {name}, not a larger number.")
 
     @property
     def word(self) -> str:
@@ -211,11 +221,14 @@ def post(home: Path | str, command: Command, who: str = "", *, once: bool = Fals
     With `once`, `who` is a token of the request: what is posted again under it stays the one command that it was.
 
     Raises:
-        InputError: there is no run in `home`.
+        InputError: there is no run in `home`, or the command is too long.
     """
     unless = "WHERE NOT EXISTS (SELECT 1 FROM command WHERE who = ?)" if once else ""
+    body = json.dumps(command.to_json())
+    if len(body) > MOST_BODY:
+        raise InputError(f"A command may have up to {MOST_BODY:,} characters, not {len(body):,}; shorten it.")
     with _connected(home) as db:
-        made = (time.time(), who, json.dumps(command.to_json()), *([who] if once else []))
+        made = (time.time(), who, body, *([who] if once else []))
         done = db.execute(f"INSERT INTO command(time, who, body) SELECT ?, ?, ? {unless}", made)
         if done.rowcount:
             return done.lastrowid
@@ -240,7 +253,8 @@ def _connected(home: Path | str) -> Generator[sqlite3.Connection]:
         raise InputError(f"{home} holds no run: there is no control.db in it; give the folder of a run.")
     db = sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=10.0, isolation_level=None)
     try:
-        db.execute("PRAGMA synchronous=NORMAL")
+        # A number must not be given twice, even after a power cut: the run has obeyed the command of that number.
+        db.execute("PRAGMA synchronous=FULL")
         yield db
     finally:
         db.close()
@@ -249,9 +263,31 @@ def _connected(home: Path | str) -> Generator[sqlite3.Connection]:
 class Mailbox:
     """The engine's view of `control.db`: it only reads."""
 
-    def __init__(self, home: Path | str) -> None:
-        self._db = readonly(Path(home) / "control.db")
+    def __init__(self, home: Path | str, patience: float = 5.0) -> None:
+        """Look into the mailbox of the run in `home`, waiting up to `patience` seconds while another locks it."""
+        self._path = Path(home) / "control.db"
+        self._patience = patience
         self._next = 0.0
+        self._open: tuple[tuple[int, int], sqlite3.Connection] | None = None
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        """The connection to the file that lies there now.
+
+        Raises:
+            sqlite3.Error: there is none that can be opened.
+        """
+        try:
+            found = self._path.stat()
+        except OSError as error:
+            raise sqlite3.OperationalError(f"{self._path.name}: {error.strerror}") from None
+        mark = found.st_dev, found.st_ino
+        if self._open is None or self._open[0] != mark:
+            self.close()
+            db = readonly(self._path)
+            db.execute(f"PRAGMA busy_timeout={int(1000 * self._patience)}")
+            self._open = mark, db
+        return self._open[1]
 
     def due(self) -> bool:
         """Return whether it is time for a look; true at most ten times a second."""
@@ -262,9 +298,20 @@ class Mailbox:
         return True
 
     def unread(self, after: int = 0) -> list[tuple[int, Command]]:
-        """Return (number, command) of what was posted after number `after`, in order."""
-        rows = self._db.execute("SELECT id, body FROM command WHERE id > ? ORDER BY id", (after,)).fetchall()
-        return [(number, _read(body)) for number, body in rows]
+        """Return (number, command) of what was posted after number `after`, in order, up to MOST_AT_ONCE.
+
+        Raises:
+            sqlite3.Error: the mailbox cannot be read; the next look is not due at once.
+        """
+        # As bytes, since text that is not UTF-8 would make the whole look fail, and never more than a command may hold.
+        query = """SELECT id, length(CAST(body AS BLOB)), substr(CAST(body AS BLOB), 1, ?) FROM command
+                   WHERE id > ? ORDER BY id LIMIT ?"""
+        try:
+            rows = self._db.execute(query, (MOST_BODY, after, MOST_AT_ONCE)).fetchall()
+        except sqlite3.Error:
+            self._next = time.monotonic() + RETRY_EVERY
+            raise
+        return [(number, _read(body or b"", size or 0)) for number, size, body in rows]
 
     def meta(self, key: str, default: Any = None) -> Any:
         """Return one of the dashboard's facts."""
@@ -273,13 +320,38 @@ class Mailbox:
 
     def close(self) -> None:
         """Let go of the file."""
-        self._db.close()
+        if self._open is not None:
+            self._open[1].close()
+            self._open = None
 
 
-def _read(body: str) -> Command:
+def _read(body: bytes, size: int) -> Command:
+    """Return the command that a body of `size` bytes describes, or why it describes none."""
+    text = body.decode(errors="replace")
+    if size > MOST_BODY:
+        return garbled(text, f"A command of {size:,} bytes is not read; it may have up to {MOST_BODY:,}.")
     try:
-        return from_json(value_of(body))
+        values = value_of(text)
+        # Half a surrogate pair, infinities and what is no number could be read, but never written again.
+        json.dumps(values, ensure_ascii=False, allow_nan=False).encode()
+        return from_json(values)
     except InputError as error:
-        return Garbled(str(body), str(error))
+        return garbled(text, str(error))
     except ValueError as error:
-        return Garbled(str(body), f"A command is JSON, not {shown(body)} ({brief(error)}).")
+        return garbled(
+            text, f"A command is a JSON object such as {{'do': 'pause'}}, not {shown(text)} ({brief(error)})."
+        )
+
+
+def garbled(body: str, error: str) -> Garbled:
+    """Return what stands in a run's log for a command that was refused and is too odd to be kept whole."""
+    return Garbled(shortened(body), shortened(error))
+
+
+def shortened(text: str, most: int = 300) -> str:
+    """Return at most so many characters of a text, its end cut off.
+
+    >>> shortened("abcdef", 3)
+    'abc…'
+    """
+    return text if len(text) <= most else f"{text[:most]}…"

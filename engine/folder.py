@@ -1,4 +1,4 @@
-"""The folder of a run, its home: its lock, its configuration, which is claimed once, and the runs of a folder.
+"""The folder of a run, its home: its lock, its configuration, which is claimed once, whether it is still there.
 
 Free of torch.
 """
@@ -26,6 +26,9 @@ from engine.stored import Unreadable
 ROOT = Path(__file__).resolve().parent.parent
 RUN_ID = re.compile(r"^[a-z0-9][a-z0-9-]{2,60}$")
 """What a run's id, the name of its folder, looks like."""
+
+LEFTOVERS = ("*.partial", ".new-*", "checkpoints/*.partial", "path/*.partial")
+"""What is there only while it is being written."""
 
 
 class Busy(InputError):
@@ -145,6 +148,44 @@ def _given_back(home: Path) -> None:
             shutil.rmtree(home)
 
 
+class Gone(InputError):
+    """The folder of a run was deleted, moved or replaced while an engine trained in it."""
+
+
+class Place:
+    """The home that an engine has taken, told from whatever else may come to lie at its path."""
+
+    def __init__(self, home: Path | str) -> None:
+        self.home = Path(home)
+        marks = {self.home / name: _mark(self.home / name) for name in ("lock", "run.db")}
+        self._marks = {path: mark for path, mark in marks.items() if mark is not None}
+
+    def check(self) -> None:
+        """Make sure that the engine still has the folder at its path.
+
+        Raises:
+            Gone: it has not.
+        """
+        for path, mark in self._marks.items():
+            try:
+                same = _mark(path) == mark
+            except OSError:  # a disk that does not answer has not lost the folder
+                continue
+            if not same:
+                raise Gone(
+                    f"The run's folder {self.home} was deleted, moved or replaced while it trained, so training ends; "
+                    "where the folder still is, resume goes on from its last checkpoint."
+                )
+
+
+def tidy(home: Path | str) -> None:
+    """Remove what a killed engine left half written; the caller holds the lock."""
+    for pattern in LEFTOVERS:
+        for path in Path(home).glob(pattern):
+            with suppress(OSError):  # what cannot be removed is in nobody's way
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def held_since(home: Path | str) -> float | None:
     """Return when the lock of a home was taken, in seconds since 1970, or None while it is free.
 
@@ -197,3 +238,12 @@ def _made(home: Path) -> float:
         return (home / "config.json").stat().st_mtime
     except OSError:
         return 0.0
+
+
+def _mark(path: Path) -> tuple[int, int] | None:
+    """Return what tells a file from all others, or None where there is none."""
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_dev, found.st_ino

@@ -8,7 +8,7 @@ import secrets
 import sqlite3
 import sys
 import time
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ from engine.training import Training, deterministic
 
 DIVERGED = 4
 """Exit code of a run that nobody attends and whose loss is no longer finite."""
+UNWRITTEN = 6
+"""Exit code of a run that came to its end while the disk refused what it recorded."""
 
 
 def new_home(folder: Path, config: RunConfig) -> Path:
@@ -161,7 +163,7 @@ def _go(run: Run, *, begin: bool) -> int:
         total=run.steps,
         initial=run.training.state.step,
         unit="step",
-        file=_Progress(),
+        file=sys.stderr,
         mininterval=0.5,
         dynamic_ncols=True,
     )
@@ -170,33 +172,12 @@ def _go(run: Run, *, begin: bool) -> int:
     if run.diverged:
         last = RunReader(run.home).newest("diverged")
         words = last.detail.get("error") if last is not None else None
-        print(words or "The loss diverged.", file=_Progress())
+        print(words or "The loss diverged.", file=sys.stderr)
         return DIVERGED
+    if run.keeping.unwritten:
+        print(run.keeping.unwritten, file=sys.stderr)
+        return UNWRITTEN
     return 0
-
-
-class _Progress:
-    """Standard error for words that training must not wait for or end by: a full disk or a closed pipe takes none."""
-
-    encoding = "utf-8"
-
-    def write(self, words: str) -> None:
-        """Write, as far as somebody listens."""
-        with suppress(OSError, ValueError):
-            sys.stderr.write(words)
-
-    def flush(self) -> None:
-        """Flush, as far as somebody listens."""
-        with suppress(OSError, ValueError):
-            sys.stderr.flush()
-
-    def fileno(self) -> int:
-        """Return the file's number, by which its width is known."""
-        return sys.stderr.fileno()
-
-    def isatty(self) -> bool:
-        """Return whether it is a terminal."""
-        return sys.stderr.isatty()
 
 
 def _sound(home: Path) -> RunReader:

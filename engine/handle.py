@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from engine import control
+from engine import control, pulse
 from engine.control import Command, Mailbox, set_meta
 from engine.folder import ROOT, RUN_ID, Busy, founded, held_since, is_locked, lock, runs, runs_folder
 from engine.knobs import InputError
@@ -289,7 +289,7 @@ class RunHandle:
         seconds = facts.get("seconds", 0.0)
         rate = step / seconds if seconds > 0.5 and step else None
         eta = (steps - step) / rate if rate and state == "running" else None
-        error = self._error(reader, state, step, age, signs.code)
+        error = self._error(reader, state, step, age, signs.code) or facts.get("waiting") or None
         return Status(state, step, steps, rate, eta, age, signs.activity if alive else "", error, alive, signs.code)
 
     def _signs(self, reader: RunReader) -> tuple[Signs, dict[str, Any]]:
@@ -298,7 +298,8 @@ class RunHandle:
         # The lock before the words: an engine writes its last word while it still holds the lock.
         held = held_since(self.home)
         begun = (self.home / "lock").exists()
-        facts = reader.facts("state", "beat", "activity", "step", "steps", "seconds")
+        facts = reader.facts("state", "beat", "activity", "step", "steps", "seconds", "waiting")
+        facts |= pulse.newer(self.home, facts.get("beat"))
         activity = facts.get("activity", "")
         return Signs(facts.get("state"), facts.get("beat"), held, begun, launched, code, activity), facts
 

@@ -57,6 +57,8 @@ class Measuring:
         """Probe to why its last measurement failed."""
         self.costs: dict[str, float] = {}
         """Seconds that the last measurement of each probe took."""
+        self._done: set[tuple[str, int]] = set()
+        """Probe and step of the measurements that the run recorded before this engine."""
         self.served: dict[str, float] = {}
         """Seconds that each probe has had beside the oldest, or, where it joined later, would have had."""
         self.watched(training.config.probes)
@@ -90,7 +92,9 @@ class Measuring:
 
     def recall(self, reader: RunReader) -> None:
         """Go on with the probes that a recorded run watched, and with what their measurements took."""
-        self.costs = {event.detail["name"]: event.detail["seconds"] for event in reader.events(kinds=("probe",))}
+        events = reader.events(kinds=("probe", "probe failed"))
+        self.costs = {event.detail["name"]: event.detail["seconds"] for event in events if event.kind == "probe"}
+        self._done = {(event.detail["name"], event.step) for event in events}
         probes = reader.meta("probes", None)
         if probes is not None:
             self.watched(probes)
@@ -124,7 +128,9 @@ class Measuring:
         earned is spent at once, and a cheap one could not start beside it.
         """
         for probe, at in self._next.items():
-            if step >= at or last:
+            if (probe, step) in self._done:  # by an engine that ended after this step, which is only repeated
+                self._next[probe] = (step // self.intervals[probe] + 1) * self.intervals[probe]
+            elif step >= at or last:
                 waiting = [job for job in self.jobs if job.probe == probe]
                 if waiting and not last:
                     continue

@@ -32,10 +32,12 @@ def neighbour(home: Path, run: str, layout: Layout, own: RunConfig, like: Tensor
     if there.resolve() == Path(home).resolve():
         raise InputError(f"{run} is this run itself; give the id of another.")
     shapes = RunReader(there).meta("layout", None)
-    content = checkpoint.load(there, device=like.device)
+    if shapes is not None:
+        _same_network(run, {name: tuple(shape) for name, shape in shapes.items()}, layout)
+    found = checkpoint.newest_first(there, device=like.device)
+    content = next((content for content in found if content["theta"].shape == like.shape), None)
     if shapes is None or content is None:
         raise InputError(f"The run {run} has no checkpoint yet; wait until it has begun.")
-    _same_network(run, {name: tuple(shape) for name, shape in shapes.items()}, layout)
     return Neighbour(run, content["step"], content["theta"].to(like), _data(own, read(there)))
 
 

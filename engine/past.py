@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from engine import checkpoint
@@ -14,13 +14,46 @@ from engine.store import RunReader
 from engine.training import Training
 
 
-def recorded_commands(reader: RunReader, since: int = 0) -> Iterator[tuple[int, Command]]:
-    """Yield (step, command) for each applied command that changed training at or after step `since`."""
-    for event in reader.events():
-        if event.kind == "applied" and event.step >= since:
-            command = from_json(event.detail["command"])
-            if command.affects_training:
-                yield event.step, command
+def recorded_commands(reader: RunReader) -> Iterator[tuple[int, Command]]:
+    """Yield (step, command) for each applied command that changed training, in order: the log that a replay repeats."""
+    for event in reader.events(kinds=("applied",)):
+        command = from_json(event.detail["command"])
+        if command.affects_training:
+            yield event.step, command
+
+
+def remaining(reader: RunReader, training: Training) -> list[tuple[int, Command]]:
+    """Return what of the log the training has not obeyed yet."""
+    log = list(recorded_commands(reader))
+    if training.obeyed is None:  # a checkpoint of an older version does not say
+        training.obeyed = sum(step < training.state.step for step, _ in log)
+    return log[training.obeyed :]
+
+
+def restored(
+    training: Training,
+    home: Path,
+    reader: RunReader,
+    until: int | None = None,
+    say: Callable[[str], None] = checkpoint.said,
+) -> int | None:
+    """Take training to the newest checkpoint, at or before step `until`, that holds; return its step.
+
+    One holds if it is intact, fits the run, and is of a past that the records have reached: a run goes on from nothing
+    that they do not know. None when there is none, so that training is at its beginning. `say` is told of the others.
+    """
+    for content in checkpoint.newest_first(home, until, training.device, say=say):
+        step = content["step"]
+        if step > reader.meta("step", 0) or (content.get("obeyed") or 0) > len(list(recorded_commands(reader))):
+            say(f"The checkpoint of step {step} is newer than the run's records; the one before is used.")
+            continue
+        try:
+            training.restore(content)
+        except InputError as error:
+            say(f"The checkpoint of step {step} does not fit the run ({error}); the one before is used.")
+            continue
+        return step
+    return None
 
 
 def recreated(home: Path, step: int | None = None, *, from_start: bool = False) -> Training:
@@ -38,8 +71,7 @@ def recreated(home: Path, step: int | None = None, *, from_start: bool = False) 
     reached = max(newest, reader.meta("step", 0))
     if until > reached:
         raise InputError(f"The run in {home} has come to step {reached}, not to {until}; give a step up to {reached}.")
-    content = None if from_start else checkpoint.load(home, until, training.device)
-    if content is not None:
-        training.restore(content)
-    training.advance(until, recorded_commands(reader, since=training.state.step))
+    if not from_start:
+        restored(training, home, reader, until)
+    training.advance(until, remaining(reader, training))
     return training

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 import signal
+import sqlite3
 import time
 import traceback
 from collections import deque
@@ -15,16 +14,20 @@ from typing import Any
 import torch
 
 from engine import checkpoint
-from engine.control import Command, Mailbox
+from engine.control import Command, Mailbox, garbled, shortened
+from engine.facts import described, methods_described
+from engine.folder import Gone
+from engine.keeping import Keeping
 from engine.knobs import InputError
 from engine.measuring import Measuring
-from engine.past import recorded_commands
-from engine.store import RunReader, RunWriter
-from engine.trail import Trail
+from engine.past import remaining, restored
+from engine.store import RunReader
 from engine.training import Training, obey_due
 
 _IDLE = 0.05
 """Seconds between two looks into the mailbox while a run is paused."""
+_LONG = 2000
+"""Characters of a command that is refused, beyond which its event holds only the beginning."""
 
 
 class Run:
@@ -38,10 +41,10 @@ class Run:
         self.training = training
         self.home = training.home = Path(home)
         self.attended = attended
-        self.writer = RunWriter(self.home)
-        self.mailbox = Mailbox(self.home)
+        self.keeping = Keeping(training, self.home, self._told)
+        self.writer = self.keeping.writer
+        self.mailbox = Mailbox(self.home, patience=0.1)
         self.steps = training.config.steps
-        self.trail = Trail(self.home)
         self.measuring = Measuring(training, self.writer)
         self.paused = self.stopping = self.diverged = False
         self.stop_at: int | None = None
@@ -50,8 +53,9 @@ class Run:
         """Step up to which recorded commands are repeated before new ones are obeyed."""
         self.read_up_to = 0
         self.seconds = 0.0
+        self._deaf = False
+        """Whether the last look into the mailbox failed."""
         self._names: tuple[str, ...] = ()
-        self._last_saved = -1
         own = training.own
         self._evaluate_every = own.evaluate or min(max(self.steps // 40, 20), 1000)
 
@@ -59,22 +63,28 @@ class Run:
         """Write what a reader needs to know of the run before its first step."""
         self._describe()
         self.writer.event(0, "started", {"seed": self.training.config.seed, "device": str(self.training.device)})
-        self._save()
         self._evaluate()
+        self.keeping.save()
 
     def resume_recorded(self) -> None:
-        """Go to the newest checkpoint and take up the commands recorded after it."""
-        reader = RunReader(self.home)
-        content = checkpoint.load(self.home, device=self.training.device)
-        if content is not None:
-            self.training.restore(content)
-        step = self.training.state.step
-        self.script = deque(recorded_commands(reader, since=step))
-        self.caught_up = max([reader.meta("step", 0), step, *(at for at, _ in self.script)])
-        self.read_up_to = max((e.detail["id"] for e in reader.events() if "id" in e.detail), default=0)
+        """Go to the newest checkpoint that holds and take up the commands recorded after it."""
+        reader, passed = RunReader(self.home), []
+        found = restored(self.training, self.home, reader, say=passed.append)
+        step, recorded = self.training.state.step, reader.meta("step", 0)
+        for words in passed:
+            checkpoint.said(words)
+            self.writer.event(step, "trouble", {"error": words})
+        checkpoint.set_aside(self.home, after=step if found is not None else -1)
+        self.script = deque(remaining(reader, self.training))
+        self.caught_up = max([recorded, step, *(at for at, _ in self.script)])
+        answers = reader.events(kinds=("applied", "refused"))
+        self.read_up_to = max((event.detail.get("id", 0) for event in answers), default=0)
         self.seconds = reader.meta("seconds", 0.0)
+        self.keeping.resumed(found, reader, self.caught_up)
+        if found is None:
+            self._evaluate()
         self.measuring.recall(reader)
-        self._last_saved = step if content is not None else -1
+        self.measuring.due(step, last=step == self.steps)
         self._describe()
         self.writer.event(step, "resumed", {"from": step, "recorded": self.caught_up})
 
@@ -88,17 +98,12 @@ class Run:
                 self._loop(progress)
                 return self._close()
             except Exception as error:
-                self.writer.event(
-                    self.training.state.step, "failed", {"error": str(error), "traceback": traceback.format_exc()}
-                )
-                self._beat("failed")
-                self.writer.flush()
+                self.keeping.failed(error)
                 raise
 
     def _loop(self, progress: Callable[[int], None]) -> None:
         training = self.training
-        self._beat("running")
-        self.writer.flush()
+        self.keeping.flush()
         while not self.stopping:
             self._obey()
             if self.stopping or (training.state.step >= self.steps and not self.measuring.busy):
@@ -111,14 +116,12 @@ class Run:
                 progress(training.state.step)
             self.seconds += time.perf_counter() - started
             self.measuring.turn(self.seconds)
-            if self.writer.due():
-                self._beat("running")
-                self.writer.flush()
+            self.keeping.turn()
 
     def _step(self) -> bool:
         """Take one step and record it; a step whose numbers are not finite is taken back. Return whether it holds."""
         training = self.training
-        self._keep()
+        self.keeping.path()
         before, states = training.state, {m: m.state for m in training.stack.methods.values()}
         try:
             view = training.step()
@@ -149,7 +152,7 @@ class Run:
         if step % self._evaluate_every == 0 or step == self.steps:
             self._evaluate()
         if step % own.checkpoint == 0 or step == self.steps:
-            self._save()
+            self.keeping.save()
         if step == self.stop_at:
             self.pause()
         self.measuring.due(step, last=step == self.steps)
@@ -189,26 +192,51 @@ class Run:
             if not self.script:
                 self._describe_methods()
             return
-        if not self.mailbox.due():
-            return
-        for number, command in self.mailbox.unread(self.read_up_to):
-            self.read_up_to = number
-            detail = {"id": number, "command": command.to_json()}
-            try:
-                command.apply(self)
-                self.writer.event(self.training.state.step, "applied", detail)
-            except InputError as error:
-                self.writer.event(self.training.state.step, "refused", detail | {"error": str(error)})
-            self._describe_methods()
-            self._beat("paused" if self.paused else "running")
-            self.writer.flush()
+        if self.mailbox.due() and not self.writer.crowded:
+            before = self.read_up_to
+            for number, command in self._unread():
+                self.read_up_to = number
+                self._answer(number, command)
+                self._describe_methods()
+            self.keeping.turn(prompt=self.read_up_to > before)
+
+    def _unread(self) -> list[tuple[int, Command]]:
+        """Return what was posted; a mailbox that cannot be read is told once and does not end training."""
+        step = self.training.state.step
+        try:
+            found = self.mailbox.unread(self.read_up_to)
+        except sqlite3.Error as error:
+            if not self._deaf:
+                words = f"Commands cannot be read ({error}); training goes on without them until control.db is mended."
+                self.writer.event(step, "trouble", {"error": words})
+            self._deaf = True
+            return []
+        if self._deaf:
+            self.writer.event(step, "mended", {"text": "Commands can be read again."})
+        self._deaf = False
+        return found
+
+    def _answer(self, number: int, command: Command) -> None:
+        """Obey a command, or refuse it and say why."""
+        said, refused = command.to_json(), {}
+        try:
+            command.apply(self)
+            self.training.obeyed += command.affects_training
+        except Gone:
+            raise
+        except InputError as error:
+            refused = {"error": shortened(str(error), 1000)}
+        except Exception as error:  # a command that breaks something is recorded whole and must not end the training
+            refused = {"error": f"{type(error).__name__}: {shortened(str(error))}", "traceback": traceback.format_exc()}
+        if refused and len(str(said)) > _LONG:
+            said = garbled(str(said), refused["error"]).to_json()
+        kind = "refused" if refused else "applied"
+        self.writer.event(self.training.state.step, kind, {"id": number, "command": said} | refused)
 
     def _rest(self) -> None:
         """Let time pass while paused: only measurements that were asked for go on."""
         self.measuring.turn(self.seconds, idle=True)
-        if self.writer.due():
-            self._beat("paused" if self.paused else "running")
-            self.writer.flush()
+        self.keeping.turn()
         if not self.measuring.busy:
             time.sleep(_IDLE)
 
@@ -224,73 +252,24 @@ class Run:
     def _close(self) -> str:
         state = self.training.state
         final = "finished" if state.step >= self.steps and not self.diverged else "stopped"
-        self._save()
-        self.writer.event(state.step, final, {})
-        self._beat(final)
-        self.writer.flush()
-        self.writer.close()
+        self.stopping = True
+        self.keeping.close(final)
         return final
 
-    def _save(self) -> None:
-        """Write a checkpoint unless this step has one; a disk that refuses it is an event, not the end of training."""
-        state = self.training.state
-        if state.step == self._last_saved:
-            return
-        try:
-            path = checkpoint.save(self.home, self.training.content())
-        except OSError as error:
-            self._unsaved("checkpoint", error)
-            return
-        self._last_saved = state.step
-        self.writer.meta("theta", {"step": state.step, "sha256": checkpoint.sha256(state.theta)})
-        if state.step > self.caught_up or state.step == 0:
-            self.writer.event(state.step, "checkpoint", {"file": path.name})
-
-    def _keep(self) -> None:
-        """Keep where the run stands on its path, for measurements that look back."""
-        try:
-            self.trail.keep(self.training.state.step, self.training.state.theta)
-        except OSError as error:
-            self._unsaved("point of the path", error)
-
-    def _unsaved(self, what: str, error: OSError) -> None:
-        words = f"No {what} could be written ({error}); free some space."
-        self.writer.event(self.training.state.step, "unsaved", {"error": words})
-
-    def _beat(self, state: str) -> None:
-        self.writer.meta("seconds", self.seconds + self.measuring.budget.spent)
-        self.writer.beat(state, self.training.state.step, self.measuring.told())
+    def _told(self) -> dict[str, Any]:
+        """Return what a heartbeat says."""
+        state = "stopping" if self.stopping else "paused" if self.paused else "running"
+        return {"state": state, "seconds": self.seconds + self.measuring.budget.spent} | self.measuring.told()
 
     def _describe(self) -> None:
-        training, problem = self.training, self.training.problem
-        facts = {
-            "config": training.config.to_json() | {"steps": self.steps},
-            "steps": self.steps,
-            "title": problem.title,
-            "modalities": list(problem.modalities),
-            "parts": list(problem.layout.slices),
-            "layout": {name: list(shape) for name, shape in problem.layout.shapes.items()},
-            "parameters": problem.layout.size,
-            "rows": {part: len(rows) for part, rows in problem.rows.items()},
-            "batch": problem.batch_size,
-            "protocol": problem.protocol,
-            "score": problem.score,
-            "device": str(training.device),
-            "threads": training.own.threads,
-            "optimizer": {key: training.settings[f"optimizer.{key}"] for key in ("name", "lr", "momentum", "nesterov")},
-            "versions": {"python": platform.python_version(), "torch": torch.__version__, **_version()},
-        }
-        for key, value in facts.items():
+        for key, value in described(self.training, self.steps).items():
             self.writer.meta(key, value)
         self._describe_methods()
 
     def _describe_methods(self) -> None:
-        training = self.training
-        self.writer.meta("methods", {n: {"params": vars(m.params)} for n, m in training.stack.methods.items()})
-        self.writer.meta("pipeline", training.stack.pipeline())
+        for key, value in methods_described(self.training).items():
+            self.writer.meta(key, value)
         self.writer.meta("probes", self.measuring.intervals)
-        self.writer.meta("settings", training.settings)
-        self.writer.meta("learning_rate", training.optimizer.settings.lr)
 
     # What commands do.
 
@@ -298,9 +277,8 @@ class Run:
         """Rest before the next step, with a checkpoint."""
         if not self.paused:
             self.paused, self.stop_at = True, None
-            self._save()
+            self.keeping.save()
             self.writer.event(self.training.state.step, "paused", {})
-            self._beat("paused")
 
     def resume(self, steps: int | None = None) -> None:
         """Go on, for `steps` steps or without end.
@@ -339,7 +317,7 @@ class Run:
 
     def save(self) -> None:
         """Write a checkpoint here."""
-        self._save()
+        self.keeping.save()
 
     def note(self, text: str) -> None:
         """Write a note into the log."""
@@ -366,7 +344,3 @@ class _stopped_by_signals:
 def _train(name: str) -> str:
     head, _, tail = name.partition("/")
     return f"{head}/train/{tail}" if tail else f"{head}/train"
-
-
-def _version() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in ("numpy", "scipy")}

@@ -36,6 +36,11 @@ MOST_BYTES = 64 * 2**20
 """Bytes of measurements kept in memory while the disk refuses them."""
 MOST_EVENTS = 10_000
 """Events kept in memory while the disk refuses them."""
+NEEDED = ("started", "resumed", "applied", "refused")
+"""Events without which a run cannot be repeated; these are never given up, so the run asks `crowded` before it makes
+more."""
+MOST_NEEDED = 1000
+"""Such events, at most, that wait in memory before the run obeys no more commands."""
 
 # Names are stored once and numbers by the name's id: half the time of a key of text, and the files are a third smaller.
 _SCHEMA = """
@@ -49,6 +54,8 @@ CREATE TABLE event(id INTEGER PRIMARY KEY AUTOINCREMENT, step INTEGER, time REAL
 CREATE INDEX event_kind ON event(kind);
 CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT);
 """
+_ROW = 32
+"""Bytes that a row takes beside its text."""
 _BLOCK = 64
 _NUMBER = "INSERT OR REPLACE INTO number VALUES (?, ?, ?)"
 _NUMBERS = _NUMBER + ", (?, ?, ?)" * (_BLOCK - 1)
@@ -104,7 +111,6 @@ class RunWriter:
         self._db = sqlite3.connect(
             f"{path.as_uri()}?mode=rw", uri=True, timeout=0.5, isolation_level=None, check_same_thread=False
         )
-        self._db.execute("PRAGMA synchronous=NORMAL")
         self._most = most
         self._ids = dict(self._db.execute("SELECT name, id FROM name").fetchall())
         self._written = dict(self._db.execute("SELECT key, value FROM meta").fetchall())
@@ -152,20 +158,35 @@ class RunWriter:
         """Return whether it is time to flush."""
         return time.monotonic() >= self._next
 
-    def flush(self) -> bool:
-        """Write everything in one transaction; return whether the disk took it."""
+    @property
+    def crowded(self) -> bool:
+        """Whether so many events of obeyed commands wait that no more should be made."""
+        return self.error is not None and sum(row[2] in NEEDED for row in self._events) >= MOST_NEEDED
+
+    def waiting(self) -> dict[str, int]:
+        """Return how many numbers, measurements and events wait in memory, and about how many bytes they are."""
+        numbers = sum(len(values) for _, values in self._scalars)
+        size = _ROW * (numbers + len(self._events)) + sum(len(row[3]) for row in (*self._arrays, *self._events))
+        return {"numbers": numbers, "measurements": len(self._arrays), "events": len(self._events), "bytes": size}
+
+    def flush(self, *, durable: bool = False) -> bool:
+        """Write everything in one transaction; return whether the disk took it.
+
+        What is `durable` outlasts a power cut; the rest outlasts the death of the engine.
+        """
         facts = {key: _text(value) for key, value in self._meta.items()}
         changed = {key: text for key, text in facts.items() if self._written.get(key) != text}
         news = bool(self._scalars or self._arrays or self._events or self._unsaid or changed.keys() - {"beat"})
         version = self._version + news
         try:
+            self._db.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
             self._db.execute("BEGIN IMMEDIATE")
             ids = self._write_numbers()
             self._db.executemany(_ARRAY, self._arrays)
             self._db.executemany(_EVENT, self._events)
             if self._unsaid:
                 step = self._meta.get("step", json.loads(self._written.get("step", "0")))
-                detail = _text({"rows": self._unsaid, "error": self.error})
+                detail = _text({"rows": self._unsaid, "error": self._loss()})
                 self._db.execute(_EVENT, (step, time.time(), "lost", detail))
             self._db.executemany(_META, [*changed.items(), ("version", str(version))])
             self._db.execute("COMMIT")
@@ -186,6 +207,10 @@ class RunWriter:
         written = self.flush()
         self._db.close()
         return written
+
+    def abandon(self) -> None:
+        """Let go of the file, whatever is not written."""
+        self._db.close()
 
     def _write_numbers(self) -> dict[str, int]:
         """Write the buffered numbers, many to a statement, and return name to id with new names in it."""
@@ -214,11 +239,18 @@ class RunWriter:
         self._next = time.monotonic() + self._gap
         lost = _overflow([len(values) for _, values in self._scalars], self._most)
         arrays = _overflow([len(row[3]) for row in self._arrays], MOST_BYTES)
-        events = max(len(self._events) - MOST_EVENTS, 0)
-        count = sum(len(values) for _, values in self._scalars[:lost]) + arrays + events
-        del self._scalars[:lost], self._arrays[:arrays], self._events[:events]
+        spare = [row for row in self._events if row[2] not in NEEDED]
+        over = max(len(spare) - MOST_EVENTS, _overflow([len(row[3]) for row in spare], MOST_BYTES))
+        gone = {id(row) for row in spare[: max(over, 0)]}
+        count = sum(len(values) for _, values in self._scalars[:lost]) + arrays + len(gone)
+        del self._scalars[:lost], self._arrays[:arrays]
+        self._events = [row for row in self._events if id(row) not in gone]
         self.lost += count
         self._unsaid += count
+
+    def _loss(self) -> str:
+        rows = "one row" if self._unsaid == 1 else f"{self._unsaid:,} rows"
+        return f"Memory was full while run.db could not be written ({self.error}), so {rows} were given up."
 
 
 def _overflow(sizes: list[int], most: int) -> int:

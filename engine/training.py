@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from engine import networks, objectives
 from engine.catalog import catalog
@@ -60,6 +61,8 @@ class Training:
         """The settled view of the last step."""
         self.home: Path | None = None
         """Where the run lives, for measurements that look at its past or at its neighbours."""
+        self.obeyed: int | None = 0
+        """Commands of the run's log that are obeyed already; None where a checkpoint of an older version is silent."""
         self._notes: dict[str, int] = {}
         self.stack = Stack()
         self.stack = Stack(self._method(name) for name in config.methods)
@@ -135,15 +138,27 @@ class Training:
             "moments": self.state.moments,
             "methods": {name: method.state for name, method in self.stack.methods.items()},
             "settings": self.settings,
+            "obeyed": self.obeyed,
         }
 
     def restore(self, content: dict[str, Any]) -> None:
-        """Go to where a checkpoint was made; settings that are newer than it keep their defaults."""
-        self.settings = self.settings | content["settings"]
-        self.optimizer = self.optimizer.tuned(self.settings["optimizer.lr"])
-        self.state = State(content["step"], content["theta"], content["moments"])
-        self.view = None
-        self.stack = Stack(self._method(name, state=state) for name, state in content["methods"].items())
+        """Go to where a checkpoint was made; settings that are newer than it keep their defaults.
+
+        Raises:
+            InputError: it is one of another run, or was never one; training stays where it is.
+        """
+        before = dict(vars(self))
+        try:
+            _same_shape(self.state.theta, content["theta"], content["moments"])
+            self.settings = self.settings | content["settings"]
+            self.optimizer = self.optimizer.tuned(self.settings["optimizer.lr"])
+            self.state = State(content["step"], content["theta"], content["moments"])
+            self.view = None
+            self.stack = Stack(self._method(name, state=state) for name, state in content["methods"].items())
+            self.obeyed = content.get("obeyed")
+        except (InputError, TypeError, ValueError, KeyError, AttributeError) as error:
+            vars(self).update(before)
+            raise error if isinstance(error, InputError) else InputError("it is not the state of a run") from None
 
     def advance(self, until: int, script: Iterable[tuple[int, Command]]) -> None:
         """Repeat a recorded run up to step `until`, obeying the commands of its log at the steps at which they were."""
@@ -200,6 +215,20 @@ def obey_due(training: Training, script: deque[tuple[int, Command]]) -> None:
     """Apply the recorded commands that belong before the next step."""
     while script and script[0][0] <= training.state.step:
         script.popleft()[1].apply(training)
+        training.obeyed = (training.obeyed or 0) + 1
+
+
+def _same_shape(theta: Tensor, other: Tensor, moments: dict[str, Any]) -> None:
+    """Check that parameters, and the optimiser's memory of them, are as many and as precise as theta (P,).
+
+    Raises:
+        InputError: they are not.
+    """
+    if other.shape != theta.shape or other.dtype != theta.dtype:
+        raise InputError(f"it has {other.numel()} parameters of {other.dtype}, the run {len(theta)} of {theta.dtype}")
+    for value in moments["slots"].values():
+        if torch.is_tensor(value) and value.shape not in (theta.shape, torch.Size([])):
+            raise InputError(f"its optimiser remembers {value.numel()} parameters, the run has {len(theta)}")
 
 
 def device(name: str) -> torch.device:

@@ -34,7 +34,10 @@ def small(**changes) -> RunConfig:
 
 
 def trained(home: Path, config: RunConfig, commands: dict[int, list] | None = None, **options) -> Run:
-    """Train in this process; `commands` maps a step to what is posted when that many steps are done."""
+    """Train in this process; `commands` maps a step to what is posted when that many steps are done.
+
+    It may also be a function that does something else at that moment, and may return commands.
+    """
     deterministic()
     founded(home, config.to_json())
     run = Run(Training(config), home, **options)
@@ -42,7 +45,8 @@ def trained(home: Path, config: RunConfig, commands: dict[int, list] | None = No
     waiting = dict(commands or {})
 
     def send(step: int) -> None:
-        for command in waiting.pop(step, ()):
+        found = waiting.pop(step, ())
+        for command in (found() or ()) if callable(found) else found:
             post(home, command)
 
     with lock(home):

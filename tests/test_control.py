@@ -201,3 +201,118 @@ def test_a_folder_without_a_run_takes_no_command(tmp_path):
     with pytest.raises(InputError, match="holds no run"):
         post(tmp_path, Pause())
     assert list(tmp_path.iterdir()) == []
+
+
+# What nobody should have put there.
+
+DEEP = "[" * 100_000 + "]" * 100_000
+POISON = {
+    "5,000 digits": "9" * 5000,
+    "5,000 digits in a field": '{"do": "watch", "probe": "hessian", "on": true, "every": ' + "9" * 5000 + "}",
+    "nested": DEEP,
+    "nested in a field": '{"do": "measure", "probe": "hessian", "settings": {"a": ' + "[" * 2000 + "]" * 2000 + "}}",
+    "a blob": bytes(range(256)),
+    "no text": b"\xff\xfe\x00\xd8",
+    "nothing": "",
+    "null": "null",
+    "half a pair": '{"do": "note", "text": "\\ud800"}',
+    "not a number": '{"do": "tune", "method": "optimizer", "knob": "lr", "value": NaN}',
+    "infinite": '{"do": "tune", "method": "optimizer", "knob": "lr", "value": -Infinity}',
+    "infinite by size": '{"do": "tune", "method": "optimizer", "knob": "lr", "value": 1e999}',
+    "too large a whole number": '{"do": "tune", "method": "ogm_ge", "knob": "until", "value": ' + "9" * 400 + "}",
+    "every": '{"do": "watch", "probe": "hessian", "on": true, "every": ' + "9" * 300 + "}",
+    "steps": '{"do": "resume", "steps": ' + "9" * 4000 + "}",
+    "negative steps": '{"do": "resume", "steps": -' + "9" * 4000 + "}",
+    "a long note": '{"do": "note", "text": "' + "x" * 200_000 + '"}',
+    "a long name": '{"do": "toggle", "method": "' + "x" * 90_000 + '", "on": true}',
+    "many fields": '{"do": "pause", ' + ", ".join(f'"f{i}": {i}' for i in range(5000)) + "}",
+    "a long word": '{"do": "' + "x" * 90_000 + '"}',
+}
+
+
+def poisoned(home, body):
+    import sqlite3
+
+    db = sqlite3.connect(home / "control.db")
+    with db:
+        number = db.execute("INSERT INTO command(time, who, body) VALUES (0, '', ?)", (body,)).lastrowid
+    db.close()
+    return number
+
+
+@pytest.mark.parametrize("body", POISON.values(), ids=list(POISON))
+def test_poison_is_refused_in_a_sentence_and_passed_over(tmp_path, body):
+    from engine.foreground import replay, resume
+    from engine.handle import RunHandle
+    from engine.store import RunReader
+    from tests.homes import small, trained
+
+    home = tmp_path / "run"
+    sent = []
+    run = trained(home, small(steps=30), {10: lambda: sent.append(poisoned(home, body)) or [Note("after it")]})
+    assert run.training.state.step == 30
+    refused = RunReader(home).events(kinds=("refused",))
+    assert [event.detail["id"] for event in refused] == sent
+    detail = refused[0].detail
+    assert detail["error"] and "traceback" not in detail and len(str(detail)) < 3000
+    assert str(detail).encode()
+    assert RunReader(home).newest("note").detail["text"] == "after it"
+    assert resume(home, 40) == 0 and len(RunReader(home).events(kinds=("refused",))) == 1
+    assert replay(home)["identical"]
+    poisoned(home, body)
+    number = post(home, Pause())
+    pending = RunHandle(home).pending()
+    assert [command.word for _, command in pending][-1] == "pause" and pending[-1][0] == number and len(pending) == 2
+
+
+def test_a_command_that_breaks_something_is_refused_with_its_traceback(tmp_path, monkeypatch):
+    from engine.foreground import resume
+    from engine.run import Run
+    from engine.store import RunReader
+    from tests.homes import small, trained
+
+    def broken(self, text):
+        raise RuntimeError("the pen is dry")
+
+    monkeypatch.setattr(Run, "note", broken)
+    run = trained(tmp_path / "run", small(steps=30), {5: [Note("x"), Toggle("gani", True)]})
+    events = RunReader(run.home).events(kinds=("refused", "applied"))
+    assert [event.kind for event in events] == ["refused", "applied"]
+    assert "the pen is dry" in events[0].detail["error"] and "Traceback" in events[0].detail["traceback"]
+    assert run.training.state.step == 30 and resume(run.home, 40) == 0
+
+
+@pytest.mark.parametrize("how", ["locked", "damaged", "gone", "without its table"])
+def test_a_mailbox_that_cannot_be_read_is_said_once_and_read_again_later(tmp_path, how):
+    import sqlite3
+
+    from engine.store import RunReader
+    from tests.homes import small, trained
+
+    home, held = tmp_path / "run", []
+    mailbox, kept = home / "control.db", tmp_path / "kept"
+
+    def spoil():
+        mailbox.rename(kept)
+        if how == "locked":
+            held.append(sqlite3.connect(mailbox, isolation_level=None))
+            held[0].execute("BEGIN EXCLUSIVE")
+        elif how == "damaged":
+            mailbox.write_bytes(b"no database" * 1000)
+        elif how == "without its table":
+            sqlite3.connect(mailbox).close()
+
+    def mend():
+        kept.replace(mailbox)
+        for db in held:
+            db.close()
+        post(home, Note("heard"))
+
+    run = trained(home, small(), {10: spoil, 30: mend})
+    assert run.training.state.step == 60
+    events = RunReader(home).events()
+    kinds = [event.kind for event in events]
+    said = next(event for event in events if event.kind == "trouble")
+    assert said.detail["error"].startswith("Commands cannot be read (") and said.step in (10, 11)
+    assert kinds.count("mended") == kinds.count("trouble") == 1
+    assert kinds.count("note") == 1 and "failed" not in kinds

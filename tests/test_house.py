@@ -18,9 +18,8 @@ CORE = {
     f"engine.{m}" for m in ("rng", "layout", "problem", "method", "probe", "optim", "objectives", "networks", "data")
 }
 CORE |= BASE | {"engine.maths", "engine.step"}
-FREE = {
-    f"engine.{m}" for m in ("config", "control", "store", "reader", "stored", "folder", "handle", "export", "summary")
-} | BASE
+FREE = {f"engine.{m}" for m in ("config", "control", "store", "reader", "stored", "handle", "export", "summary")} | BASE
+FREE |= {f"engine.{m}" for m in ("folder", "pulse", "streams")}
 
 
 def allowed(path: Path) -> set[str] | None:

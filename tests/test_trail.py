@@ -7,7 +7,6 @@ import torch
 from engine import checkpoint
 from engine.control import Measure, Stop
 from engine.foreground import resume
-from engine.knobs import InputError
 from engine.past import recreated
 from engine.store import RunReader
 from engine.trail import FEWEST, MOST, Trail, kept, stride
@@ -38,13 +37,31 @@ def test_what_is_kept_is_what_theta_was_and_never_the_present(tmp_path):
     assert all(torch.equal(theta, torch.full((3,), step / 3).double()) for step, theta in found)
 
 
-def test_a_damaged_point_is_named(tmp_path):
-    Trail(tmp_path).keep(0, torch.ones(3))
-    with pytest.raises(InputError, match="has 3 parameters, the run 5"):
-        kept(tmp_path, 1, torch.ones(5))
-    (tmp_path / "path" / "00000000.npy").write_bytes(b"half")
-    with pytest.raises(InputError, match="is damaged"):
-        kept(tmp_path, 1, torch.ones(3))
+def test_a_damaged_point_is_named_and_left_out(tmp_path):
+    for step in range(3):
+        Trail(tmp_path).keep(step, torch.full((3,), step / 3))
+    said = []
+    assert kept(tmp_path, 9, torch.ones(5), said.append) == []
+    assert len(said) == 3 and "has 3 parameters, the run 5" in said[0]
+    for data in (b"", b"half", bitten(tmp_path / "path" / "00000001.npy", 130)):
+        said = []
+        (tmp_path / "path" / "00000001.npy").write_bytes(data)
+        (tmp_path / "path" / "0abc.npy").write_bytes(data)
+        assert [step for step, _ in kept(tmp_path, 9, torch.ones(3), said.append)] == [0, 2]
+        assert len(said) == 1 and "00000001.npy" in said[0] and "damaged" in said[0]
+
+
+def bitten(path, at: int) -> bytes:
+    """Return the content of a file with one bit turned over."""
+    data = bytearray(path.read_bytes())
+    data[at] ^= 4
+    return bytes(data)
+
+
+def test_a_point_of_an_older_version_is_read(tmp_path):
+    (tmp_path / "path").mkdir()
+    np.save(tmp_path / "path" / "00000000.npy", np.ones(3, np.float32))
+    assert torch.equal(kept(tmp_path, 1, torch.zeros(3))[0][1], torch.ones(3))
 
 
 def test_a_point_that_a_running_engine_drops_meanwhile_is_left_out(tmp_path, monkeypatch):
