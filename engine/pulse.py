@@ -13,6 +13,9 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from engine.outside import misfit, opened, value_of
+from engine.stored import FACTS
+
 SIZE = 4096
 """Bytes of the file: a block of the disk."""
 MOST_WORDS = 1000
@@ -57,9 +60,10 @@ class Pulse:
 def newer(home: Path | str, beat: float | None) -> dict[str, Any]:
     """Return the facts that an engine told after the heartbeat `beat` in `run.db`, or none."""
     try:
-        line = (Path(home) / "pulse").read_bytes()[:SIZE].rstrip()
-        check, _, text = line.partition(b" ")
-        facts = json.loads(text) if check == b"%08x" % zlib.crc32(text) else {}
-    except (OSError, ValueError, RecursionError):
+        with opened(Path(home) / "pulse") as file:
+            check, _, text = file.read(SIZE).rstrip().partition(b" ")
+        facts = value_of(text) if check == b"%08x" % zlib.crc32(text) else {}
+    except (OSError, ValueError):
         return {}
-    return facts if isinstance(facts, dict) and facts.get("beat", 0.0) > (beat or 0.0) else {}
+    whole = isinstance(facts, dict) and not misfit(facts, FACTS)
+    return facts if whole and facts.get("beat", 0.0) > (beat or 0.0) else {}

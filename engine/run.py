@@ -281,7 +281,7 @@ class Run:
             self.writer.event(self.training.state.step, "paused", {})
 
     def resume(self, steps: int | None = None) -> None:
-        """Go on, for `steps` steps or without end.
+        """Go on, for `steps` more steps or without end.
 
         Raises:
             InputError: `steps` is not positive.
@@ -289,7 +289,9 @@ class Run:
         if steps is not None and steps < 1:
             raise InputError(f"A run cannot go on for {steps} steps; give 1 or more.")
         self.paused = self.diverged = False
-        self.stop_at = None if steps is None else self.training.state.step + steps
+        # Steps that were asked for and are still to come count: two single steps are two.
+        start = self.training.state.step if self.stop_at is None else self.stop_at
+        self.stop_at = None if steps is None else start + steps
 
     def stop(self) -> None:
         """End the run here; it can be resumed later."""

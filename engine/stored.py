@@ -16,7 +16,7 @@ from engine.outside import anything, brief, finite, fits, misfit, moment, number
 from engine.records import KINDS, Record
 
 FACTS = {
-    **dict.fromkeys(("state", "activity", "title", "protocol", "score", "device"), str),
+    **dict.fromkeys(("state", "activity", "waiting", "title", "protocol", "score", "device"), str),
     **dict.fromkeys(("step", "steps", "version", "parameters", "threads", "batch"), whole),
     **dict.fromkeys(("seconds", "learning_rate"), finite),
     **dict.fromkeys(("modalities", "parts"), [str]),

@@ -123,6 +123,13 @@ def test_pause_single_step_and_go_on(tmp_path):
     assert kinds[-1] == ("finished", 60) and ("paused", 10) in kinds
 
 
+def test_single_steps_that_are_asked_for_together_add_up(tmp_path):
+    steps = [Pause(), Resume(1), Resume(1), Resume(3)]
+    run = trained(tmp_path / "a", small(), {10: steps, 15: [Resume()]})
+    paused = [e.step for e in RunReader(run.home).events() if e.kind == "paused"]
+    assert paused == [10, 15]
+
+
 def test_a_refused_command_says_why_and_training_goes_on(tmp_path):
     run = trained(
         tmp_path / "a", small(), {3: [Toggle("gnai", True), Tune("gani", "beta", 7), Watch("nothing", True, 5)]}

@@ -33,7 +33,7 @@ FILES = (
     *("run.db",) * 4,
     *("control.db", "config.json") * 2,
     *("run.db-wal", "run.db-shm", "control.db-wal", "control.db-shm", "run.db-journal"),
-    *("lock", "log.txt", "note.txt", "checkpoints", "path", "checkpoints/newest", "path/newest"),
+    *("lock", "pulse", "log.txt", "note.txt", "checkpoints", "path", "checkpoints/newest", "path/newest"),
 )
 KINDS = ("changed", "changed", "missing", "folder", "loop", "dangling", "pipe", "socket")
 ODD_TEXTS = ("", "x", "{", "[1]", "{}", "null", "NaN", "1e999", "[" * 5000, "9" * 5000, '{"id": "x"}', '{"command": 5}')
