@@ -39,7 +39,7 @@ DETAIL = {"id": whole, "error": str, "traceback": str, "seconds": finite}
 
 COMMANDS = {
     "toggle": {"method": str, "on": bool},
-    "tune": {"method": str, "knob": str, "value": (str, number, bool)},
+    "tune": {"method": str, "knob": str, "value": (str, int, float)},
     "watch": {"probe": str, "on": bool},
     "measure": {"probe": str},
     "note": {"text": str},
