@@ -81,7 +81,7 @@ def save(home: Path, content: dict[str, Any]) -> Path:
     content = {key: value for key, value in content.items() if key != _DIGEST}
     try:
         with partial.open("wb") as raw:
-            file = _Frank(raw)
+            file = _Remembering(raw)
             try:
                 torch.save(content | {_DIGEST: digest(content)}, file)
             except RuntimeError as error:  # torch's own words for whatever the file said
@@ -95,7 +95,7 @@ def save(home: Path, content: dict[str, Any]) -> Path:
     return path
 
 
-class _Frank:
+class _Remembering:
     """A file for torch to write to, which remembers why it could not."""
 
     def __init__(self, file: Any) -> None:
