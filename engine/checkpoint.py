@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from engine.knobs import InputError
+from engine.outside import opened
 
 _MOST = 40
 
@@ -61,7 +62,8 @@ def load(home: Path, step: int | None = None, device: torch.device | str = "cpu"
         return None
     path = Path(home) / "checkpoints" / f"{found[-1]:08d}.pt"
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        with opened(path) as file:
+            return torch.load(file, map_location=device, weights_only=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from engine import checkpoint
 from engine.knobs import InputError
+from engine.outside import opened
 
 MOST = 48
 """Points kept at most; a long run has between half as many and all."""
@@ -84,7 +85,8 @@ def kept(home: Path, before: int, like: Tensor) -> list[tuple[int, Tensor]]:
 def _read(path: Path, like: Tensor) -> Tensor | None:
     """Return a kept theta, or None where the run that trains on has just dropped it."""
     try:
-        theta = torch.from_numpy(np.load(path, allow_pickle=False)).to(like)
+        with opened(path) as file:
+            theta = torch.from_numpy(np.load(file, allow_pickle=False)).to(like)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, EOFError) as error:
