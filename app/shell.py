@@ -204,10 +204,12 @@ def neighbours(run: str, start: str = "") -> list[str]:
         if other == run:
             continue
         known = RunReader(home)
-        if not layout or known.meta("layout") != layout:
+        try:
+            alike = layout and known.meta("layout") == layout
+            if alike and (not start or any(name.startswith(start) for name in known.names()["records"])):
+                found.append(other)
+        except InputError:  # a damaged run beside this one is none to compare with
             continue
-        if not start or any(name.startswith(start) for name in known.names()["records"]):
-            found.append(other)
     return found
 
 

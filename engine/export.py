@@ -101,6 +101,8 @@ def _record(reader: RunReader, name: str) -> pd.DataFrame:
         table = pd.DataFrame(COLUMNS[record.kind](record))
         table.insert(0, "step", step)
         tables.append(table.assign(n=record.n, mode=record.mode))
+    if not tables:
+        raise Unreadable(f"The record {name}", "it stands at no step")
     return pd.concat(tables, ignore_index=True)
 
 
