@@ -58,8 +58,7 @@ class lock:
             ) from None
         with suppress(OSError):  # on a full disk the lock holds without the number
             self._file.truncate(0)
-            self._file.write(str(os.getpid()))
-            self._file.flush()
+            os.write(self._file.fileno(), str(os.getpid()).encode())
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -144,6 +143,12 @@ def _given_back(home: Path) -> None:
     """Take back what was claimed, and the folder where nothing else is in it."""
     with suppress(OSError):
         (home / "config.json").unlink()
+    cleared(home)
+
+
+def cleared(home: Path) -> None:
+    """Remove the folder of a run that was not made after all, if nothing but a lock is in it."""
+    with suppress(OSError):
         if set(os.listdir(home)) <= {"lock"}:
             shutil.rmtree(home)
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from engine import checkpoint
 from engine.catalog import catalog
 from engine.config import MOST_STEPS, RunConfig, read, validated
-from engine.folder import founded, lock
+from engine.folder import cleared, founded, lock
 from engine.handle import mailbox
 from engine.knobs import InputError, checked
 from engine.outside import brief
@@ -54,13 +54,18 @@ def run_new(config: RunConfig, home: Path, *, attended: bool = False) -> int:
     if os.path.lexists(home / "config.json"):
         with lock(home):
             raise InputError(f"{home} already holds a run; resume it with `resume {home}` or give another --home.")
-    training = Training(config)
+    training, fresh = Training(config), not os.path.lexists(home)
     try:
         home.mkdir(parents=True, exist_ok=True)
     except (OSError, UnicodeError) as error:
         raise InputError(f"The home {home} cannot be written ({brief(error)}); give another --home.") from None
     with lock(home):
-        founded(home, config.to_json())  # reading the data took a while: another may have been faster
+        try:
+            founded(home, config.to_json())  # reading the data took a while: another may have been faster
+        except InputError:
+            if fresh:
+                cleared(home)
+            raise
         return _go(_opened(training, home, attended), begin=True)
 
 

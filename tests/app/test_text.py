@@ -8,6 +8,7 @@ import pytest
 from app.api import Desk
 from app.status import folder, standing
 from app.text import harmless, literal
+from engine.stored import Unreadable
 from tests import poison
 from tests.app.test_pages import OF_A_RUN, PAGES, mounted, opened
 
@@ -102,9 +103,9 @@ def test_a_long_note_of_several_lines_is_left_as_it_is_and_a_change_is_kept(home
 
 def test_a_run_that_cannot_be_read_does_not_tell_where_the_server_keeps_it(home, monkeypatch):
     def refuse(handle):
-        raise PermissionError(13, "Permission denied", str(handle.home / "run.db"))
+        raise Unreadable((handle.home / "run.db").absolute(), "Permission denied")
 
-    monkeypatch.setattr("engine.handle.RunHandle.status", refuse)
+    monkeypatch.setattr("engine.handle.RunHandle._status", refuse)
     now = standing(RUN, home)
     assert (now.state, str(home) in now.error) == ("unreadable", False) and "Permission denied" in now.error
 
