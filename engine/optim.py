@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from array import array
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +80,9 @@ class Optimizer:
         self._slot = nn.Parameter(torch.empty(0))
         self._rule = _BUILD[settings.name]([self._slot], settings)
         self._factors = _factors(settings, self.horizon)
-        self._known: list[float] = [next(self._factors)]
+        # One number a step that the schedule has come to, so a constant one ends with its warm-up.
+        self._changing = min(settings.warmup, self.horizon) if settings.schedule == "constant" else self.horizon
+        self._known = array("d", [next(self._factors)])
 
     def tuned(self, lr: float) -> Optimizer:
         """Return the optimiser with another learning rate at the top of its schedule."""
@@ -88,10 +91,11 @@ class Optimizer:
     def rate(self, step: int) -> Rate:
         """Return the learning rate and momentum at `step`; after the horizon the last value holds."""
         s = self.settings
-        while len(self._known) <= min(step, self.horizon):
+        place = min(step, self._changing)
+        while len(self._known) <= place:
             self._known.append(next(self._factors))
         momentum = s.momentum if s.name in _HEAVY_BALL else 0.0
-        return Rate(s.lr * self._known[min(step, self.horizon)], momentum, s.nesterov, s.name, self.horizon)
+        return Rate(s.lr * self._known[place], momentum, s.nesterov, s.name, self.horizon)
 
     def edge(self, step: int) -> float:
         """Return the largest eigenvalue of the preconditioned Hessian at which the rule is stable at `step`."""

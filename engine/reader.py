@@ -299,6 +299,8 @@ def envelope(x: np.ndarray, y: np.ndarray, buckets: int) -> tuple[np.ndarray, np
 def _extremes(y: np.ndarray, starts: np.ndarray) -> np.ndarray:
     """Return the places of minimum and maximum of `y` (N,) in the buckets that begin at `starts`."""
     low, high = (np.where(np.isnan(y), end, y) for end in (np.inf, -np.inf))
-    edges = [*np.unique(np.append(starts, 0)).tolist(), len(y)]
-    pairs = zip(edges, edges[1:], strict=False)
-    return np.array([p for a, b in pairs if b > a for p in (a + low[a:b].argmin(), a + high[a:b].argmax())], np.int64)
+    edges = np.unique(np.append(starts, 0))
+    edges = edges[edges < len(y)]
+    bucket = np.repeat(np.arange(len(edges)), np.diff(np.append(edges, len(y))))
+    # Sorted by bucket and then by value, each bucket begins where it began before, with its smallest.
+    return np.concatenate([np.lexsort((values, bucket))[edges] for values in (low, -high)])

@@ -136,3 +136,11 @@ def test_tuned_rate_keeps_the_schedule():
 def test_momentum_is_told_only_where_there_is_a_heavy_ball():
     assert Optimizer(Settings(name="sgd", momentum=0.7), 1).rate(0).momentum == 0.7
     assert Optimizer(Settings(name="adam", momentum=0.7), 1).rate(0).momentum == 0.0
+
+
+@pytest.mark.parametrize("warmup", [0, 7])
+def test_a_constant_schedule_takes_no_memory_for_its_steps(warmup):
+    optimizer = Optimizer(Settings(warmup=warmup), 10**6)
+    rates = [optimizer.rate(step).lr for step in [*range(20), 10**5, 10**6 - 1, 10**6, 2 * 10**6]]
+    assert rates[warmup:] == [optimizer.settings.lr] * (24 - warmup)
+    assert len(optimizer._known) == warmup + 1

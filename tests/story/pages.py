@@ -1,30 +1,12 @@
-"""What the stories share: a browser, pages in it, and engines that are ended after them."""
+"""What the stories share: pages of a browser, and engines that are ended after them."""
 
 from __future__ import annotations
 
 import os
 import signal
 
-import pytest
-
 from engine.control import Stop, post
 from engine.handle import is_locked
-from tests import chromium
-
-
-def launched():
-    """Yield a Chromium, or skip or fail where there is none."""
-    path = chromium.find()
-    if path is None:
-        if os.environ.get("REQUIRE_BROWSER") == "1":
-            pytest.fail("REQUIRE_BROWSER=1 and there is no Chromium")
-        pytest.skip("no Chromium; `python -m tests.chromium` installs one")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=path, args=chromium.FLAGS)
-        yield browser
-        browser.close()
 
 
 def end(home):

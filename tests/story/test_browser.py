@@ -6,11 +6,10 @@ import time
 
 import pytest
 
-from engine.control import Stop, post
-from engine.handle import RunHandle, is_locked
-from tests import chromium
+from engine.handle import RunHandle
 from tests.homes import wait_for
-from tests.servers import dashboard, free_port, started
+from tests.servers import free_port, started
+from tests.story.pages import new_page, press
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
 
@@ -19,51 +18,6 @@ POINTS = f"() => Math.max(0, ...{PLOTS}.flatMap(p => (p._fullData || []).map(t =
 FIRST = "() => document.querySelector('.js-plotly-plot')"
 MARKS = "() => document.querySelector('.js-plotly-plot')._fullData.flatMap(t => t.text || []).join(' ')"
 KINDS = f"() => {PLOTS}.flatMap(p => (p._fullData || []).map(t => t.type))"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    path = chromium.find()
-    if path is None:
-        if os.environ.get("REQUIRE_BROWSER") == "1":
-            pytest.fail("REQUIRE_BROWSER=1 and there is no Chromium")
-        pytest.skip("no Chromium; `python -m tests.chromium` installs one")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=path, args=chromium.FLAGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def site(tmp_path):
-    with dashboard(tmp_path) as (address, process):
-        yield address, process, tmp_path / "runs"
-        for home in (tmp_path / "runs").glob("*/"):
-            end(home)
-
-
-def end(home):
-    """End the engine of a home that a failed story left behind, also one that is still on its way up."""
-    if (home / "control.db").exists():
-        post(home, Stop())
-    if (home / "lock").exists() and is_locked(home):
-        os.kill(int((home / "lock").read_text()), signal.SIGKILL)
-
-
-def new_page(browser, address, path="/"):
-    page = browser.new_context(viewport={"width": 1400, "height": 1000}).new_page()
-    page.set_default_timeout(60_000)
-    page.problems = []
-    page.on("pageerror", lambda error: page.problems.append(str(error)))
-    page.goto(address + path, wait_until="domcontentloaded")
-    return page
-
-
-def press(place, name):
-    """Press a button once it can be pressed: the word of a state may be there a moment before its buttons."""
-    place.get_by_role("button", name=name, disabled=False).dispatch_event("click")
 
 
 def begin(page, runs):

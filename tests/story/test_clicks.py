@@ -12,18 +12,13 @@ from engine.handle import RunHandle
 from tests.homes import wait_for
 from tests.servers import dashboard
 from tests.slow_network import delayed
-from tests.story.pages import end, launched, new_page, press, side
+from tests.story.pages import end, new_page, press, side
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
 LESSONS = ("Full batch", "Shorter step")
 PAGES = ("live", "methods", "landscape", "curvature", "gradients", "spectra", "balance", "robustness", "log", "start")
 PLANTED = {"planted.rows": 600, "batch": 32, "width": 8, "hidden": 8, "threads": 1, "unimodal": "heads"}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    yield from launched()
 
 
 @pytest.fixture(scope="module")

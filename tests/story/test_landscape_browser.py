@@ -4,7 +4,7 @@ import pytest
 
 from engine.store import RunReader, RunWriter
 from tests.fixture_run import STEPS, write_run
-from tests.story.test_browser import browser, new_page, site  # noqa: F401  fixtures
+from tests.story.pages import new_page
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(200)]
 
@@ -13,7 +13,7 @@ PLANES = "[...document.querySelectorAll('.js-plotly-plot')].filter(p => (p._full
 EYES = f"() => {SPACES}.map(p => p._fullLayout.scene._scene.getCamera().eye.x)"
 
 
-def test_two_runs_surfaces_have_one_scale_and_are_turned_together(browser, site):  # noqa: F811
+def test_two_runs_surfaces_have_one_scale_and_are_turned_together(browser, site):
     address, _, runs = site
     homes = [write_run(runs / name) for name in ("one-run", "another-run")]
     writer, low = RunWriter(homes[1]), RunReader(homes[1]).at("landscape/2d", STEPS)

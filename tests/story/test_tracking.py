@@ -1,11 +1,10 @@
 """A shared file or folder cannot track who looks at it: in a real browser, no page asks another host for anything."""
 
-import os
 from urllib.parse import urlsplit
 
 import pytest
 
-from tests import chromium, poison
+from tests import poison
 from tests.app.test_pages import PAGES
 from tests.servers import dashboard
 
@@ -25,21 +24,6 @@ FORBIDDEN = f"""async () => {{
 }}"""
 """What the browser refuses, whatever a page should ask for."""
 BARE = "t => t.replaceAll('\\u2060', '').replace(/\\s+/g, ' ')"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    path = chromium.find()
-    if path is None:
-        if os.environ.get("REQUIRE_BROWSER") == "1":
-            pytest.fail("REQUIRE_BROWSER=1 and there is no Chromium")
-        pytest.skip("no Chromium; `python -m tests.chromium` installs one")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=path, args=chromium.FLAGS)
-        yield browser
-        browser.close()
 
 
 def written(text):
