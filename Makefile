@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PORT ?= 8501
+JOBS ?= 2
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := test
@@ -24,7 +25,7 @@ run: .venv/.ready
 
 test: .venv/.ready-dev
 	$(BIN)/python -m tests.chromium
-	$(BIN)/python -m pytest -m "not slow" tests
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile tests
 
 test-slow: .venv/.ready-dev
 	$(BIN)/python -m pytest -m slow tests
