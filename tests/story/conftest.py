@@ -25,6 +25,14 @@ def browser():
         browser.close()
 
 
+@pytest.fixture(autouse=True)
+def _pages_are_closed(browser):
+    """Close what a story opened: pages that are left go on asking and drawing."""
+    yield
+    for context in browser.contexts:
+        context.close()
+
+
 @pytest.fixture
 def site(tmp_path):
     """Give the address and process of a dashboard, and its folder of runs."""

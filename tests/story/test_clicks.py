@@ -1,6 +1,7 @@
 """The log of a run holds what a person clicked, no more and no less, however slow the network and how many the tabs."""
 
 import json
+import os
 import sqlite3
 import time
 
@@ -65,6 +66,7 @@ def training(runs, name):
     home = runs / name
     RunHandle.start(RunConfig("planted", steps=10**8, device="cpu", settings=PLANTED), home)
     wait_for(lambda: RunHandle(home).status().step > 0, 120, "the first step")
+    os.setpriority(os.PRIO_PROCESS, int((home / "lock").read_text()), 15)  # it may train, but not starve the browser
     yield home
     post(home, Stop())
     wait_for(lambda: not RunHandle(home).status().alive, 60, "the run to end")
