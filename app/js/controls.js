@@ -138,6 +138,7 @@ document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.altKey || event.metaKey || event.repeat) return;
   if (event.target.closest("input, textarea, select, [contenteditable=true], [role=combobox], [role=dialog]")) return;
   for (const sub of shown) {
+    if (!sub.host.isConnected) continue;
     const button = sub.host.querySelector(`.ms-press[data-key="${CSS.escape(event.key.toLowerCase())}"]:not(:disabled):not([hidden])`);
     if (button && event.key) { event.preventDefault(); button.click(); return; }
   }

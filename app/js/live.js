@@ -20,6 +20,7 @@ let timer = 0, busy = false, again = false, hurryUntil = 0, lost = 0, plotly = n
 export function mount({ key, data, parentElement, setTriggerValue }) {
   let sub = subs.get(key);
   if (!sub || sub.host !== parentElement) {
+    if (sub) drop(sub);
     sub = { key, host: parentElement, tag: "", fired: "" };
     subs.set(key, sub);
   }
