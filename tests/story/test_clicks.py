@@ -32,7 +32,9 @@ def site(tmp_path_factory):
             end(home)
 
 
-@pytest.fixture(scope="module", params=[0.0, 0.15], ids=["fast", "150 ms"])
+@pytest.fixture(
+    scope="module", params=[pytest.param(0.0, id="fast", marks=pytest.mark.slow), pytest.param(0.15, id="150 ms")]
+)
 def address(request, site):
     """Give the dashboard's address, at once or through a slow network."""
     if not request.param:
