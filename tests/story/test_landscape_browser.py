@@ -4,6 +4,7 @@ import pytest
 
 from engine.store import RunReader, RunWriter
 from tests.fixture_run import STEPS, write_run
+from tests.homes import wait_for
 from tests.story.pages import new_page
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(200)]
@@ -11,6 +12,18 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(200)]
 SPACES = "[...document.querySelectorAll('.js-plotly-plot')].filter(p => p._fullLayout && p._fullLayout.scene)"
 PLANES = "[...document.querySelectorAll('.js-plotly-plot')].filter(p => (p._fullData || [{}])[0].type === 'contour')"
 EYES = f"() => {SPACES}.map(p => p._fullLayout.scene._scene.getCamera().eye.x)"
+
+
+def turned(page, before):
+    """Drag across the first surface, wherever it lies now; return whether the second has turned away from `before`."""
+    box = page.locator(".js-plotly-plot").first.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 120, y + 10, steps=5)
+    page.mouse.up()
+    page.wait_for_timeout(1000)
+    return abs(page.evaluate(EYES)[1] - before[1]) > 0.05
 
 
 def test_two_runs_surfaces_have_one_scale_and_are_turned_together(browser, site):
@@ -29,12 +42,6 @@ def test_two_runs_surfaces_have_one_scale_and_are_turned_together(browser, site)
     assert scales[0] == scales[1] == pytest.approx([low.z.min(), 3 * low.z.max()], rel=1e-4)
 
     before = page.evaluate(EYES)
-    box = page.locator(".js-plotly-plot").first.bounding_box()
-    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    page.mouse.move(x, y)
-    page.mouse.down()
-    page.mouse.move(x + 120, y + 10, steps=5)
-    page.mouse.up()
-    page.wait_for_function(f"eye => Math.abs(({EYES})()[1] - eye) > 0.05", arg=before[1])
+    wait_for(lambda: turned(page, before), 60, "the other surface to turn")
     page.wait_for_function(f"() => Math.abs(({EYES})()[0] - ({EYES})()[1]) < 1e-3")
     assert page.problems == []
