@@ -164,7 +164,7 @@ def configuration(run: str) -> None:
         try:
             st.json(value_of(text_of(folder() / run / "config.json")))
         except (OSError, ValueError) as error:
-            st.error(f"config.json cannot be read ({brief(error)}).", icon=":material/error:")
+            st.error(f"config.json cannot be read ({literal(brief(error))}).", icon=":material/error:")
     with right:
         st.markdown("**As it runs**")
         facts = (

@@ -18,6 +18,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from app import shell  # noqa: E402  the root has to be on the path first
+from app.text import literal  # noqa: E402
 from engine.knobs import InputError  # noqa: E402
 
 
@@ -58,7 +59,7 @@ def said() -> Generator[None]:
     try:
         yield
     except InputError as error:
-        st.error(str(error), icon=":material/error:")
+        st.error(literal(error), icon=":material/error:")
 
 
 st.set_page_config(page_title="Modalscape", page_icon=APP / "icon.svg", layout="wide")
