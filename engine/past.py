@@ -42,9 +42,10 @@ def restored(
     One holds if it is intact, fits the run, and is of a past that the records have reached: a run goes on from nothing
     that they do not know. None when there is none, so that training is at its beginning. `say` is told of the others.
     """
+    reached, logged = reader.meta("step", 0), len(list(recorded_commands(reader)))
     for content in checkpoint.newest_first(home, until, training.device, say=say):
         step = content["step"]
-        if step > reader.meta("step", 0) or (content.get("obeyed") or 0) > len(list(recorded_commands(reader))):
+        if step > reached or (content.get("obeyed") or 0) > logged:
             say(f"The checkpoint of step {step} is newer than the run's records; the one before is used.")
             continue
         try:
