@@ -22,6 +22,8 @@ from torch import Tensor
 _MOST = 40
 _STEP = re.compile(r"[0-9]{8,18}")
 _DIGEST = "sha256"
+KEYS = frozenset({"step", "theta", "moments", "methods", "settings"})
+"""What is in every checkpoint."""
 
 
 class Damaged(Exception):
@@ -203,7 +205,7 @@ def _verified(path: Path, device: torch.device | str) -> dict[str, Any]:
     said = content.pop(_DIGEST, None)
     if said is not None and said != digest(content):
         raise Damaged("its content does not match its checksum")
-    missing = {"step", "theta", "moments", "methods", "settings"} - set(content)
+    missing = KEYS - set(content)
     if missing:
         raise Damaged(f"it lacks {', '.join(sorted(missing))}")
     return content

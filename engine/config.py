@@ -13,6 +13,8 @@ from engine.needs import met
 from engine.outside import brief, fits, text_of, value_of
 
 MOST_STEPS = 100_000_000
+RETIRED = ("budget",)
+"""Settings of older versions that mean nothing any more and are passed over."""
 _DEVICE = re.compile(r"[a-z]{1,12}(:[0-9]{1,3})?")
 
 
@@ -56,7 +58,14 @@ class RunSettings:
     )
     report: int = knob(20, 1, MOST_STEPS, "Steps between two reports of the methods.", log=True)
     checkpoint: int = knob(200, 1, MOST_STEPS, "Steps between two checkpoints.", log=True)
-    budget: float = knob(0.1, 0.0, 1.0, "Share of wall time that measurements may take; 1 lifts the limit.")
+    measure: str = knob(
+        "auto",
+        help="live: observers measure beside the training, always the newest step. inline: everything due is measured "
+        "at its step, between two steps. auto: live for runs started from the dashboard, else inline.",
+        choices=("auto", "live", "inline"),
+    )
+    observers: int = knob(1, 0, 16, "Processes that measure beside the training, where measure is live.")
+    pace: float = knob(0.0, 0.0, 1e6, "Steps a second, at most; 0 for as fast as it can. It changes no number.")
     threads: int = knob(1, 1, 256, "Threads of torch; the last bits of a run depend on it.")
     dtype: str = knob("float32", help="Number format of parameters and inputs.", choices=("float32", "float64"))
 
@@ -181,6 +190,8 @@ def validated(config: RunConfig, catalog: Mapping[str, Any]) -> RunConfig:
     known = settings_known(config, catalog)
     settings = {}
     for key, value in config.settings.items():
+        if key in RETIRED:
+            continue
         if key not in known:
             raise InputError(f"There is no setting {shown(key)}{nearest(key, known, 'see `catalog`')}")
         settings[key] = checked(known[key], value, key)

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from engine.database import readonly
 from engine.knobs import InputError, nearest, shown
 from engine.outside import brief, value_of
-from engine.reader import readonly
 from engine.stored import facts
 
 LOOK_EVERY = 0.1
@@ -32,6 +32,8 @@ MOST_AT_ONCE = 1000
 """Commands of one look."""
 MOST_STEPS = 10**9
 """Steps that a command may name."""
+MOST_RATE = 10**6
+"""Steps a second that a pace may name."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Command:
 
     affects_training: ClassVar[bool] = False
     """Whether a replay must repeat it."""
+    measures: ClassVar[bool] = False
+    """Whether it is for whoever measures: the observers of a run that has any, else its engine."""
 
     def __post_init__(self) -> None:
         """Check the types of the fields, so that a command made is a command that can be obeyed.
@@ -128,17 +132,41 @@ class Watch(Command):
 
 @dataclass(frozen=True)
 class Measure(Command):
-    """Measure now, whatever the budget says."""
+    """Measure now, or at the kept step that is nearest to `step`."""
+
+    measures: ClassVar[bool] = True
 
     probe: str
     settings: dict = field(default_factory=dict)
+    step: int | None = None
 
 
 @dataclass(frozen=True)
 class Cancel(Command):
     """Give up a probe's measurements that are under way."""
 
+    measures: ClassVar[bool] = True
+
     probe: str
+
+
+@dataclass(frozen=True)
+class Pace(Command):
+    """Take at most so many steps a second; 0 for as fast as it can."""
+
+    rate: int | float
+
+    def __post_init__(self) -> None:
+        """Check the type and the range of the rate.
+
+        Raises:
+            InputError: it is no number from 0 to MOST_RATE.
+        """
+        super().__post_init__()
+        if isinstance(self.rate, bool) or not 0 <= self.rate <= MOST_RATE:
+            raise InputError(
+                f"A pace is a number of steps a second from 0 (as fast as it can) to {MOST_RATE:,}, not {self.rate!r}."
+            )
 
 
 @dataclass(frozen=True)
@@ -174,12 +202,15 @@ _NAMED = {
     bool: "true or false",
     int: "a whole number",
     int | None: "a whole number or nothing",
+    int | float: "a number",
     bool | int | float | str: "a number, text, or true or false",
     dict: "settings by name",
 }
 """Type of a field in words."""
 
-COMMANDS = {c.__name__.lower(): c for c in (Pause, Resume, Stop, Toggle, Tune, Watch, Measure, Cancel, Save, Note)}
+COMMANDS = {
+    c.__name__.lower(): c for c in (Pause, Resume, Stop, Pace, Toggle, Tune, Watch, Measure, Cancel, Save, Note)
+}
 
 
 def from_json(values: dict[str, Any]) -> Command:

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RUN_ID = re.compile(r"^[a-z0-9][a-z0-9-]{2,60}$")
 """What a run's id, the name of its folder, looks like."""
 
-LEFTOVERS = ("*.partial", ".new-*", "checkpoints/*.partial", "path/*.partial")
+LEFTOVERS = ("*.partial", ".new-*", "checkpoints/*.partial", "path/*.partial", "snapshot.pt", "snapshot.wanted")
 """What is there only while it is being written."""
 
 
@@ -36,10 +36,11 @@ class Busy(InputError):
 
 
 class lock:
-    """Hold the lock of a home; the proof of life of an engine, released by the system however it ends."""
+    """Hold a lock of a home, the proof of life of an engine or observer, released by the system however it ends."""
 
-    def __init__(self, home: Path | str) -> None:
-        self.home = Path(home)
+    def __init__(self, home: Path | str, name: str = "lock", held: str = "being trained by another engine") -> None:
+        """Hold the file `name`; `held` says what somebody does who holds it already."""
+        self.home, self.name, self.held = Path(home), name, held
 
     def __enter__(self) -> lock:
         """Take the lock.
@@ -66,7 +67,7 @@ class lock:
 
     def _taken(self) -> TextIO:
         """Try for a second: a page that asks whether the home is locked holds a shared lock for an instant."""
-        path, deadline = self.home / "lock", time.monotonic() + 1.0
+        path, deadline = self.home / self.name, time.monotonic() + 1.0
         while True:
             file = open(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666), "a+")  # noqa: SIM115
             try:
@@ -82,8 +83,7 @@ class lock:
                     holder = file.read().strip() or "unknown"
                     file.close()
                     raise Busy(
-                        f"{self.home} is already being trained by another engine (process {holder}); wait for it or "
-                        "stop it."
+                        f"{self.home} is already {self.held} (process {holder}); wait for it or stop it."
                     ) from None
                 file.close()
                 time.sleep(0.02)
@@ -191,13 +191,13 @@ def tidy(home: Path | str) -> None:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def held_since(home: Path | str) -> float | None:
-    """Return when the lock of a home was taken, in seconds since 1970, or None while it is free.
+def held_since(home: Path | str, name: str = "lock") -> float | None:
+    """Return when a lock of a home was taken, in seconds since 1970, or None while it is free.
 
     Raises:
         Unreadable: something else lies in the lock's place, or it cannot be opened.
     """
-    path = Path(home) / "lock"
+    path = Path(home) / name
     try:
         with opened(path) as file:
             try:

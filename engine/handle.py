@@ -19,6 +19,7 @@ from engine import control, pulse
 from engine.control import Command, Mailbox, set_meta
 from engine.folder import ROOT, RUN_ID, Busy, founded, held_since, is_locked, lock, runs, runs_folder
 from engine.knobs import InputError
+from engine.observers import observed_now, started
 from engine.outside import brief, opened, text_of, value_of
 from engine.store import RunReader
 from engine.stored import Unreadable
@@ -251,10 +252,30 @@ class RunHandle:
 
     def pending(self) -> list[tuple[int, Command]]:
         """Return the commands that were sent and neither applied nor refused yet, with their numbers, in order."""
-        reader = self.reader()
+        reader = RunReader(self.home, measured=False)
         answered = [reader.newest("applied"), reader.newest("refused")]
+        obeyed = max((event.detail.get("id") or 0 for event in answered if event), default=0)
+        measured = max((facts.get("read_up_to", 0) for facts in self.reader().observing().values()), default=0)
+        if reader.meta("measure", "inline") == "inline":
+            measured = max(measured, obeyed)
         with self._mailbox() as mailbox:
-            return mailbox.unread(max((event.detail.get("id") or 0 for event in answered if event), default=0))
+            waiting = mailbox.unread(min(obeyed, measured))
+        return [(number, c) for number, c in waiting if number > (measured if c.measures else obeyed)]
+
+    def observe(self) -> None:
+        """Start a process that measures the run, unless one does or its engine measures by itself.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        if observed_now(self.home) or is_locked(self.home):
+            return
+        try:
+            process = started(self.home)
+        except OSError as error:
+            words = f"No process could be started in {self.home} to measure it ({brief(error)}); mend that folder."
+            raise InputError(words) from None
+        threading.Thread(target=process.wait, daemon=True).start()
 
     def reader(self) -> RunReader:
         """Return a reader of what the run recorded."""

@@ -1,4 +1,4 @@
-"""Probes: measurements taken between two steps, on a schedule and within a budget, that leave no trace."""
+"""Probes: measurements of a run between two of its steps, that leave no trace."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from engine.records import Bars, Curve, Matrix, Record, Scalar, Surface
 from engine.rng import Rng
 from engine.step import View
 
-__all__ = ["Bars", "Budget", "Curve", "Matrix", "Probe", "Record", "Scalar", "Snapshot", "Surface", "knob"]
+__all__ = ["Bars", "Curve", "Matrix", "Probe", "Record", "Scalar", "Snapshot", "Surface", "knob"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Snapshot:
     rng: Rng
     stack: Stack
     view: View | None = None
-    """The settled view of the last step; of a checkpoint, the view that the next step begins with."""
+    """The settled view of the step that comes next, taken at `theta`."""
     path: Callable[[], list[tuple[int, Tensor]]] = list
     """Returns the past as the run kept it: (step, theta (P,)), oldest first, without the present."""
     other: Callable[[str], Neighbour] = _nobody
@@ -136,25 +136,3 @@ class Probe:
     def measure(self, snap: Snapshot) -> Iterator[Record | None]:
         """Yield records; a yielded None is a breathing point, at which training may go on."""
         raise TypeError(f"The probe {self.name!r} does not say how to measure.")
-
-
-class Budget:
-    """The rule that keeps measurements to a share of wall time.
-
-    A scheduled probe may start, and go on, while what all probes have cost so far is within the share; an overrun is at
-    most one breath of it, or what a person asked for, and is paid back before anything scheduled goes on.
-    """
-
-    def __init__(self, share: float) -> None:
-        """Allow `share` (0 to 1) of wall time; 1 lifts the limit."""
-        self.share = share
-        self.spent = 0.0
-        """Seconds spent on measurements."""
-
-    def allows(self, elapsed: float) -> bool:
-        """Return whether a scheduled measurement may go on after `elapsed` seconds of training and measuring."""
-        return self.share >= 1.0 or self.spent < self.share * elapsed
-
-    def spend(self, seconds: float) -> None:
-        """Book what a measurement cost."""
-        self.spent += seconds

@@ -1,11 +1,11 @@
-"""Reads what a run recorded. Free of torch; read-only, so that any number of readers never disturb the engine."""
+"""Reads what a run recorded and what was measured of it. Free of torch; read-only, so readers never disturb writers."""
 
 from __future__ import annotations
 
 import os
-import sqlite3
-import threading
-from collections.abc import Callable, Iterable, Mapping
+import re
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from engine import stored
+from engine.database import Source
 from engine.knobs import InputError, shown
-from engine.outside import brief, moment, regular, whole
+from engine.outside import brief, moment, whole
 from engine.records import Record
 from engine.stored import Unreadable, unpacked
 
@@ -26,6 +27,11 @@ TABLES = {
     "meta": "key, value",
 }
 """Table of a run to the columns that are relied upon."""
+_STORE = re.compile(r"observed(?:-([1-9][0-9]?))?\.db")
+_LOOK_EVERY = 0.5
+"""Seconds between two looks for stores of observers."""
+_APART = 10**9
+"""Numbers between the first events of two files."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +47,16 @@ class Event:
 
 
 class RunReader:
-    """The reader of `run.db`; every call is one short read, and each thread has a connection of its own.
+    """The reader of a run: what its engine wrote into `run.db` and what observers measured, as if it were one file.
 
-    Whatever lies in the file, a call returns what an engine may have written or raises `Unreadable`.
+    Every call is a few short reads. Whatever lies in the files, a call returns what an engine or an observer may have
+    written, or raises `Unreadable`; where what an observer wrote is damaged, `damage` says so and the rest is read.
     """
 
-    def __init__(self, home: Path | str) -> None:
+    def __init__(self, home: Path | str, *, measured: bool = True) -> None:
         """Open the run in `home`; a run that waits for its engine has recorded nothing yet.
+
+        Without `measured`, only what the engine itself wrote is read.
 
         Raises:
             InputError: there is no run in it.
@@ -55,7 +64,12 @@ class RunReader:
         self.path = (Path(home) / "run.db").absolute()
         if not any(map(os.path.lexists, (self.path, self.path.with_name("config.json")))):
             raise InputError(f"{home} holds no run: there is no run.db in it; give the folder of a run.")
-        self._local = threading.local()
+        self._own = Source(self.path)
+        self._measured = measured
+        self._known: dict[int, tuple[tuple[int, int], Source]] = {}
+        self._looked = -1.0
+        self.damage = ""
+        """Why what an observer wrote cannot be read, in a sentence, or nothing."""
 
     def names(self) -> dict[str, Any]:
         """Return `scalars`, a sorted list of names, and `records`, a dict of name to kind."""
@@ -64,9 +78,10 @@ class RunReader:
                   SELECT (SELECT min(name) FROM array WHERE name > known.name) FROM known WHERE known.name IS NOT NULL)
                   SELECT name, (SELECT kind FROM array WHERE array.name = known.name ORDER BY step DESC LIMIT 1)
                   FROM known WHERE name IS NOT NULL"""
-        scalars = self._all("SELECT name FROM name ORDER BY name")
-        records = {name: kind for name, kind in self._all(walk) if isinstance(name, str) and isinstance(kind, str)}
-        return {"scalars": [name for (name,) in scalars if isinstance(name, str)], "records": records}
+        scalars = {name for _, (name,) in self._rows("SELECT name FROM name") if isinstance(name, str)}
+        records = {name: kind for _, (name, kind) in self._rows(walk) if isinstance(name, str)}
+        records = {name: kind for name, kind in records.items() if isinstance(kind, str)}
+        return {"scalars": sorted(scalars), "records": dict(sorted(records.items()))}
 
     def scalars(
         self, name: str, since: int = -1, points: int | None = 1000, most: int = -1
@@ -75,13 +90,12 @@ class RunReader:
 
         Only the first `most` of them are read, where that is not negative.
         """
-        rows = self._all(
-            """SELECT step, value FROM number WHERE name = (SELECT id FROM name WHERE name = ?) AND step > ?
-               ORDER BY step LIMIT ?""",
-            name,
-            since,
-            most,
-        )
+        query = """SELECT step, value FROM number WHERE name = (SELECT id FROM name WHERE name = ?) AND step > ?
+                   ORDER BY step LIMIT ?"""
+        parts = [rows for source in self._sources() if (rows := source.all(query, name, since, most))]
+        # Where two files have a step, the later one's value holds.
+        rows = parts[0] if len(parts) == 1 else sorted(dict(row for rows in parts for row in rows).items())
+        rows = rows[:most] if most >= 0 else rows
         try:
             steps = np.array([step for step, _ in rows], dtype=np.int64)
             values = np.array([value for _, value in rows], dtype=np.float64)
@@ -99,61 +113,63 @@ class RunReader:
 
     def last(self) -> dict[str, float]:
         """Return name to the last value of every scalar."""
-        rows = self._all(
-            """SELECT name, (SELECT value FROM number WHERE number.name = name.id ORDER BY step DESC LIMIT 1)
-               FROM name ORDER BY name"""
+        rows = self._rows(
+            """SELECT name.name, step, value FROM name JOIN number ON number.name = name.id AND step =
+               (SELECT max(step) FROM number WHERE number.name = name.id)"""
         )
-        return {name: value if isinstance(value, int | float) else float("nan") for name, value in rows}
+        found: dict[str, tuple[int, Any]] = {}
+        for _, (name, step, value) in rows:
+            if isinstance(name, str) and whole(step) and (name not in found or step >= found[name][0]):
+                found[name] = step, value
+        return {name: v if isinstance(v, int | float) else float("nan") for name, (_, v) in sorted(found.items())}
 
     def latest(self, name: str) -> tuple[int, Record] | None:
         """Return step and record of the newest measurement of that name."""
-        rows = self._all("SELECT step, kind, data, about FROM array WHERE name = ? ORDER BY step DESC LIMIT 1", name)
+        rows = self._newest("SELECT step, kind, data, about FROM array WHERE name = ? ORDER BY step DESC LIMIT 1", name)
         if not rows:
             return None
-        step, *packed = rows[0]
-        if not whole(step):
-            raise Unreadable(f"The record {name}", f"its step is {shown(step)}")
+        step, *packed = rows
         return step, unpacked(name, *packed)
 
     def drawn(self, names: Iterable[str]) -> dict[str, dict[str, Any]]:
         """Return name to how the newest record of that name asks to be drawn; names without a record are left out."""
-        query = "SELECT about FROM array WHERE name = ? ORDER BY step DESC LIMIT 1"
-        found = {name: self._all(query, name) for name in names}
-        return {name: stored.said(name, rows[0][0])["draw"] for name, rows in found.items() if rows}
+        query = "SELECT step, about FROM array WHERE name = ? ORDER BY step DESC LIMIT 1"
+        found = {name: self._newest(query, name) for name in names}
+        return {name: stored.said(name, row[1])["draw"] for name, row in found.items() if row}
 
     def history(self, name: str) -> list[int]:
         """Return the steps at which a record of that name was made, in order."""
-        rows = self._all("SELECT step FROM array WHERE name = ? ORDER BY step", name)
-        return [step for (step,) in rows if whole(step)]
+        query = "SELECT step FROM array WHERE name = ? ORDER BY step"
+        return sorted({step for source in self._sources() for (step,) in source.all(query, name) if whole(step)})
 
     def stamp(self, name: str) -> tuple[int, int | None, int | None]:
-        """Return what changes with every record of that name: their count, the newest step, the newest write."""
-        rows = self._all("SELECT count(*), max(step), max(id) FROM array WHERE name = ?", name)
-        return rows[0] if rows else (0, None, None)
+        """Return what changes with every record of that name: their count, the newest step, the newest writes."""
+        query = "SELECT count(*), max(step), max(id) FROM array WHERE name = ?"
+        found = [row for source in self._sources() for row in source.all(query, name) if row[0]]
+        if not found:
+            return (0, None, None)
+        return sum(row[0] for row in found), max(row[1] for row in found), sum(row[2] for row in found)
 
     def at(self, name: str, step: int) -> Record | None:
         """Return the newest record of that name at or before `step`."""
-        rows = self._all(
-            "SELECT kind, data, about FROM array WHERE name = ? AND step <= ? ORDER BY step DESC LIMIT 1", name, step
-        )
-        return unpacked(name, *rows[0]) if rows else None
+        query = "SELECT step, kind, data, about FROM array WHERE name = ? AND step <= ? ORDER BY step DESC LIMIT 1"
+        rows = self._newest(query, name, step)
+        return unpacked(name, *rows[1:]) if rows else None
 
-    def events(self, since: int = 0, kinds: Iterable[str] = ()) -> list[Event]:
-        """Return the events after event number `since`, in order; only those of `kinds` where any are given."""
+    def events(self, kinds: Iterable[str] = ()) -> list[Event]:
+        """Return the events in the order of their time; only those of `kinds` where any are given."""
         kinds = tuple(kinds)
-        chosen = f"AND kind IN ({', '.join('?' * len(kinds))})" if kinds else ""
-        rows = self._all(
-            f"SELECT id, step, time, kind, detail FROM event WHERE id > ? {chosen} ORDER BY id", since, *kinds
-        )
-        return [_event(*row) for row in rows]
+        chosen = f"WHERE kind IN ({', '.join('?' * len(kinds))})" if kinds else ""
+        rows = self._rows(f"SELECT id, step, time, kind, detail FROM event {chosen} ORDER BY id", *kinds)
+        found = [_event(number * _APART + row[0], *row[1:]) for number, row in rows]
+        return found if not found or found[-1].id < _APART else sorted(found, key=lambda event: event.time)
 
     def newest(self, *kinds: str) -> Event | None:
         """Return the newest event of any of these kinds."""
         marks = ", ".join("?" * len(kinds))
-        rows = self._all(
-            f"SELECT id, step, time, kind, detail FROM event WHERE kind IN ({marks}) ORDER BY id DESC LIMIT 1", *kinds
-        )
-        return _event(*rows[0]) if rows else None
+        query = f"SELECT id, step, time, kind, detail FROM event WHERE kind IN ({marks}) ORDER BY id DESC LIMIT 1"
+        found = [_event(number * _APART + row[0], *row[1:]) for number, row in self._rows(query, *kinds)]
+        return max(found, key=lambda event: event.time, default=None)
 
     def meta(self, key: str, default: Any = None) -> Any:
         """Return a fact about the run."""
@@ -161,12 +177,22 @@ class RunReader:
 
     def facts(self, *keys: str) -> dict[str, Any]:
         """Return key to fact, all of one moment; keys without a fact are left out."""
-        rows = self._all(f"SELECT key, value FROM meta WHERE key IN ({', '.join('?' * len(keys))})", *keys)
+        rows = self._own.all(f"SELECT key, value FROM meta WHERE key IN ({', '.join('?' * len(keys))})", *keys)
         return stored.facts(self.path, rows)
+
+    def observing(self) -> dict[int, dict[str, Any]]:
+        """Return the number of each observer to the facts that it wrote: `beat`, `step`, `observing` and others."""
+        found = {}
+        for number, (_, source) in list(self._files().items()):
+            try:
+                found[number] = stored.facts(source.path, source.all("SELECT key, value FROM meta"))
+            except Unreadable as error:
+                self.damage = str(error)
+        return found
 
     def version(self) -> int:
         """Return a number that grows with every flush that brings more than a heartbeat."""
-        return self.meta("version", 0)
+        return self.meta("version", 0) + sum(facts.get("version", 0) for facts in self.observing().values())
 
     def check(self) -> None:
         """Look whether an engine may go on writing here.
@@ -175,18 +201,69 @@ class RunReader:
             Unreadable: a table or column is missing, or the file is damaged anywhere.
         """
         for table, columns in TABLES.items():
-            self._all(f"SELECT {columns} FROM {table} LIMIT 0")
-        found = self._all("PRAGMA quick_check(1)")
+            self._own.all(f"SELECT {columns} FROM {table} LIMIT 0")
+        found = self._own.all("PRAGMA quick_check(1)")
         if found and found != [("ok",)]:
             raise Unreadable(self.path, shown(found[0][0]))
 
-    def _all(self, query: str, *values: Any) -> list[tuple]:
-        db = getattr(self._local, "db", None)
-        if db is None:
-            if not os.path.lexists(self.path):
-                return []
-            db = self._local.db = readonly(self.path)
-        return db.execute(query, values).fetchall()
+    def _rows(self, query: str, *values: Any) -> list[tuple[int, tuple]]:
+        """Return (number of the file, row); what is damaged in an observer's file is left out, and `damage` says so."""
+        rows = [(0, row) for row in self._own.all(query, *values)]
+        for number, (_, source) in list(self._files().items()):
+            try:
+                rows += [(number, row) for row in source.all(query, *values)]
+            except Unreadable as error:
+                self.damage = str(error)
+        return rows
+
+    def _newest(self, query: str, name: str, *values: Any) -> tuple:
+        """Return the row of the highest step, its first field, over all files; the later file's where two have it."""
+        found: tuple = ()
+        for source in self._sources():
+            for row in source.all(query, name, *values):
+                if not whole(row[0]):
+                    raise Unreadable(f"The record {name}", f"its step is {shown(row[0])}")
+                found = row if not found or row[0] >= found[0] else found
+        return found
+
+    def _sources(self) -> list[Source]:
+        return [self._own, *(source for _, source in list(self._files().values()))]
+
+    def _files(self) -> dict[int, tuple[tuple[int, int], Source]]:
+        """Return the number of each observer that has a store to what tells the file from others, and the file."""
+        now = time.monotonic()
+        if not self._measured or now - self._looked < _LOOK_EVERY:
+            return self._known
+        found = {}
+        for number, path in stores(self.path.parent).items():
+            try:
+                seen = path.stat()
+            except OSError:
+                continue
+            mark = seen.st_dev, seen.st_ino
+            known = self._known.get(number)
+            found[number] = known if known is not None and known[0] == mark else (mark, Source(path))
+        self._known, self._looked = found, now
+        return found
+
+
+def observed(number: int) -> str:
+    """Return the name of the store of an observer.
+
+    >>> observed(1), observed(2)
+    ('observed.db', 'observed-2.db')
+    """
+    return "observed.db" if number == 1 else f"observed-{number}.db"
+
+
+def stores(home: Path) -> dict[int, Path]:
+    """Return the number of each observer that has a store in `home` to its path, in order."""
+    try:
+        names = os.listdir(home)
+    except OSError:
+        return {}
+    found = {int(match[1] or 1): home / name for name in names if (match := _STORE.fullmatch(name))}
+    return dict(sorted(found.items()))
 
 
 def _event(number: int, step: Any, time: Any, kind: Any, text: Any) -> Event:
@@ -194,63 +271,6 @@ def _event(number: int, step: Any, time: Any, kind: Any, text: Any) -> Event:
     if not (whole(step) and moment(time) and isinstance(kind, str)):
         raise Unreadable(what, shown((step, time, kind)))
     return Event(number, step, time, kind, stored.detail(what, kind, text))
-
-
-class _Damaged(Unreadable, sqlite3.OperationalError):
-    """What a database says is wrong with it."""
-
-
-class _Cursor(sqlite3.Cursor):
-    """A cursor whose errors name the file that cannot be read."""
-
-    def execute(self, *arguments: Any) -> _Cursor:
-        return self._asked(super().execute, *arguments)
-
-    def fetchall(self) -> list[tuple]:
-        return self._asked(super().fetchall)
-
-    def fetchone(self) -> tuple | None:
-        return self._asked(super().fetchone)
-
-    def _asked(self, ask: Callable, *arguments: Any) -> Any:
-        try:
-            return ask(*arguments)
-        except (sqlite3.Error, UnicodeError, OverflowError) as error:
-            if isinstance(error, sqlite3.ProgrammingError):  # a fault of the program
-                raise
-            raise _Damaged(self.connection.path, brief(error)) from None
-
-
-class _Connection(sqlite3.Connection):
-    """A connection to the file at `path`."""
-
-    path: Path
-
-    def execute(self, *arguments: Any) -> sqlite3.Cursor:
-        return self.cursor(_Cursor).execute(*arguments)
-
-
-def readonly(path: Path) -> sqlite3.Connection:
-    """Return a connection that cannot write, each query its own short transaction; its errors are `Unreadable`.
-
-    Raises:
-        Unreadable: there is no such file, or something else, such as a pipe on which a reader would wait.
-    """
-    beside = [path.with_name(f"{path.name}-{end}") for end in ("wal", "shm", "journal")]
-    try:
-        for each in (path, *filter(os.path.lexists, beside)):
-            regular(each)
-        uri = f"{path.absolute().as_uri()}?mode=ro"
-        # On a read-only disk nobody can be writing, and the index of the write-ahead log could not be made.
-        if not os.access(path.parent, os.W_OK) and not beside[0].exists():
-            uri += "&immutable=1"
-        made = sqlite3.connect(
-            uri, uri=True, timeout=5.0, isolation_level=None, check_same_thread=False, factory=_Connection
-        )
-    except (OSError, ValueError, sqlite3.Error) as error:
-        raise Unreadable(path, brief(error)) from None
-    made.path = path
-    return made
 
 
 def thinned(x: np.ndarray, y: np.ndarray, points: int, *, log: bool = False) -> tuple[np.ndarray, np.ndarray]:

@@ -11,16 +11,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from engine import checkpoint
-from engine.control import Command, Mailbox, garbled, shortened
+from engine.control import Cancel, Command, Mailbox, Stop, garbled, shortened
 from engine.facts import described, methods_described
 from engine.folder import Gone
 from engine.keeping import Keeping
 from engine.knobs import InputError
-from engine.measuring import Measuring
+from engine.measuring import Cancelled, Measuring
+from engine.observers import Observers
 from engine.past import remaining, restored
+from engine.snapshots import Offer
+from engine.step_scalars import StepScalars
 from engine.store import RunReader
 from engine.training import Training, obey_due
 
@@ -45,7 +46,16 @@ class Run:
         self.writer = self.keeping.writer
         self.mailbox = Mailbox(self.home, patience=0.1)
         self.steps = training.config.steps
-        self.measuring = Measuring(training, self.writer)
+        own = training.own
+        self.live = own.measure == "live" or (own.measure == "auto" and attended)
+        """Whether observers measure beside the training."""
+        self.measuring = Measuring(training, self.writer, inline=not self.live, breathe=self._breathe)
+        self.observers = Observers(self.home, own.observers if self.live else 0, self._trouble)
+        self.offer = Offer(self.home)
+        self.rate = own.pace
+        """Steps a second, at most; 0 for as fast as it can."""
+        self._due_at = 0.0
+        """When the next step may be taken, of the clock that `time.monotonic` reads."""
         self.paused = self.stopping = self.diverged = False
         self.stop_at: int | None = None
         self.script: deque[tuple[int, Command]] = deque()
@@ -55,8 +65,9 @@ class Run:
         self.seconds = 0.0
         self._deaf = False
         """Whether the last look into the mailbox failed."""
-        self._names: tuple[str, ...] = ()
-        own = training.own
+        self._scalars = StepScalars(training.problem)
+        self._measured_up_to = 0
+        """Number of the last command that observers have answered."""
         self._evaluate_every = own.evaluate or min(max(self.steps // 40, 20), 1000)
 
     def begin(self) -> None:
@@ -68,7 +79,7 @@ class Run:
 
     def resume_recorded(self) -> None:
         """Go to the newest checkpoint that holds and take up the commands recorded after it."""
-        reader, passed = RunReader(self.home), []
+        reader, passed = RunReader(self.home, measured=False), []
         found = restored(self.training, self.home, reader, say=passed.append)
         step, recorded = self.training.state.step, reader.meta("step", 0)
         for words in passed:
@@ -83,8 +94,10 @@ class Run:
         self.keeping.resumed(found, reader, self.caught_up)
         if found is None:
             self._evaluate()
-        self.measuring.recall(reader)
-        self.measuring.due(step, last=step == self.steps)
+        everything = RunReader(self.home)
+        self._measured_up_to = max((facts.get("read_up_to", 0) for facts in everything.observing().values()), default=0)
+        self.measuring.recall(everything)
+        self.rate = reader.meta("pace", self.rate)
         self._describe()
         self.writer.event(step, "resumed", {"from": step, "recorded": self.caught_up})
 
@@ -103,20 +116,64 @@ class Run:
 
     def _loop(self, progress: Callable[[int], None]) -> None:
         training = self.training
+        if self.live:
+            self.observers.turn()
         self.keeping.flush()
+        if training.state.step >= self.steps:
+            self._measure()
         while not self.stopping:
             self._obey()
-            if self.stopping or (training.state.step >= self.steps and not self.measuring.busy):
+            if self.stopping or training.state.step >= self.steps:
                 break
-            if self.paused or training.state.step >= self.steps:
+            if self.paused or not self._in_time():
                 self._rest()
                 continue
             started = time.perf_counter()
             if self._step():
                 progress(training.state.step)
             self.seconds += time.perf_counter() - started
-            self.measuring.turn(self.seconds)
-            self.keeping.turn()
+            self._measure()
+            self._beside()
+
+    def _beside(self) -> None:
+        """Do what goes on beside the steps: write, hand over states, see that observers are there."""
+        self.keeping.turn()
+        if self.live:
+            self.offer.turn(self.training.content)
+            self.observers.turn()
+
+    def _in_time(self) -> bool:
+        """Return whether the pace lets the next step be taken now, and count it as taken if so."""
+        if self.rate <= 0:
+            return True
+        now = time.monotonic()
+        if now < self._due_at:
+            return False
+        self._due_at = max(self._due_at, now - 1.0 / self.rate) + 1.0 / self.rate
+        return True
+
+    def _measure(self) -> None:
+        """Measure what is due here, unless observers do."""
+        step = self.training.state.step
+        self.measuring.due(step, last=step == self.steps)
+
+    def _breathe(self, probe: str) -> None:
+        """Give signs of life while a probe is measured between two steps.
+
+        Raises:
+            Cancelled: the run is to stop, or the measurement is not wanted any more.
+        """
+        self.keeping.turn(prompt=self.measuring.fresh)
+        if self.mailbox.due():
+            waiting = [command for _, command in self._unread()]
+            given_up = any(isinstance(c, Cancel) and c.probe == probe for c in waiting)
+            if given_up or any(isinstance(c, Stop) for c in waiting):
+                raise Cancelled
+        if self.stopping:
+            raise Cancelled
+
+    def _trouble(self, words: str) -> None:
+        self.writer.event(self.training.state.step, "trouble", {"error": words})
 
     def _step(self) -> bool:
         """Take one step and record it; a step whose numbers are not finite is taken back. Return whether it holds."""
@@ -155,31 +212,7 @@ class Run:
             self.keeping.save()
         if step == self.stop_at:
             self.pause()
-        self.measuring.due(step, last=step == self.steps)
         return True
-
-    def _scalars(self, view) -> dict[str, float]:
-        """Return the step's numbers; they leave the device in one transfer."""
-        problem = self.training.problem
-        scores = problem.scores(view.logits, view.features, view.batch.y)
-        names = (*view.losses, *scores)
-        table = torch.cat(
-            [
-                torch.stack((*view.losses.values(), *scores.values())),
-                problem.layout.norms(view.grad),
-                problem.layout.norms(view.moved),
-            ]
-        ).tolist()
-        if names != self._names:
-            self._names = names
-            parts = list(problem.layout.slices)
-            self._paths = (
-                [f"loss/{name}" for name in view.losses]
-                + [_train(name) for name in scores]
-                + [f"grad_norm/{part}" for part in parts]
-                + [f"update_norm/{part}" for part in parts]
-            )
-        return dict(zip(self._paths, table, strict=True)) | {"lr": view.rate.lr}
 
     def _evaluate(self) -> None:
         state = self.training.state
@@ -196,6 +229,8 @@ class Run:
             before = self.read_up_to
             for number, command in self._unread():
                 self.read_up_to = number
+                if command.measures and (self.live or number <= self._measured_up_to):
+                    continue  # observers answer it
                 self._answer(number, command)
                 self._describe_methods()
             self.keeping.turn(prompt=self.read_up_to > before)
@@ -234,11 +269,10 @@ class Run:
         self.writer.event(self.training.state.step, kind, {"id": number, "command": said} | refused)
 
     def _rest(self) -> None:
-        """Let time pass while paused: only measurements that were asked for go on."""
-        self.measuring.turn(self.seconds, idle=True)
-        self.keeping.turn()
-        if not self.measuring.busy:
-            time.sleep(_IDLE)
+        """Let a moment pass: until the pause is over, or the next step may be taken."""
+        self._beside()
+        until = _IDLE if self.paused else min(max(self._due_at - time.monotonic(), 0.0), _IDLE)
+        time.sleep(until)
 
     def _diverge(self, name: str, words: str) -> None:
         step = self.training.state.step
@@ -253,23 +287,28 @@ class Run:
         state = self.training.state
         final = "finished" if state.step >= self.steps and not self.diverged else "stopped"
         self.stopping = True
+        self.keeping.save()
+        self.offer.close()
         self.keeping.close(final)
         return final
 
     def _told(self) -> dict[str, Any]:
         """Return what a heartbeat says."""
         state = "stopping" if self.stopping else "paused" if self.paused else "running"
-        return {"state": state, "seconds": self.seconds + self.measuring.budget.spent} | self.measuring.told()
+        seconds = self.seconds + self.measuring.spent
+        return {"state": state, "seconds": seconds, "activity": self.measuring.activity}
 
     def _describe(self) -> None:
         for key, value in described(self.training, self.steps).items():
             self.writer.meta(key, value)
+        self.writer.meta("measure", "live" if self.live else "inline")
         self._describe_methods()
 
     def _describe_methods(self) -> None:
         for key, value in methods_described(self.training).items():
             self.writer.meta(key, value)
-        self.writer.meta("probes", self.measuring.intervals)
+        self.writer.meta("probes", self.measuring.schedule.intervals)
+        self.writer.meta("pace", self.rate)
 
     # What commands do.
 
@@ -307,15 +346,18 @@ class Run:
 
     def watch(self, probe: str, on: bool, every: int = 0) -> None:
         """Measure with a probe every `every` steps, or no longer."""
-        self.measuring.watch(probe, on, every)
+        self.measuring.schedule.watch(probe, on, every)
 
-    def measure(self, probe: str, settings: dict[str, Any] | None = None) -> None:
-        """Measure now, whatever the budget says."""
-        self.measuring.now(probe, settings or {})
+    def pace(self, rate: float) -> None:
+        """Take at most `rate` steps a second; 0 for as fast as it can."""
+        self.rate, self._due_at = float(rate), 0.0
+
+    def measure(self, probe: str, settings: dict[str, Any] | None = None, step: int | None = None) -> None:
+        """Measure now."""
+        self.measuring.now(probe, settings or {}, step)
 
     def cancel(self, probe: str) -> None:
-        """Give up measurements of a probe that are under way."""
-        self.measuring.cancel(probe)
+        """Give up a probe's measurement; between two steps none is under way."""
 
     def save(self) -> None:
         """Write a checkpoint here."""
@@ -341,8 +383,3 @@ class _stopped_by_signals:
     def __exit__(self, *error) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
-
-
-def _train(name: str) -> str:
-    head, _, tail = name.partition("/")
-    return f"{head}/train/{tail}" if tail else f"{head}/train"

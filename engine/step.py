@@ -65,13 +65,18 @@ class View:
 
 def train_step(state: State, problem: Problem, optimizer: Optimizer, stack: Stack, rng: Rng) -> tuple[State, View]:
     """Advance training by one step; return the new state and the view of what happened."""
+    view, moments = looked(state, problem, optimizer, stack, rng)
+    stack.commit(view)
+    return State(state.step + 1, state.theta + view.moved, moments), view
+
+
+def looked(state: State, problem: Problem, optimizer: Optimizer, stack: Stack, rng: Rng) -> tuple[View, dict[str, Any]]:
+    """Return the view of the step that would come next, and the optimiser's memory after it; nothing is changed."""
     view = View(state.step, state.theta, problem.batch(state.step), problem, rng, optimizer.rate(state.step))
     evaluate = stack.chain("around", partial(gradient, view=view, stack=stack), view)
     view = settled(evaluate(state.theta))
     update, moments = optimizer.update(view.grad, state.moments, state.theta)
-    view = view.having(moved=stack.chain("update", update, view))
-    stack.commit(view)
-    return State(state.step + 1, state.theta + view.moved, moments), view
+    return view.having(moved=stack.chain("update", update, view)), moments
 
 
 def gradient(theta: Tensor, view: View, stack: Stack) -> View:

@@ -1,5 +1,8 @@
 """`run.db`: everything a run recorded, written by its engine alone; `engine/reader.py` reads it. Free of torch.
 
+What observers measure lies in `observed.db`, which has the same tables and is written by one observer alone; a second
+one has `observed-2.db`, and so on.
+
 Rows are keyed by name and step and replaced when written again, so a run that repeats steps after a crash leaves each
 of them once. Writes are buffered and go to disk together, about four times a second: what a reader sees is always the
 state between two steps.
@@ -21,7 +24,7 @@ import numpy as np
 
 from engine import control
 from engine.knobs import InputError
-from engine.reader import Event, RunReader, thinned
+from engine.reader import Event, RunReader, observed, thinned
 from engine.records import Record, Scalar
 
 __all__ = ["Event", "RunReader", "RunWriter", "create", "thinned"]
@@ -79,16 +82,39 @@ def create(home: Path | str) -> None:
         return
     with tempfile.TemporaryDirectory(dir=home, prefix=".new-") as folder:
         control.create(folder)
-        db = sqlite3.connect(Path(folder) / "run.db", isolation_level=None)
-        try:
-            (mode,) = db.execute("PRAGMA journal_mode=WAL").fetchone()
-            if mode != "wal":
-                raise InputError(f"{home} cannot hold a run: its file system has no shared memory; use a local disk.")
-            db.executescript(_SCHEMA)
-        finally:
-            db.close()
+        _founded(Path(folder) / "run.db", home)
         for name in ("control.db", "run.db"):
             _placed(Path(folder) / name, home / name)
+
+
+def create_observed(home: Path | str, number: int) -> str:
+    """Make the store of an observer in a run's folder, unless it is there; return its name.
+
+    Raises:
+        OSError, sqlite3.Error: the folder cannot be written.
+    """
+    name = observed(number)
+    if not (Path(home) / name).exists():
+        with tempfile.TemporaryDirectory(dir=home, prefix=".new-") as folder:
+            _founded(Path(folder) / name, Path(home))
+            _placed(Path(folder) / name, Path(home) / name)
+    return name
+
+
+def _founded(path: Path, home: Path) -> None:
+    """Make an empty store at `path` for the run in `home`.
+
+    Raises:
+        InputError: it would lie on a file system without write-ahead logging.
+    """
+    db = sqlite3.connect(path, isolation_level=None)
+    try:
+        (mode,) = db.execute("PRAGMA journal_mode=WAL").fetchone()
+        if mode != "wal":
+            raise InputError(f"{home} cannot hold a run: its file system has no shared memory; use a local disk.")
+        db.executescript(_SCHEMA)
+    finally:
+        db.close()
 
 
 def _placed(new: Path, target: Path) -> None:
@@ -105,9 +131,9 @@ def _placed(new: Path, target: Path) -> None:
 class RunWriter:
     """The engine's pen. Nothing it does raises for want of disk space: rows wait, and losses are counted and said."""
 
-    def __init__(self, home: Path | str, *, most: int = MOST_BUFFERED) -> None:
-        """Open the run in `home`; up to `most` numbers wait in memory while the disk refuses them."""
-        path = (Path(home) / "run.db").absolute()
+    def __init__(self, home: Path | str, name: str = "run.db", *, most: int = MOST_BUFFERED) -> None:
+        """Open the store `name` in `home`; up to `most` numbers wait in memory while the disk refuses them."""
+        path = (Path(home) / name).absolute()
         self._db = sqlite3.connect(
             f"{path.as_uri()}?mode=rw", uri=True, timeout=0.5, isolation_level=None, check_same_thread=False
         )

@@ -15,12 +15,28 @@ from engine.knobs import InputError, shown
 from engine.outside import anything, brief, finite, fits, misfit, moment, number, value_of, whole
 from engine.records import KINDS, Record
 
+JOB = {"probe": str, "step": int, "asked": bool, "seconds": finite, "what": str, "done": whole, "planned": whole}
+"""What an observer says of a measurement under way, to its shape."""
+
+
+def _observing(value: Any) -> bool:
+    jobs = value.get("jobs", []) if isinstance(value, dict) else None
+    return (
+        isinstance(jobs, list)
+        and all(isinstance(job, dict) and "probe" in job and not misfit(job, JOB) for job in jobs)
+        and fits(value.get("costs", {}), {str: finite})
+        and fits(value.get("steps", {}), {str: int})
+    )
+
+
 FACTS = {
-    **dict.fromkeys(("state", "activity", "waiting", "title", "protocol", "score", "device"), str),
-    **dict.fromkeys(("step", "steps", "version", "parameters", "threads", "batch"), whole),
-    **dict.fromkeys(("seconds", "learning_rate"), finite),
+    **dict.fromkeys(("state", "activity", "waiting", "title", "protocol", "score", "device", "measure"), str),
+    **dict.fromkeys(("step", "steps", "version", "parameters", "threads", "batch", "read_up_to"), whole),
+    **dict.fromkeys(("seconds", "learning_rate", "pace"), finite),
     **dict.fromkeys(("modalities", "parts"), [str]),
-    **dict.fromkeys(("settings", "measuring", "config", "versions"), dict),
+    **dict.fromkeys(("settings", "measuring", "config", "versions", "trying"), dict),
+    "observing": _observing,
+    "ends": {str: whole},
     "beat": moment,
     "rows": {str: whole},
     "methods": {str: dict},

@@ -31,7 +31,7 @@ from engine.probe import Probe, Snapshot
 from engine.problem import Multimodal
 from engine.registry import named
 from engine.rng import Rng
-from engine.step import State, View, train_step
+from engine.step import State, View, looked, train_step
 from engine.trail import kept
 
 _LR = next(k for k in describe(Settings) if k["name"] == "lr")
@@ -105,15 +105,14 @@ class Training:
             self.stack = self.stack.having(tuned)
 
     def snapshot(self) -> Snapshot:
-        """Return what a probe measures."""
+        """Return what a probe measures: the same whether the run has just come here or is recreated here."""
         step, theta, problem, home = self.state.step, self.state.theta, self.problem, self.home
         around = {}
         if home is not None:
             around["path"] = partial(kept, home, step, theta)
             around["other"] = lambda run: neighbour(home, run, problem.layout, self.config, theta)
-        view = self.view or self._fresh_view()
         around |= {"optimizer": self.optimizer, "moments": self.state.moments}
-        return Snapshot(step, theta, problem, self.rng, self.stack, view, notes=self._notes, **around)
+        return Snapshot(step, theta, problem, self.rng, self.stack, self._next_view(), notes=self._notes, **around)
 
     def probe(self, name: str, settings: dict[str, Any] | None = None) -> Probe:
         """Return a probe with the run's knobs, some of them replaced by `settings`.
@@ -174,6 +173,13 @@ class Training:
         if state is None and not bare:
             method.state = method.init(self._fresh_view())
         return method
+
+    def _next_view(self) -> View:
+        """Return the view of the step that comes next; what begins it where a method cannot go on from here."""
+        try:
+            return looked(self.state, self.problem, self.optimizer, self.stack, self.rng)[0]
+        except InputError:
+            return self._fresh_view()
 
     def _fresh_view(self) -> View:
         """Return what a method sees when it is switched on."""

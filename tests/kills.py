@@ -26,7 +26,7 @@ from engine.training import Training
 from tests.homes import SMALL, small
 
 STEPS, EVERY, EVALUATE, PROBE = 240, 20, 30, 45
-SETTINGS = SMALL | {"checkpoint": EVERY, "evaluate": EVALUATE, "report": 10, "budget": 1.0}
+SETTINGS = SMALL | {"checkpoint": EVERY, "evaluate": EVALUATE, "report": 10}
 WORDS = ["--problem=planted", f"--steps={STEPS}", "--device=cpu", f"--probe=imbalance:{PROBE}"]
 WORDS += [f"--set={key}={value}" for key, value in SETTINGS.items()]
 ORDERS = [

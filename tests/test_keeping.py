@@ -343,7 +343,7 @@ def test_a_checkpoint_says_which_commands_of_its_step_it_holds(tmp_path):
 
 
 def test_a_measurement_of_a_step_that_is_repeated_is_not_made_twice(tmp_path):
-    run = trained(tmp_path / "run", small(probes={"imbalance": 5}, settings={"budget": 1.0}))
+    run = trained(tmp_path / "run", small(probes={"imbalance": 5}, settings={}))
     before = [(e.detail["name"], e.step) for e in RunReader(run.home).events(kinds=("probe",))]
     for step in (40, 60):
         (run.home / "checkpoints" / checkpoint.named(step)).unlink()

@@ -248,7 +248,7 @@ def test_a_finer_picture_takes_the_place_of_the_coarser_at_the_same_step(tmp_pat
 
 
 def test_what_is_scheduled_and_refused_says_so_once_and_again_when_it_is_asked_for(tmp_path):
-    config = small(probes={"imbalance": 10}, settings={"modalities": "audio", "budget": 1.0})
+    config = small(probes={"imbalance": 10}, settings={"modalities": "audio"})
     run = trained(tmp_path / "run", config, {40: [Measure("imbalance", {})]})
     failed = [event for event in RunReader(run.home).events() if event.kind == "probe failed"]
     assert [event.step for event in failed] == [10, 40, 60], "the first, the one asked for, and the last of the run"

@@ -86,7 +86,7 @@ def test_a_run_that_kept_no_path_has_its_checkpoints(tmp_path):
     ]
 
 
-PLANE = {"landscape.plane": "trajectory", "landscape.points": 15, "landscape.line": 7, "budget": 1.0}
+PLANE = {"landscape.plane": "trajectory", "landscape.points": 15, "landscape.line": 7}
 
 
 def test_the_path_and_its_plane_after_a_stop_are_those_of_never_stopping(tmp_path):

@@ -39,7 +39,6 @@ _SETTINGS: dict[str, Any] = {
     "optimizer.lr": 0.02,
     "batch": 64,
     "evaluate": 50,
-    "budget": 1.0,
     "generalization.part": "test",
 }
 

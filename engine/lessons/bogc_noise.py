@@ -26,7 +26,6 @@ _SETTINGS: dict[str, Any] = {
     "optimizer.lr": 0.1,
     "batch": 64,
     "evaluate": 50,
-    "budget": 1.0,
 }
 
 

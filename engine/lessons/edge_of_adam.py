@@ -23,7 +23,6 @@ _SETTINGS: dict[str, Any] = {
     "batch": 1200,
     "probe_rows": 1200,
     "evaluate": 50,
-    "budget": 1.0,
 }
 
 

@@ -26,7 +26,6 @@ _SETTINGS: dict[str, Any] = {
     "hessian.steps": 30,
     "hessian.probes": 4,
     "evaluate": 50,
-    "budget": 1.0,
 }
 
 

@@ -39,7 +39,6 @@ _SETTINGS: dict[str, Any] = {
     "batch": 512,
     "probe_rows": 1200,
     "evaluate": 50,
-    "budget": 1.0,
     "generalization.part": "test",
     "robustness.part": "test",
 }

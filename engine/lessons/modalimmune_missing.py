@@ -26,7 +26,6 @@ _SETTINGS: dict[str, Any] = {
     "evaluate": 50,
     "robustness.part": "test",
     "robustness.rows": 2000,
-    "budget": 1.0,
 }
 
 
