@@ -148,9 +148,6 @@ class Bench:
             if job.records is None:
                 return None
         for record in job.records:
-            if record is None:
-                self._progress(job, ("pieces", 0, 0))
-                continue
             job.made += 1
             self._record(job.step, replace(record, seconds=job.seconds if record.seconds is None else record.seconds))
             if job.given_up:

@@ -121,9 +121,6 @@ class Measuring:
         self.fresh = False
         with listening(heard):
             for record in self.training.probe(probe, settings).measure(self.training.snapshot()):
-                if record is None:
-                    self.breathe(probe)
-                    continue
                 made += 1
                 seconds = time.perf_counter() - started if record.seconds is None else record.seconds
                 self.writer.record(step, replace(record, seconds=seconds))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from engine.knobs import InputError, describe, knob
-from engine.maths.points import Losses, fastest_chunk
+from engine.maths.points import Losses
 from engine.method import Stack
 from engine.optim import Optimizer
 from engine.problem import Problem
@@ -49,7 +49,7 @@ class Snapshot:
 
     step: int
     theta: Tensor
-    """(P,); never changed in place, so a slow measurement may go on while training does."""
+    """(P,); never changed in place."""
     problem: Problem
     rng: Rng
     stack: Stack
@@ -62,8 +62,6 @@ class Snapshot:
     optimizer: Optimizer | None = None
     moments: dict[str, Any] = field(default_factory=dict)
     """The optimiser's memory at `theta`."""
-    notes: dict[str, int] = field(default_factory=dict)
-    """What measurements keep between each other: facts about the machine, never numbers of the run."""
 
     def losses(self) -> tuple[tuple[str, ...], Losses]:
         """Return names and a function from theta (P,) to the losses (L,) on the probe rows, from one forward pass.
@@ -83,19 +81,6 @@ class Snapshot:
             return torch.stack([sum(found.values()), *(found[name] for name in own)])
 
         return ("", *own), losses
-
-    def chunk(self, losses: Losses) -> Iterator[int | None]:
-        """Yield None at breathing points, and at last how many points are evaluated fastest at once; found once a run.
-
-        It decides about the last bits of a slice, away from its centre, and about nothing else.
-        """
-        if "chunk" not in self.notes:
-            for found in fastest_chunk(losses, self.theta):
-                if found is None:
-                    yield None
-                else:
-                    self.notes["chunk"] = found
-        yield self.notes["chunk"]
 
 
 def several(title: str, modalities: Sequence[str]) -> None:
@@ -133,6 +118,6 @@ class Probe:
         """Return the knobs as JSON values."""
         return describe(cls.Params)
 
-    def measure(self, snap: Snapshot) -> Iterator[Record | None]:
-        """Yield records; a yielded None is a breathing point, at which training may go on."""
+    def measure(self, snap: Snapshot) -> Iterator[Record]:
+        """Yield records; of a picture that grows finer, several under one name, the coarse ones first."""
         raise TypeError(f"The probe {self.name!r} does not say how to measure.")

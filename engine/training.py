@@ -63,7 +63,6 @@ class Training:
         """Where the run lives, for measurements that look at its past or at its neighbours."""
         self.obeyed: int | None = 0
         """Commands of the run's log that are obeyed already; None where a checkpoint of an older version is silent."""
-        self._notes: dict[str, int] = {}
         self.stack = Stack()
         self.stack = Stack(self._method(name) for name in config.methods)
 
@@ -112,7 +111,7 @@ class Training:
             around["path"] = partial(kept, home, step, theta)
             around["other"] = lambda run: neighbour(home, run, problem.layout, self.config, theta)
         around |= {"optimizer": self.optimizer, "moments": self.state.moments}
-        return Snapshot(step, theta, problem, self.rng, self.stack, self._next_view(), notes=self._notes, **around)
+        return Snapshot(step, theta, problem, self.rng, self.stack, self._next_view(), **around)
 
     def probe(self, name: str, settings: dict[str, Any] | None = None) -> Probe:
         """Return a probe with the run's knobs, some of them replaced by `settings`.

@@ -1,4 +1,4 @@
-"""How a batch is cut into chunks, so that a product stays short and its memory bounded."""
+"""How a batch is cut into chunks, so that the memory of a product stays bounded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from engine.knobs import InputError
 from engine.maths.products import Products
 
-BREATH = {"cpu": 6e7}
+LIMIT = {"cpu": 6e7}
 """Bytes that pass through the graph of one chunk at most, where the caller names no size.
 
 About 0.06 s on one CPU thread: CNNs and MLPs of 25,000 to 280,000 parameters took 0.7 to 1.1 ms a megabyte. Elsewhere
@@ -43,15 +43,15 @@ def cut(
 ) -> tuple[list[tuple[Piece, float]], str]:
     """Return chunks of a batch with their shares of its rows, and a sentence on how it was cut, or nothing.
 
-    `micro` is the most rows of a chunk; 0 leaves the batch whole unless a product with the Hessian of `loss` would then
-    take longer than a breath. A loss that is no mean over rows (contrastive ones are not) leaves it whole, too.
+    `micro` is the most rows of a chunk; 0 leaves the batch whole unless more than LIMIT would then pass through the
+    graph of the Hessian of `loss`. A loss that is no mean over rows (contrastive ones are not) leaves it whole, too.
 
     Raises:
         InputError: a batch without rows; see also `Products`.
     """
     if not len(batch):
         raise InputError("there are no rows to measure curvature on; give the probe batch at least one.")
-    pieces = batch.chunks(micro or _breathed(loss, theta, batch))
+    pieces = batch.chunks(micro or _within_limit(loss, theta, batch))
     if len(pieces) == 1:
         return [(batch, 1.0)], ""
     shares = [(piece, len(piece) / len(batch)) for piece in pieces]
@@ -64,15 +64,15 @@ def cut(
     return shares, f"in {len(shares)} pieces of at most {len(pieces[0])} rows"
 
 
-def _breathed(loss: Callable[[Tensor, Piece], Tensor], theta: Tensor, batch: Piece) -> int:
-    """Return the rows of a chunk whose product takes a breath; 0 for all."""
+def _within_limit(loss: Callable[[Tensor, Piece], Tensor], theta: Tensor, batch: Piece) -> int:
+    """Return the rows of a chunk whose graph is within LIMIT; 0 for all."""
     few, more = _TRIED
     if len(batch) <= 2 * more:
         return 0
     flows = [Products(lambda at, n=n: loss(at, batch.rows(slice(n))), theta).flow for n in _TRIED]
     slope = (flows[1] - flows[0]) / (more - few)
     fixed = flows[0] - few * slope
-    limit = BREATH.get(theta.device.type, 4e9)
+    limit = LIMIT.get(theta.device.type, 4e9)
     if fixed + slope * len(batch) <= limit:
         return 0
     count = -(-slope * len(batch) // max(limit - fixed, slope * more))

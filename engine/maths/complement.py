@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from engine.knobs import InputError
 from engine.maths.krylov import Krylov, norm
-from engine.maths.products import finished
 
 
 @dataclass(frozen=True)
@@ -67,14 +66,10 @@ class Complement:
 
     def probe(self, count: int = 1) -> None:
         """Spend `count` probes."""
-        finished(self.unhurried(count))
-
-    def unhurried(self, count: int) -> Generator[None]:
-        """Spend `count` probes, yielding now and then."""
         jobs = self._jobs(count)
         while group := list(islice(jobs, self.space.product.width)):
             z = torch.stack([row for _, row in group])
-            images = yield from self.space.product.unhurried(z)
+            images = self.space.product(z)
             images = images - images @ self.basis.T @ self.basis
             if self.following is not None:
                 # PHQQ'z is known: H takes the basis out of itself by beta alone, from its last vector to the next.

@@ -29,6 +29,7 @@ from engine.maths.complement import Complement, Coupling
 from engine.maths.density import Density, smoothed
 from engine.maths.krylov import Krylov, Lanczos, Space
 from engine.maths.products import GaussNewton, Hessian, Matrix, PartedHessian, Products, empirical_fisher
+from engine.maths.progress import Tally
 from engine.maths.quadrature import atoms_of, negative_mass, nodes_of, settled, shorter
 
 __all__ = [
@@ -45,9 +46,9 @@ __all__ = [
     "lanczos",
     "spectral_density",
     "spectrum",
+    "spectrum_in_stages",
     "top_eigenpairs",
     "trace",
-    "unhurried_spectrum",
 ]
 
 MEMORY = 2**30
@@ -111,7 +112,7 @@ def lanczos(
 
     Full re-orthogonalisation, twice, so no eigenvalue appears as a ghost; vectors live in the masked block (n,).
     """
-    space = Space(loss, theta, mask, generator)
+    space = Space(loss, theta, mask, generator, Tally("products", planned(_size(theta, mask), steps)))
     return Krylov(space).extended(steps).result()
 
 
@@ -142,14 +143,19 @@ def spectrum(
         InputError: k exceeds the number of parameters, of steps or of what `memory` holds; parts together with a mask;
             see also `Products`.
     """
-    asked = unhurried_spectrum(
+    *_, found = spectrum_in_stages(
         loss, theta, k, steps, probes, sigma, mask=mask, generator=generator, parts=parts, memory=memory
     )
-    *_, found = asked
     return found
 
 
-def unhurried_spectrum(
+def planned(size: int, steps: int, probes: int = 0, parts: int = 1) -> int:
+    """Return the products that a spectrum of a matrix of `size` rows takes at most; `parts` may be 0 for none."""
+    steps = min(steps, size)
+    return steps + (probes * max(parts, 1) if steps < size else 0)
+
+
+def spectrum_in_stages(
     loss: Matrix,
     theta: Tensor,
     k: int = 5,
@@ -163,25 +169,26 @@ def unhurried_spectrum(
     memory: float = MEMORY,
     known: tuple[float, float] | None = None,
     early: bool = False,
-    glimpse: bool = False,
-) -> Iterator[Spectrum | None]:
-    """Yield None at every breathing point, after each product or chunk of one, and at last the `spectrum`.
+    tally: Tally | None = None,
+) -> Iterator[Spectrum]:
+    """Yield the `spectrum` before any probe is spent, without coupling and with nan for a trace, and then whole.
 
-    With a `glimpse` it is also yielded before any probe is spent: no coupling then, and a trace that is not a number.
     With a trace that is `known`, value and standard error, no probe is spent. With `early` the run ends before `steps`
-    where neither the k eigenvalues, the smallest one nor the density would change much (see `quadrature.settled`).
+    where neither the k eigenvalues, the smallest one nor the density would change much (see `quadrature.settled`). A
+    `tally` has the `planned` products in it, and loses those that turn out not to be needed.
     """
     if parts and mask is not None:
         raise InputError("parts divide all parameters and a mask selects some; give one of the two.")
-    space = Space(loss, theta, mask, generator)
-    yield
+    expected = planned(_size(theta, mask), steps, 0 if known else probes, len(parts or ()))
+    space = Space(loss, theta, mask, generator, tally or Tally("products", expected))
     _check_k(k, space.n)
     steps, note = _affordable(space, k, min(steps, space.n), memory)
-    krylov = Krylov(space, room=steps)
-    yield from krylov.unhurried(min(max(k + 5, 15), steps) if early else steps)
+    krylov = Krylov(space, room=steps).extended(min(max(k + 5, 15), steps) if early else steps)
     while krylov.size < steps and not settled(krylov.result(), k, space.n, sigma):
-        yield from krylov.unhurried(min(5, steps - krylov.size))
-    run = krylov.result()
+        krylov.extended(min(5, steps - krylov.size))
+    run, rest = krylov.result(), Complement(krylov, parts)
+    probes = 0 if known or krylov.complete else probes
+    space.product.tally.plan(krylov.size + probes * len(rest.parts) - expected)
     values, coordinates, residuals = run.ritz()
     atoms, _ = atoms_of(run, space.n)
     mass, mass_error = negative_mass(run, atoms, space.n)
@@ -202,11 +209,8 @@ def unhurried_spectrum(
         angles=_angles(values, residuals)[:k],
         note=note,
     )
-    if glimpse:
-        yield found
-    rest = Complement(krylov, parts)
-    if known is None and not krylov.complete:
-        yield from rest.unhurried(probes)
+    yield found
+    rest.probe(probes)
     value, error = known or rest.trace()
     yield replace(
         found,
@@ -239,7 +243,7 @@ def top_eigenpairs(
         InputError: k exceeds the number of parameters or of what `memory` holds, or `tol` is not positive; see also
             `Products`.
     """
-    space = Space(loss, theta, mask, generator)
+    space = Space(loss, theta, mask, generator, Tally("products", max(most, k)))
     _check_k(k, space.n)
     if not tol > 0:
         raise InputError(f"tol must be positive, not {tol}; 1e-3 gives three digits.")
@@ -252,6 +256,7 @@ def top_eigenpairs(
         good = residuals[:k] <= torch.clamp(tol * values[:k].abs(), min=2 * run.rounding)
         looks = looks + 1 if good.all() else 0
         if looks == 2 or krylov.complete or space.product.count >= max(most, k):
+            space.product.tally.finish()
             return values[:k], space.embed(run.vectors(coordinates[:, :k])), residuals[:k]
         if krylov.size + 2 > room:
             kept = k + (room - k - 2) // 2
@@ -280,7 +285,8 @@ def trace(
     """
     if not rel_error > 0:
         raise InputError(f"rel_error must be positive, not {rel_error}; 0.01 gives one per cent.")
-    space = Space(loss, theta, mask, generator)
+    tally = Tally("products", planned(_size(theta, mask), steps, most))
+    space = Space(loss, theta, mask, generator, tally)
     steps, _ = _affordable(space, 1, min(steps, space.n), memory)
     krylov = Krylov(space).extended(space.n if space.n <= 64 else steps)
     rest = Complement(krylov)
@@ -288,9 +294,13 @@ def trace(
     while error > rel_error * abs(value) or 0 < rest.count < 4:
         left = min(most, space.n - krylov.size) - rest.count
         if left <= 0:
-            return Complement(krylov.extended(space.n)).trace() if space.n <= most else (value, error)
+            if space.n <= most:
+                tally.plan(space.n - krylov.size)
+                value, error = Complement(krylov.extended(space.n)).trace()
+            break
         rest.probe(min(left, space.product.width))
         value, error = rest.trace()
+    tally.finish()
     return value, error
 
 
@@ -314,7 +324,8 @@ def spectral_density(
     """
     if probes < 1 or not sigma > 0:
         raise InputError(f"probes = {probes} and sigma = {sigma} must both be positive; 8 and 0.01 are usual.")
-    space = Space(loss, theta, mask, generator)
+    tally = Tally("products", steps * probes)
+    space = Space(loss, theta, mask, generator, tally)
     if steps >= 1:
         steps, _ = _affordable(space, 1, min(steps, space.n), memory)
     first = Krylov(space).extended(steps).result()
@@ -331,6 +342,7 @@ def spectral_density(
                 run.absorb(w)
         nodes += [nodes_of(run.result()) for run in runs]
         fewer += [pair for run in runs for pair in shorter(run.result(), space.n, atoms)]
+    tally.finish()
     return smoothed(nodes, atoms, space.n, sigma, shorter=fewer)
 
 
@@ -339,6 +351,10 @@ def _angles(values: Tensor, residuals: Tensor) -> Tensor:
     apart = torch.nn.functional.pad((values[:-1] - values[1:]), (1, 1), value=torch.inf)
     apart = torch.minimum(apart[:-1], apart[1:])
     return torch.where(apart > residuals, residuals / apart, 1.0)
+
+
+def _size(theta: Tensor, mask: Tensor | None) -> int:
+    return len(theta) if mask is None else int(mask.count_nonzero())
 
 
 def _check_k(k: int, n: int):

@@ -7,7 +7,7 @@ network, but not to rescaling single neurons. All other directions have unit len
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from engine.knobs import InputError
 from engine.layout import Layout
 from engine.maths.krylov import Krylov, Loss, Space
+from engine.maths.progress import Tally
 
 Parts = str | tuple[str, str] | None
 """One part's parameters, the first part's for the first direction and the second's for the second, or all."""
@@ -104,8 +105,8 @@ def curved_pair(
     *,
     tol: float = 1e-2,
     most: int = 100,
-) -> Iterator[Curved | None]:
-    """Yield None after every product, a breathing point, and at last the top two eigenvectors (largest algebraic).
+) -> Curved:
+    """Return the top two eigenvectors (largest algebraic).
 
     Of the block of one part, or for a pair (a, b) the top eigenvector of a's block and that of b's. The sign of an
     eigenvector is arbitrary: each is turned to the side of `reference` (P,), a fixed vector, so that slices at
@@ -117,18 +118,19 @@ def curved_pair(
     """
     first, second = pair_of(part)
     blocks = [(first, 1), (second, 1)] if isinstance(part, tuple) else [(first, 2)]
-    found = []
+    found, tally = [], Tally("products", 0)
     for name, k in blocks:
         mask = None if name is None else layout.mask(_known(name, layout)).to(theta.device)
-        space = Space(loss, theta, mask, generator)
+        space = Space(loss, theta, mask, generator, tally)
+        tally.plan(min(max(most, k), space.n))
         krylov, settled = Krylov(space), 0
         while settled < 2 and not krylov.complete and krylov.size < max(most, k):
             krylov.extended(1)
-            yield
             if krylov.size < k + 5:
                 continue
             values, _, residuals = krylov.result().ritz()
             settled = settled + 1 if (residuals[:k] <= tol * values[:k].abs()).all() else 0
+        tally.finish()
         run = krylov.result()
         values, coordinates, residuals = run.ritz()
         if len(values) < k:
@@ -136,7 +138,7 @@ def curved_pair(
         found.append((values[:k], space.embed(run.vectors(coordinates[:, :k])), residuals[:k]))
     values, vectors, residuals = (torch.cat(pieces) for pieces in zip(*found, strict=True))
     sides = torch.where(vectors @ reference.to(vectors) < 0, -1.0, 1.0).to(vectors)
-    yield Curved((vectors * sides[:, None]).to(theta), values, residuals)
+    return Curved((vectors * sides[:, None]).to(theta), values, residuals)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from engine.knobs import InputError
 from engine.maths.products import Loss, Matrix, Products, terms, twice_differentiable
+from engine.maths.progress import Tally
 
 __all__ = ["Krylov", "Lanczos", "Loss", "Products", "Space", "twice_differentiable"]
 
@@ -18,7 +18,14 @@ __all__ = ["Krylov", "Lanczos", "Loss", "Products", "Space", "twice_differentiab
 class Space:
     """The block of parameters under study: its products, its random vectors, its way back to all parameters."""
 
-    def __init__(self, matrix: Matrix, theta: Tensor, mask: Tensor | None, generator: torch.Generator | None):
+    def __init__(
+        self,
+        matrix: Matrix,
+        theta: Tensor,
+        mask: Tensor | None,
+        generator: torch.Generator | None,
+        tally: Tally | None = None,
+    ):
         theta = theta.detach()
         if theta.dim() != 1 or not theta.is_floating_point() or not len(theta):
             raise InputError(f"theta has shape {tuple(theta.shape)} and type {theta.dtype}; give floats (P,), P > 0.")
@@ -37,7 +44,7 @@ class Space:
                 return whole.index_copy(0, index, block)
 
             matrix = [(term.within(embed), weight) for term, weight in terms(matrix)]
-        self.product = Products(matrix, theta)
+        self.product = Products(matrix, theta, tally=tally)
         self.theta, self.n = theta, len(theta)
         self.generator = torch.Generator().manual_seed(0) if generator is None else generator
 
@@ -128,11 +135,6 @@ class Krylov:
         for _ in range(self.prepared(steps)):
             self.absorb(self.product(self.following))
         return self
-
-    def unhurried(self, steps: int) -> Generator[None]:
-        """Take the steps of `extended`, yielding now and then."""
-        for _ in range(self.prepared(steps)):
-            self.absorb((yield from self.product.unhurried(self.following)))
 
     def prepared(self, steps: int) -> int:
         """Return how many of `steps` more steps there can be, and make room for them."""

@@ -30,6 +30,7 @@ from engine.knobs import InputError
 from engine.layout import Layout
 from engine.maths.curvature import top_eigenpairs
 from engine.maths.products import GaussNewton, Loss, empirical_fisher, twice_differentiable
+from engine.maths.progress import tracked
 
 STATISTICS = ("recalibrated", "stored", "batch")
 """What BatchNorm may normalise by: averages over the analysed rows, those the module has, or those of each batch."""
@@ -204,7 +205,7 @@ def _normalised(host: _Host, objective: Objective, batches: list[Any], sizes: li
     for m in norms:
         m.reset_running_stats()
         m.train()
-    for batch, size in zip(batches, sizes, strict=True):
+    for batch, size in tracked(list(zip(batches, sizes, strict=True)), "batches"):
         seen += size
         for m in norms:
             m.momentum = size / seen

@@ -7,7 +7,7 @@ CPU it mostly costs, up to five times for convolutions, so it is measured before
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from engine.knobs import InputError
+from engine.maths.progress import Tally
 
 Losses = Callable[[Tensor], Tensor]
 """Theta (P,) to losses (L,)."""
@@ -24,12 +25,8 @@ WORTH = 0.85
 """Share of the present best time per point below which a larger chunk is taken; noise alone does not reach it."""
 MOST_BYTES = 64 * 2**20
 """Bytes that the parameters of one chunk may take."""
-BREATH = 0.02
-"""Seconds of evaluating one point after the other between two breathing points."""
-MOST = 1000
-"""Points evaluated one after the other between two breathing points at most."""
 MOST_SECONDS = 0.1
-"""Seconds that one chunk may take, since training waits for it."""
+"""Seconds that one chunk may take, so that what waits for a report does not wait long."""
 
 
 @dataclass(frozen=True)
@@ -43,53 +40,41 @@ class Field:
     """(D, P)"""
     chunk: int = 1
 
-    def __call__(self, coordinates: np.ndarray) -> Iterator[np.ndarray]:
-        """Yield the losses (N', L), float64, of coordinates (N, D), piece after piece in order.
+    @torch.no_grad()
+    def __call__(self, coordinates: np.ndarray, tally: Tally | None = None) -> np.ndarray:
+        """Return the losses (N, L), float64, of coordinates (N, D), N > 0; each point is added to `tally`.
 
         The origin is evaluated alone whatever the chunk, so its losses are bit for bit those at theta.
         """
-        start = 0
+        tally = tally or Tally("points", len(coordinates))
+        found, start, rest, base = self.theta.new_empty(0), 0, None, self.theta
+        first, *others = self.directions
         while start < len(coordinates):
             if self.chunk > 1 and coordinates[start].any():
                 origins = np.flatnonzero(~coordinates[start : start + self.chunk].any(1))
-                stop = start + (int(origins[0]) if len(origins) else self.chunk)
-                piece = self._together(coordinates[start:stop])
-            elif self.chunk > 1:
-                piece = self._in_turn(coordinates[start : start + 1])
+                losses = self._together(coordinates[start : start + (int(origins[0]) if len(origins) else self.chunk)])
             else:
-                piece = self._in_turn(coordinates[start:])
-            yield piece
-            start += len(piece)
-
-    @torch.no_grad()
-    def _together(self, coordinates: np.ndarray) -> np.ndarray:
-        shift = torch.as_tensor(coordinates, dtype=self.theta.dtype, device=self.theta.device)
-        return torch.func.vmap(self.losses)(self.theta + shift @ self.directions).cpu().double().numpy()
-
-    @torch.no_grad()
-    def _in_turn(self, coordinates: np.ndarray) -> np.ndarray:
-        """Return the losses of as many of the first points as BREATH allows; one transfer from the device for all."""
-        until = time.perf_counter() + BREATH
-        first, *others = self.directions
-        found, count, rest, base = self.theta.new_empty(0), 0, None, self.theta
-        for c, *more in map(np.ndarray.tolist, coordinates):  # one at a time: most are left for later calls
-            if more != rest:
-                rest, base = more, self.theta
-                for b, d in zip(more, others, strict=True):
-                    base = base.add(d, alpha=b)
-            losses = self.losses(base.add(first, alpha=c))
-            if not count:
-                found = losses.new_empty(min(len(coordinates), MOST), len(losses))
+                c, *more = coordinates[start].tolist()
+                if more != rest:
+                    rest, base = more, self.theta
+                    for b, d in zip(more, others, strict=True):
+                        base = base.add(d, alpha=b)
+                losses = self.losses(base.add(first, alpha=c))[None]
+            if not start:
+                found = losses.new_empty(len(coordinates), losses.shape[1])
             # Copied, not kept: small blocks that outlive an evaluation cut up the memory in which the next one works.
-            found[count] = losses
-            count += 1
-            if count == len(found) or time.perf_counter() > until:
-                break
-        return found[:count].cpu().double().numpy()
+            found[start : start + len(losses)] = losses
+            start += len(losses)
+            tally.add(len(losses))
+        return found.cpu().double().numpy()
+
+    def _together(self, coordinates: np.ndarray) -> Tensor:
+        shift = torch.as_tensor(coordinates, dtype=self.theta.dtype, device=self.theta.device)
+        return torch.func.vmap(self.losses)(self.theta + shift @ self.directions)
 
 
-def fastest_chunk(losses: Losses, theta: Tensor) -> Iterator[int | None]:
-    """Yield None at breathing points, and at last how many points (1, 4, 16 or 64) are evaluated fastest at once.
+def fastest_chunk(losses: Losses, theta: Tensor) -> int:
+    """Return how many points (1, 4, 16 or 64) are evaluated fastest at once; it decides about last bits alone.
 
     Larger chunks are tried as long as each pays, within MOST_BYTES and MOST_SECONDS, unless one point fills the machine
     by itself. 1 where the losses cannot be batched, or differ when they are.
@@ -97,7 +82,6 @@ def fastest_chunk(losses: Losses, theta: Tensor) -> Iterator[int | None]:
     alone, cost = _timed(lambda: losses(theta))
     best = 1
     for chunk in CHUNKS:
-        yield
         if chunk * theta.numel() * theta.element_size() > MOST_BYTES or chunk * cost > MOST_SECONDS / 2:
             break
         points = theta.repeat(chunk, 1)
@@ -109,7 +93,7 @@ def fastest_chunk(losses: Losses, theta: Tensor) -> Iterator[int | None]:
         if not same or seconds > MOST_SECONDS or seconds > WORTH * chunk * cost:
             break
         best, cost = chunk, seconds / chunk
-    yield best
+    return best
 
 
 @torch.no_grad()

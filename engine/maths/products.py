@@ -2,7 +2,7 @@
 
 A *matrix* is a loss, or a term (`Hessian`, `GaussNewton`, `empirical_fisher`), or a list of (loss or term, weight),
 whose sum is meant: a mean over rows is the sum over chunks of rows, each weighted by its share of them. Chunks bound
-the memory, are points at which a measurement can breathe, and may be ragged.
+the memory and may be ragged.
 
 All products are reverse mode on a graph that is kept: forward mode fails on fused attention and recurrent kernels.
 """
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from engine.knobs import InputError
+from engine.maths.progress import Tally
 
 Loss = Callable[[Tensor], Tensor]
 
@@ -141,16 +142,20 @@ def terms(matrix: Matrix) -> list[tuple[Term, float]]:
 class Products:
     """The map v -> M v at one point: graphs that are built once and, up to `kept` bytes, kept.
 
-    The graphs belong to a detached copy of `theta`, so training may go on while products are taken.
+    The graphs belong to a detached copy of `theta`.
 
     Raises:
         InputError: the loss is not a finite scalar, or has no graph that leads to `theta`.
     """
 
-    def __init__(self, matrix: Matrix, theta: Tensor, kept: float = KEPT):
-        """Evaluate the first term once, with a graph; the others follow with the first product."""
+    def __init__(self, matrix: Matrix, theta: Tensor, kept: float = KEPT, tally: Tally | None = None):
+        """Evaluate the first term once, with a graph; the others follow with the first product.
+
+        Vectors multiplied are added to `tally`, or to one of its own for each call.
+        """
         self.theta = theta.detach().clone().requires_grad_()
         self.terms = terms(matrix)
+        self.tally = tally
         self.count = 0
         """Vectors multiplied so far."""
         self._kept: dict[int, Graph] = {}
@@ -163,23 +168,20 @@ class Products:
 
     def __call__(self, v: Tensor) -> Tensor:
         """Return M v for `v` (n,), or for each row of `v` (N, n)."""
-        return finished(self.unhurried(v))
-
-    def unhurried(self, v: Tensor) -> Generator[None, None, Tensor]:
-        """Return M v as a call does, yielding between two chunks, or groups of vectors: points to breathe at."""
         rows = v if v.dim() == 2 else v[None]
-        self.count += len(rows)
+        tally = self.tally or Tally("products", len(rows))
         total = None
         for i, (_, weight) in enumerate(self.terms):
             graph, found = self._graph(i), []
             for group in rows.split(self.width):
                 found.append(self._times(graph, group))
-                yield
+                tally.add(len(group) if i == len(self.terms) - 1 else 0)
             del graph  # one that is not kept must be gone before the next is built
             part = torch.cat(found) if len(found) > 1 else found[0] if found else torch.zeros_like(rows)
             part = part if weight == 1.0 else weight * part
             total = part if total is None else total + part
-        return total if v.dim() == 2 else total[0]  # noqa: B901 what `yield from` hands on
+        self.count += len(rows)
+        return total if v.dim() == 2 else total[0]
 
     def _times(self, graph: Graph, rows: Tensor) -> Tensor:
         """Return the products with a few rows, at once where that is known to work."""
@@ -322,15 +324,6 @@ def checked(value: Tensor) -> Tensor:
     if not value.requires_grad:
         raise InputError("the loss has no graph that leads to theta; compute it from theta without detach or no_grad.")
     return value.reshape(())
-
-
-def finished(work: Generator[None, None, Any]) -> Any:
-    """Return what an unhurried computation returns, without a pause."""
-    while True:
-        try:
-            next(work)
-        except StopIteration as end:
-            return end.value
 
 
 @contextmanager

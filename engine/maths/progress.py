@@ -89,3 +89,7 @@ class Tally:
         """Plan `count` more, or fewer where it is negative."""
         self.planned += count
         self.add(0)
+
+    def finish(self) -> None:
+        """Plan no more than is done."""
+        self.plan(self.done - self.planned)

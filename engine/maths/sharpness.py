@@ -12,7 +12,7 @@ for T. The further steps, which start from the first and go back where the loss 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from engine.knobs import InputError
 from engine.maths.angles import unit
+from engine.maths.progress import Tally
 
 Loss = Callable[[Tensor], Tensor]
 LONG = 4.0
@@ -69,11 +70,12 @@ def ascent(
     *,
     scale: Tensor | None = None,
     generator: torch.Generator | None = None,
+    tally: Tally | None = None,
 ) -> Ascent:
     """Return the highest point with |e / T| <= rho that one step of full length and `steps` projected ones find.
 
     `scale` (P,) is T, 1 for all parameters by default; where it is 0 the parameter stays. `generator` gives a first
-    direction where the gradient is exactly zero.
+    direction where the gradient is exactly zero. Each gradient, `steps` + 2 in all, is added to `tally`.
 
     Raises:
         InputError: the loss is not a finite number at `theta` or in the ball, or `rho` is not positive.
@@ -81,29 +83,16 @@ def ascent(
     >>> ascent(lambda w: 0.5 * (w @ w), torch.zeros(3), 0.5).rise
     0.125
     """
-    *_, found = unhurried_ascent(loss, theta, rho, steps, scale=scale, generator=generator)
-    return found
-
-
-def unhurried_ascent(
-    loss: Loss,
-    theta: Tensor,
-    rho: float,
-    steps: int = 8,
-    *,
-    scale: Tensor | None = None,
-    generator: torch.Generator | None = None,
-) -> Iterator[Ascent | None]:
-    """Yield None after every evaluation, a breathing point, and at last the `ascent`."""
     if not rho > 0 or steps < 0:
         raise InputError(f"rho = {rho} must be positive and steps = {steps} not negative; 0.05 and 8 are usual.")
+    tally = tally or Tally("gradients", steps + 2)
     theta = theta.detach()
     scale = torch.ones_like(theta) if scale is None else scale.to(theta)
     base, slope = _climbing(loss, theta, scale, "at theta")
     norm = _norm(slope)
     if norm == 0.0:
         slope = _gaussian(theta, generator) * scale
-    yield
+    tally.add()
     where = f"within rho = {rho:g} of theta, so lower rho"
     best, at, stride = 0.0, torch.zeros_like(theta), rho
     rises: list[float] = []
@@ -119,8 +108,8 @@ def unhurried_ascent(
         else:
             stride /= LONG
         rises.append(best)
-        yield
-    yield Ascent(tuple(rises), first, scale * at, norm)
+        tally.add()
+    return Ascent(tuple(rises), first, scale * at, norm)
 
 
 def mean_ascent(
@@ -131,33 +120,15 @@ def mean_ascent(
     *,
     scale: Tensor | None = None,
     generator: torch.Generator | None = None,
+    tally: Tally | None = None,
 ) -> Mean:
     """Return the mean rise of several losses, each in its own worst direction; with micro-batches, m-sharpness.
 
     The mean of the maxima is at least the maximum of the mean, so it grows as the micro-batches shrink.
     """
-    *_, found = unhurried_mean_ascent(losses, theta, rho, steps, scale=scale, generator=generator)
-    return found
-
-
-def unhurried_mean_ascent(
-    losses: Sequence[Loss],
-    theta: Tensor,
-    rho: float,
-    steps: int = 8,
-    *,
-    scale: Tensor | None = None,
-    generator: torch.Generator | None = None,
-) -> Iterator[Mean | None]:
-    """Yield None after every evaluation, a breathing point, and at last the `mean_ascent`."""
-    rises = []
-    for loss in losses:
-        for found in unhurried_ascent(loss, theta, rho, steps, scale=scale, generator=generator):
-            if found is not None:
-                rises.append(found.rise)
-            else:
-                yield
-    yield _mean(rises)
+    tally = tally or Tally("gradients", len(losses) * (steps + 2))
+    options = {"scale": scale, "generator": generator, "tally": tally}
+    return _mean([ascent(loss, theta, rho, steps, **options).rise for loss in losses])
 
 
 def average_rise(
@@ -168,31 +139,19 @@ def average_rise(
     *,
     scale: Tensor | None = None,
     generator: torch.Generator | None = None,
+    tally: Tally | None = None,
 ) -> Mean:
     """Return the mean of L(theta + sigma T z) - L(theta) over normal z (P,), about sigma² tr H / 2 where T = 1.
 
     Each draw is used with both signs, which cancels the slope; the standard error is over the `pairs` draws, never
-    below the rounding of the loss.
+    below the rounding of the loss. Each draw is added to `tally`.
 
     Raises:
         InputError: the loss is not a finite number at `theta` or near it, `sigma` is not positive, or no pair is asked.
     """
-    *_, found = unhurried_average_rise(loss, theta, sigma, pairs, scale=scale, generator=generator)
-    return found
-
-
-def unhurried_average_rise(
-    loss: Loss,
-    theta: Tensor,
-    sigma: float,
-    pairs: int = 16,
-    *,
-    scale: Tensor | None = None,
-    generator: torch.Generator | None = None,
-) -> Iterator[Mean | None]:
-    """Yield None after every pair of evaluations, a breathing point, and at last the `average_rise`."""
     if not sigma > 0 or pairs < 1:
         raise InputError(f"sigma = {sigma} and pairs = {pairs} must both be positive; 0.01 and 16 are usual.")
+    tally = tally or Tally("draws", pairs)
     theta = theta.detach()
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     where = f"at sigma = {sigma:g} from theta, so lower sigma"
@@ -205,9 +164,9 @@ def unhurried_average_rise(
         with torch.no_grad():
             ends = [_finite(loss(theta + sign * step), where).item() for sign in (1, -1)]
         rises.append(sum(ends) / 2 - base)
-        yield
+        tally.add()
     found = _mean(rises)
-    yield Mean(found.value, math.hypot(found.error, torch.finfo(theta.dtype).eps * abs(base)), pairs)
+    return Mean(found.value, math.hypot(found.error, torch.finfo(theta.dtype).eps * abs(base)), pairs)
 
 
 def _climbing(loss: Loss, at: Tensor, scale: Tensor, where: str) -> tuple[float, Tensor]:

@@ -10,6 +10,7 @@ is a mean over rows, and its error that of one; it says nothing of the points of
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -20,7 +21,8 @@ from engine.knobs import InputError
 from engine.maths.directions import direction_pair
 from engine.maths.landscape import axis_over, line, refine, rise
 from engine.maths.planes import Cutting, under
-from engine.maths.slices import timed
+from engine.maths.points import fastest_chunk
+from engine.maths.progress import Tally, tracked
 from engine.probe import Neighbour, Probe, Record, Scalar, Snapshot, knob
 from engine.problem import Batch
 
@@ -49,56 +51,45 @@ class Between(Probe):
         points: int = knob(31, 9, 101, "Points on each side of the plane.")
         tol: float = knob(1e-3, 0.0, 0.1, "Interpolation error allowed on the plane, as a fraction of the range.")
 
-    def measure(self, snap: Snapshot) -> Iterator[Record | None]:
+    def measure(self, snap: Snapshot) -> Iterator[Record]:
         """Yield, under `between/<other>/`, the line, the barrier and the plane, joint and of each modality."""
         p = self.params
         if not p.other:
             raise InputError("between.other names no run; give the id of a run beside this one.")
         runs = [snap.other(p.other), *([snap.other(p.third)] if p.third else [])]
-        yield None
         names, losses = snap.losses()
-        chunk = 1
-        for found in snap.chunk(losses):
-            chunk = found or 1
-            yield None
         d = runs[0].theta - snap.theta
         if not d.any():
             raise InputError(f"{p.other} has the parameters of this run, so there is nothing between them.")
-        n = len(snap.problem.probe_batch())
-        yield from self._line(snap, names, losses, d, chunk, n, _mode(runs[:1]))
-        yield from self._plane(snap, runs, names, losses, d, chunk, n)
+        tally, n = Tally("points", self.params.line), len(snap.problem.probe_batch())
+        options = {"chunk": fastest_chunk(losses, snap.theta), "tally": tally}
+        yield from self._line(snap, names, losses, d, n, _mode(runs[:1]), options)
+        yield from self._plane(snap, runs, names, losses, d, n, options)
 
-    def _line(
-        self, snap: Snapshot, names, losses, d: Tensor, chunk: int, n: int, words: str
-    ) -> Iterator[Record | None]:
+    def _line(self, snap: Snapshot, names, losses, d: Tensor, n: int, words: str, options: dict) -> Iterator[Record]:
         """Yield the line of each loss, then its barrier with the error of a mean over rows."""
         t = torch.linspace(0, 1, self.params.line, dtype=torch.float64)
         draw = {"title": "Loss on the straight line between the two"}
         draw["x"] = f"from this run (0) to {self.params.other} (1)"
-        records, lines, spent = Cutting(self._named("line"), words, n, draw), [], 0.0
-        for found, seconds in timed(line(losses, snap.theta, d, t, chunk=chunk)):
-            if found is None:
-                yield None
-                continue
-            heights, places = rise(t, found).max(-1)
-            spent = seconds
-            for name, values, height in zip(names, found, heights.tolist(), strict=True):
-                lines.append(records.line(name, t, values, seconds, {"barrier": height}))
-            yield from lines
-        for errors, seconds in timed(_errors(snap, names, d, t[places].tolist())):
-            if errors is None:
-                yield None
-                continue
-            for name, own, error in zip(names, lines, errors, strict=True):
-                how = "" if error is None else "; error: one standard error over the rows"
-                about = {"n": n, "mode": own.mode + how, "seconds": spent + seconds}
-                draw = {"y": "barrier", "label": own.draw["label"]}
-                place = under(self._named("barrier"), name)
-                yield Scalar(place, own.draw["barrier"], error, **about, draw=draw)
+        records, lines, started = Cutting(self._named("line"), words, n, draw), [], time.perf_counter()
+        found = line(losses, snap.theta, d, t, **options)
+        heights, places = rise(t, found).max(-1)
+        seconds = time.perf_counter() - started
+        for name, values, height in zip(names, found, heights.tolist(), strict=True):
+            lines.append(records.line(name, t, values, seconds, {"barrier": height}))
+        yield from lines
+        errors = _errors(snap, names, d, t[places].tolist())
+        seconds = time.perf_counter() - started
+        for name, own, error in zip(names, lines, errors, strict=True):
+            how = "" if error is None else "; error: one standard error over the rows"
+            about = {"n": n, "mode": own.mode + how, "seconds": seconds}
+            draw = {"y": "barrier", "label": own.draw["label"]}
+            place = under(self._named("barrier"), name)
+            yield Scalar(place, own.draw["barrier"], error, **about, draw=draw)
 
     def _plane(
-        self, snap: Snapshot, runs: list[Neighbour], names, losses, d: Tensor, chunk: int, n: int
-    ) -> Iterator[Record | None]:
+        self, snap: Snapshot, runs: list[Neighbour], names, losses, d: Tensor, n: int, options: dict
+    ) -> Iterator[Record]:
         """Yield the plane, in units of the distance between the first two runs, which lie at (0, 0) and (1, 0)."""
         scale = torch.linalg.vector_norm(d)
         marks = [("this run", 0.0, 0.0), (runs[0].run, 1.0, 0.0)]
@@ -124,11 +115,9 @@ class Between(Probe):
         draw = {"title": "Plane through the runs:", "x": f"towards {runs[0].run}", "y": label}
         draw["marks"] = [{"text": text, "x": a, "y": b} for text, a, b in marks]
         records, checks = Cutting(self._named("plane"), words, n, draw), snap.rng.generator("between checks")
-        work = refine(losses, snap.theta, d, across, x, y, self.params.tol, generator=checks, chunk=chunk)
-        for slices, seconds in timed(work):
-            if slices is None:
-                yield None
-                continue
+        started = time.perf_counter()
+        for slices in refine(losses, snap.theta, d, across, x, y, self.params.tol, generator=checks, **options):
+            seconds = time.perf_counter() - started
             for name, found in zip(names, slices, strict=True):
                 yield records.plane(name, x, y, found, seconds, {})
 
@@ -148,10 +137,8 @@ def _rows(snap: Snapshot, theta: Tensor, names: tuple[str, ...], batch: Batch) -
     return {name: snap.problem.row_losses(part, batch).double().cpu() for name, part in kept.items()}
 
 
-def _errors(
-    snap: Snapshot, names: tuple[str, ...], d: Tensor, places: list[float]
-) -> Iterator[list[float | None] | None]:
-    """Yield None at breathing points, and at last the standard error over the rows of each rise above the chord.
+def _errors(snap: Snapshot, names: tuple[str, ...], d: Tensor, places: list[float]) -> list[float | None]:
+    """Return the standard error over the rows of each rise above the chord.
 
     Each loss rises at its own place between 0 and 1. None where a row's loss depends on the other rows (contrastive),
     or is not finite.
@@ -160,15 +147,14 @@ def _errors(
     half = batch.rows(slice(0, (len(batch) + 1) // 2))
     start, end = (_rows(snap, theta, names, batch) for theta in (snap.theta, snap.theta + d))
     found: list[float | None] = []
-    for name, t in zip(names, places, strict=True):
-        yield None
+    for name, t in tracked(list(zip(names, places, strict=True)), "points"):
         theta = snap.theta.add(d, alpha=t)
         top, apart = (_rows(snap, theta, (name,), rows)[name] for rows in (batch, half))
         risen = top - (1 - t) * start[name] - t * end[name]
         error = (risen.std() / len(batch) ** 0.5).item() if len(batch) > 1 else math.nan
         alone = torch.allclose(apart, top[: len(half)], rtol=1e-3, atol=1e-5)
         found.append(error if alone and math.isfinite(error) else None)
-    yield found
+    return found
 
 
 def _mode(runs: list[Neighbour]) -> str:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from engine.maths.escape import alignment, mean_error
 from engine.maths.krylov import Products
+from engine.maths.progress import Tally
 from engine.probe import Curve, Probe, Record, Scalar, Snapshot, knob
 from engine.step import gradient, settled
 
@@ -44,33 +45,29 @@ class Escape(Probe):
         draws: int = knob(8, 2, 500, "Noise vectors of each source, and random signs for the trace.", log=True)
         batches: bool = knob(True, help="Also the batches' own noise: two gradients a draw.")
 
-    def measure(self, snap: Snapshot) -> Iterator[Record | None]:
+    def measure(self, snap: Snapshot) -> Iterator[Record]:
         """Yield tr(HΣ), the lift of the loss in a step, A, and noise against curvature layer by layer."""
         draws, batch = self.params.draws, snap.problem.probe_batch()
         rate = snap.view.rate
-        # methods go on changing while this measures, so all that is asked of them is asked now
         sources = {"added": _added(snap, draws)} if snap.stack.pipeline()["update"] and rate.lr > 0 else {}
-        yield None
-        product = Products(lambda theta: snap.problem.loss(theta, batch), snap.theta)
+        count = len(sources) + self.params.batches
+        tally = Tally("draws", draws * (1 + count + self.params.batches))
+        product = Products(lambda theta: snap.problem.loss(theta, batch), snap.theta, tally=tally)
         found, diagonal = [], torch.zeros_like(snap.theta)
         for i in range(draws):
             signs = snap.rng.normal("escape/signs", i, snap.theta).sign()
             image = signs * product(signs)
             found.append(image.double().sum())
             diagonal += image / draws
-            yield None
         trace = mean_error(torch.stack(found))
         if self.params.batches:
             sources["batch"] = []
             for i in range(draws):
                 sources["batch"].append(_difference(snap, i))
-                yield None
+                tally.add()
         layers = _layers(snap, diagonal)
         for source, vectors in sources.items():
-            products = []
-            for z in vectors:
-                products.append(z.double() @ product(z).double())
-                yield None
+            products = [z.double() @ product(z).double() for z in vectors]
             mode = f"{WORDS[source]}, in gradient units; Hessian of the training loss, no method active"
             about = {"n": draws, "mode": f"{mode}; error: one standard error"}
             yield from _records(source, torch.stack(products), torch.stack(vectors), trace, rate.lr, about)

@@ -20,6 +20,7 @@ from engine.maths import gradient_report
 from engine.maths.evidence import EVIDENCE, READINGS, SIZES
 from engine.maths.laplace import KINDS
 from engine.maths.last_layer import Head, linear_heads
+from engine.maths.progress import tracked
 from engine.probe import Curve, Probe, Record, Scalar, Snapshot, knob
 from engine.problem import Batch
 from engine.step import per_objective
@@ -50,41 +51,36 @@ class Evidence(Probe):
         form: str = knob("auto", help="Form of the posterior's precision.", choices=("auto", *KINDS))
         full_up_to: int = knob(1500, 2, 20_000, "Weights of a head up to which `auto` keeps the full matrix.", log=True)
 
-    def measure(self, snap: Snapshot) -> Iterator[Record | None]:
+    def measure(self, snap: Snapshot) -> Iterator[Record]:
         """Yield norms and cosines of any problem, then the evidence where losses have linear heads.
 
         Problems without such heads end the measurement with the sentence that says so.
         """
         batch = snap.problem.probe_batch().rows(slice(0, self.params.rows))
         yield from self._directions(snap, batch)
-        yield None
         yield from self._evidence(snap, batch)
 
-    def _directions(self, snap: Snapshot, batch: Batch) -> Iterator[Record | None]:
+    def _directions(self, snap: Snapshot, batch: Batch) -> Iterator[Record]:
         """Yield norms and cosines by part and layer, how often mini-batches disagree, and how noisy gradients are."""
         size = -(-len(batch) // self.params.pieces)
         pieces, rows = batch.chunks(size), []
-        for piece in pieces:
+        for piece in tracked(pieces, "gradients"):
             names, grads = _rows(snap, piece)
             rows.append(grads)
-            yield None
         problem = snap.problem
         sizes = [len(piece) for piece in pieces]
         found = gradient_report.Gradients(problem.layout, names, problem.modalities, torch.stack(rows), sizes)
         for part in (gradient_report.directions, gradient_report.layers, gradient_report.noise):
             yield from part(found)
-            yield None
 
-    def _evidence(self, snap: Snapshot, batch: Batch) -> Iterator[Record | None]:
+    def _evidence(self, snap: Snapshot, batch: Batch) -> Iterator[Record]:
         problem, p = snap.problem, self.params
         with torch.no_grad():
-            encoded = [problem.encode(snap.theta, piece) for piece in batch.chunks(problem.micro)]
+            encoded = [problem.encode(snap.theta, piece) for piece in tracked(batch.chunks(problem.micro), "pieces")]
         features = {m: torch.cat([e[m] for e in encoded]) for m in problem.modalities}
         heads = linear_heads(lambda f, y: problem.objectives(snap.theta, f, Batch({}, y)), features, batch.y)
-        yield None
         total = sum(len(part) for part in problem.held_out("train"))
         posterior, factors = maths.posteriors(heads, features, batch.y, total / len(batch), p)
-        yield None
 
         def noise(row: str, like: Tensor) -> Tensor:
             return snap.rng.normal(f"evidence/{row}", snap.step, like)
@@ -93,8 +89,7 @@ class Evidence(Probe):
         yield Scalar("evidence/jitters", float(jitters), n=len(batch), mode="raised diagonals in Cholesky factors")
         how = f"{p.reading}, {p.evidence}; probe rows, S = {p.samples}, no method active"
         found = maths.calibrated(heads, features, batch.y, drawn, p)
-        for modality, what in found.items():
-            yield None
+        for modality, what in tracked(found.items(), "modalities"):
             yield from told.summaries("evidence", modality, what, how, p.reading)
             yield from told.maps("evidence", modality, what, how)
             if len(what.sources) > 1:

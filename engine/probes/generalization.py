@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.maths.progress import Tally
 from engine.probe import Probe, Record, Scalar, Snapshot, knob
 from engine.problem import Batch
 
@@ -36,18 +37,18 @@ class Generalization(Probe):
         part: str = knob("val", help="Held-out rows; test where val has chosen something.", choices=("val", "test"))
         rows: int = knob(4096, 2, 1_000_000, "Rows of each part at most, drawn once and for all.", log=True)
 
-    def measure(self, snap: Snapshot) -> Iterator[Record | None]:
+    def measure(self, snap: Snapshot) -> Iterator[Record]:
         """Yield both parts' loss and score, and the two gaps."""
         part, score = self.params.part, snap.problem.score
         whole = {name: _rows(snap, name, self.params.rows) for name in ("train", part)}
         size = min(PIECE, *(len(rows) for rows in whole.values()))
-        found, counts = {}, {}
+        found, counts, tally = {}, {}, Tally("rows", sum(len(rows) // size * size for rows in whole.values()))
         for name, rows in whole.items():
             pieces = [piece for piece in rows.chunks(size) if len(piece) == size]
             values = []
             for piece in pieces:
                 values.append(_evaluated(snap, piece))
-                yield None
+                tally.add(size)
             found[name], counts[name] = torch.stack(values).mean(0).tolist(), size * len(pieces)
         words = {"train": "training rows, labels as trained on", part: f"{part} rows"}
         for name, (loss, reached) in found.items():

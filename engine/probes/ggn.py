@@ -12,13 +12,14 @@ loss is then its share as a query in both directions, and depends on the other r
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from engine.maths.chunks import cut
-from engine.maths.curvature import GaussNewton, empirical_fisher, unhurried_spectrum
+from engine.maths.curvature import GaussNewton, empirical_fisher, planned, spectrum_in_stages
 from engine.maths.portrait import About, eigenvalues, traced
-from engine.maths.slices import Timed
+from engine.maths.progress import Tally
 from engine.probe import Probe, Record, Snapshot, knob
 from engine.problem import Batch, Problem
 
@@ -46,38 +47,35 @@ class Ggn(Probe):
         )
         fisher: bool = knob(True, help="Also the empirical Fisher.")
         fisher_steps: int = knob(20, 5, 300, "Lanczos steps at most for the empirical Fisher.")
-        micro: int = knob(
-            0, 0, 1_000_000, "Rows in one piece of a product; 0 for all, or fewer where that would stop training long."
-        )
+        micro: int = knob(0, 0, 1_000_000, "Rows in one piece of a product; 0 lets the network's size decide.")
         memory: int = knob(1024, 1, 1_000_000, "Megabytes that the Lanczos basis may take; fewer steps if it is full.")
 
-    def measure(self, snap: Snapshot) -> Iterator[Record | None]:
+    def measure(self, snap: Snapshot) -> Iterator[Record]:
         """Yield the records of the GGN under `ggn`, then two numbers of the empirical Fisher."""
         p, problem, batch = self.params, snap.problem, snap.problem.probe_batch()
         pieces, how = cut(problem.loss, snap.theta, batch, p.micro)
-        yield None
         size = len(snap.theta)
         matrices = [("ggn", GGN, _gauss_newton, p.k, p.steps, ("lambda_max", "trace", "top", "spectrum"))]
         if p.fisher:
             one = ("ggn/empirical_fisher", FISHER, _fisher, 1, p.fisher_steps, ("lambda_max", "trace"))
             matrices.append(one)
+        tally = Tally("products", sum(planned(size, steps, p.probes) for *_, steps, _ in matrices))
         for path, words, matrix, k, steps, shown in matrices:
-            measured = Timed(
-                unhurried_spectrum(
-                    [(matrix(problem, piece), share) for piece, share in pieces],
-                    snap.theta,
-                    k=min(k, steps, size),
-                    steps=steps,
-                    probes=p.probes,
-                    sigma=p.sigma,
-                    memory=p.memory * 2**20,
-                    generator=snap.rng.generator("ggn", 0),
-                    early=True,
-                )
+            started = time.perf_counter()
+            *_, found = spectrum_in_stages(
+                [(matrix(problem, piece), share) for piece, share in pieces],
+                snap.theta,
+                k=min(k, steps, size),
+                steps=steps,
+                probes=p.probes,
+                sigma=p.sigma,
+                memory=p.memory * 2**20,
+                generator=snap.rng.generator("ggn", 0),
+                early=True,
+                tally=tally,
             )
-            yield from measured
-            found = measured.found
-            about = About("; ".join(filter(None, (words, how, found.note))), len(batch), measured.seconds)
+            seconds = time.perf_counter() - started
+            about = About("; ".join(filter(None, (words, how, found.note))), len(batch), seconds)
             records = (*eigenvalues(found, path, size, about), *traced(found, path, size, 0.0, about))
             for record in records:
                 if record.name.removeprefix(f"{path}/") in shown:

@@ -11,6 +11,7 @@ trace is not: read n with them.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -19,10 +20,10 @@ import torch
 from torch import Tensor
 
 from engine.maths.chunks import cut
-from engine.maths.curvature import PartedHessian, Spectrum, unhurried_spectrum
+from engine.maths.curvature import PartedHessian, Spectrum, planned, spectrum_in_stages
 from engine.maths.krylov import Loss
 from engine.maths.portrait import About, coupled, eigenvalues, labels, traced
-from engine.maths.slices import Timed
+from engine.maths.progress import Tally
 from engine.probe import Matrix, Probe, Record, Scalar, Snapshot, knob
 from engine.problem import Batch, Problem
 
@@ -51,63 +52,60 @@ class Hessian(Probe):
         parts: bool = knob(True, help="Also the block of each modality and of the shared part, and their coupling.")
         part_k: int = knob(3, 1, 50, "Eigenvalues to follow in each of these blocks.")
         part_steps: int = knob(15, 5, 300, "Lanczos steps at most for each of these blocks.")
-        micro: int = knob(
-            0, 0, 1_000_000, "Rows in one piece of a product; 0 for all, or fewer where that would stop training long."
-        )
+        micro: int = knob(0, 0, 1_000_000, "Rows in one piece of a product; 0 lets the network's size decide.")
         memory: int = knob(1024, 1, 1_000_000, "Megabytes that the Lanczos basis may take; fewer steps if it is full.")
 
-    def measure(self, snap: Snapshot) -> Iterator[Record | None]:
+    def measure(self, snap: Snapshot) -> Iterator[Record]:
         """Yield the records of the whole network, then those of each part, under `hessian/<part>`."""
         p, problem, layout, batch = self.params, snap.problem, snap.problem.layout, snap.problem.probe_batch()
         parts = layout.slices if p.parts and len(layout.slices) > 1 else {}
         pieces, how = cut(problem.loss, snap.theta, batch, p.micro)
-        yield None
-        measured = Timed(
-            unhurried_spectrum(
-                [(PartedHessian(_of_parts(problem, piece), layout.slices), share) for piece, share in pieces],
-                snap.theta,
-                k=min(p.k, p.steps, layout.size),
-                steps=p.steps,
-                probes=p.probes,
-                sigma=p.sigma,
-                parts=parts,
-                memory=p.memory * 2**20,
-                generator=snap.rng.generator("hessian", 0),
-                early=True,
-                glimpse=True,
-            )
+        products = planned(layout.size, p.steps, p.probes, len(parts))
+        sizes = [where.stop - where.start for where in parts.values()]
+        tally = Tally("products", products + sum(planned(size, p.part_steps) for size in sizes))
+        started = time.perf_counter()
+        stages = spectrum_in_stages(
+            [(PartedHessian(_of_parts(problem, piece), layout.slices), share) for piece, share in pieces],
+            snap.theta,
+            k=min(p.k, p.steps, layout.size),
+            steps=p.steps,
+            probes=p.probes,
+            sigma=p.sigma,
+            parts=parts,
+            memory=p.memory * 2**20,
+            generator=snap.rng.generator("hessian", 0),
+            early=True,
+            tally=tally,
         )
-        # What needs no probe is shown at once: under a small budget the rest may take a while.
-        yield from measured
-        found = measured.found
-        about = About("; ".join(filter(None, (MATRIX, how, found.note))), len(batch), measured.seconds)
+        found = next(stages)  # what needs no probe is shown at once
+        seconds = time.perf_counter() - started
+        about = About("; ".join(filter(None, (MATRIX, how, found.note))), len(batch), seconds)
         yield from eigenvalues(found, "hessian", layout.size, about)
         yield _concentration(found, about)
         if len(layout.slices) > 1:
             yield _shares(found, snap, about)
-        yield from measured
-        found, about = measured.found, replace(about, seconds=measured.seconds)
+        (found,) = stages
+        about = replace(about, seconds=time.perf_counter() - started)
         yield from traced(found, "hessian", layout.size, snap.theta.square().sum().item(), about)
         if found.coupling:
             yield coupled(found.coupling, "hessian", about)
         for part, where in parts.items():
             block, rest = snap.theta[where], layout.split(snap.theta)
-            measured = Timed(
-                unhurried_spectrum(
-                    [(_of_block(problem, piece, part, rest), share) for piece, share in pieces],
-                    block,
-                    k=min(p.part_k, p.part_steps, len(block)),
-                    steps=p.part_steps,
-                    sigma=p.sigma,
-                    memory=p.memory * 2**20,
-                    generator=snap.rng.generator("hessian", 0),
-                    known=found.traces[part],
-                    early=True,
-                )
+            started = time.perf_counter()
+            *_, inner = spectrum_in_stages(
+                [(_of_block(problem, piece, part, rest), share) for piece, share in pieces],
+                block,
+                k=min(p.part_k, p.part_steps, len(block)),
+                steps=p.part_steps,
+                sigma=p.sigma,
+                memory=p.memory * 2**20,
+                generator=snap.rng.generator("hessian", 0),
+                known=found.traces[part],
+                early=True,
+                tally=tally,
             )
-            yield from measured
-            inner = measured.found
-            said = replace(about, matrix="; ".join(filter(None, (MATRIX, how, inner.note))), seconds=measured.seconds)
+            seconds = time.perf_counter() - started
+            said = replace(about, matrix="; ".join(filter(None, (MATRIX, how, inner.note))), seconds=seconds)
             yield from eigenvalues(inner, f"hessian/{part}", len(block), said)
             yield from traced(inner, f"hessian/{part}", len(block), block.square().sum().item(), said)
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from engine.maths import contribution, imbalance
 from engine.maths.motion import motion
+from engine.maths.progress import tracked
 from engine.maths.robustness import majority
 from engine.probe import Bars, Matrix, Probe, Record, Scalar, Snapshot, knob, several
 from engine.problem import Batch
@@ -28,7 +29,7 @@ from engine.problem import Batch
 MOST = 8
 """Modalities up to which all subsets are scored."""
 PIECE = 64
-"""Rows that are encoded between two breathing points."""
+"""Rows that are encoded at once."""
 
 PROTOCOLS = {
     "inputs": "inputs of the other modalities at zero",
@@ -49,7 +50,7 @@ ROWS = {
 
 
 class Seen:
-    """The validation rows and the probe rows as the encoders see them; filled by `fill`, piece by piece."""
+    """The validation rows and the probe rows as the encoders see them."""
 
     rows: Batch
     """The validation rows; inputs are not kept."""
@@ -60,14 +61,12 @@ class Seen:
     neutral: dict[str, Tensor]
     """Modality to (1, D), what its encoder makes of a neutral input."""
 
-    def fill(self, snap: Snapshot) -> Iterator[None]:
-        """Encode the rows; yield breathing points."""
+    def __init__(self, snap: Snapshot) -> None:
+        """Encode the rows."""
         batches = [piece for batch in snap.problem.held_out("val") for piece in batch.chunks(PIECE)]
-        held_out, probe = [], []
-        for found, pieces in ((held_out, batches), (probe, snap.problem.probe_batch().chunks(PIECE))):
-            for piece in pieces:
-                found.append(_encoded(snap, piece))
-                yield None
+        pieces = [*batches, *snap.problem.probe_batch().chunks(PIECE)]
+        encoded = [_encoded(snap, piece) for piece in tracked(pieces, "pieces")]
+        held_out, probe = encoded[: len(batches)], encoded[len(batches) :]
         one = batches[0].rows(slice(0, 1))
         self.rows = Batch({}, torch.cat([piece.y for piece in batches]))
         self.features, self.probe = _joined(held_out), _joined(probe)
@@ -92,13 +91,11 @@ class Imbalance(Probe):
         overfitting: bool = knob(True, help="Training against validation loss, now and at the first weights.")
         others: str = knob("mean", help="Score of several others in the OGM ratio.", choices=("mean", "smallest"))
 
-    def measure(self, snap: Snapshot) -> Iterator[Record | None]:
+    def measure(self, snap: Snapshot) -> Iterator[Record]:
         """Yield the metrics that the problem has: a regression has no class probabilities, for example."""
         several("Modality imbalance", snap.problem.modalities)
-        seen = Seen()
-        yield from seen.fill(snap)
+        seen = Seen(snap)
         for metric in (_scores, _protocols, self._ratios, _norms):
-            yield None
             yield from metric(snap, seen)
         yield from self._fisher(snap)
         yield from self._subsets(snap, seen)
@@ -131,7 +128,7 @@ class Imbalance(Probe):
         for m, ratio in zip(problem.modalities, ratios, strict=True):
             yield Scalar(f"imbalance/prototype_ratio/{m}", ratio, **about, draw={"y": "ratio (1: balance)"})
 
-    def _fisher(self, snap: Snapshot) -> Iterator[Record | None]:
+    def _fisher(self, snap: Snapshot) -> Iterator[Record]:
         """Yield E |∇ loss of a row|² on each modality's parameters, for the data's and for drawn labels.
 
         Where the loss is no mean over rows (contrastive), the mean squared gradient of mini-batches stands in.
@@ -152,9 +149,8 @@ class Imbalance(Probe):
             size = max(2, len(batch) // 8)
             mode = f"mean squared gradient of the {what} loss over mini-batches of {size}; error: one standard error"
             grads = []
-            for piece in batch.chunks(size):
+            for piece in tracked(batch.chunks(size), "gradients"):
                 grads.append(torch.func.grad(loss)(snap.theta, piece.y, *piece.x.values())[None])
-                yield None
             squares = [_squares(snap, torch.cat(grads))]
             yield from _traces(snap, "fisher", squares, len(batch), mode)
             return
@@ -164,11 +160,10 @@ class Imbalance(Probe):
             labels["fisher_model"] = (drawn, "Fisher trace of the fused loss, a label a row drawn from the network")
         for name, (y, mode) in labels.items():
             squares, means = [], []
-            for piece in Batch(batch.x, y).chunks(16):
+            for piece in tracked(Batch(batch.x, y).chunks(16), "gradients"):
                 grads = imbalance.per_sample_gradients(loss, snap.theta, (piece.y, *piece.x.values()))
                 squares.append(_squares(snap, grads))
                 means.append(grads.mean(0))
-                yield None
             yield from _traces(snap, name, squares, len(batch), f"{mode}; error: one standard error")
             if name == "fisher" and len(means) > 1 and len(batch) % 16 == 0:
                 mode = f"mean squared gradient of the {what} loss over mini-batches of 16 rows (InfoReg, equation 13)"
@@ -177,19 +172,18 @@ class Imbalance(Probe):
                         plain, _ = imbalance.fisher_trace_of_batches(of_batches, 16)
                         yield Scalar(f"imbalance/fisher_batches/{m}", plain.item(), n=len(batch), mode=mode)
 
-    def _subsets(self, snap: Snapshot, seen: Seen) -> Iterator[Record | None]:
+    def _subsets(self, snap: Snapshot, seen: Seen) -> Iterator[Record]:
         """Yield what each modality adds to the validation accuracy, from the accuracy of every subset."""
         modalities = snap.problem.modalities
         if not self.params.shapley or len(modalities) > MOST or not _classifies(snap):
             return
         right: dict[frozenset[str], Tensor] = {}
         logits: dict[frozenset[str], Tensor] = {}
-        for size in range(len(modalities) + 1):
-            for present in combinations(modalities, size):
-                z = _fused(snap, seen.rows, _only(seen, seen.features, present))
-                logits[frozenset(present)] = z.double()
-                right[frozenset(present)] = (z.argmax(-1) == seen.rows.y).double().cpu()
-                yield None
+        subsets = [present for size in range(len(modalities) + 1) for present in combinations(modalities, size)]
+        for present in tracked(subsets, "subsets"):
+            z = _fused(snap, seen.rows, _only(seen, seen.features, present))
+            logits[frozenset(present)] = z.double()
+            right[frozenset(present)] = (z.argmax(-1) == seen.rows.y).double().cpu()
         how = "fused accuracy, validation rows; inputs of the missing modalities at zero"
         yield from contribution.about("imbalance", modalities, right, how)
         how = "validation rows; inputs of the missing modalities at zero"
@@ -276,15 +270,14 @@ def _norms(snap: Snapshot, seen: Seen) -> Iterator[Record]:
     yield from motion("imbalance", weights, first, moved, pieces, n, mode)
 
 
-def _overfitting(snap: Snapshot, seen: Seen) -> Iterator[Record | None]:
+def _overfitting(snap: Snapshot, seen: Seen) -> Iterator[Record]:
     """Yield validation minus training loss, and its growth by what was gained, since the run's first weights."""
     problem, probe = snap.problem, snap.problem.probe_batch()
     now = {"train": _loss_at(snap, seen.probe, probe.y), "val": _loss_at(snap, seen.features, seen.rows.y)}
     if not now["val"]:
         return
     first = Snapshot(0, problem.init().to(snap.theta), problem, snap.rng, snap.stack)
-    before = Seen()
-    yield from before.fill(first)
+    before = Seen(first)
     then = {"train": _loss_at(first, before.probe, probe.y), "val": _loss_at(first, before.features, seen.rows.y)}
     about, unit = {"n": len(seen.rows)}, "squared error" if seen.rows.y.is_floating_point() else "nats"
     for name in now["val"]:

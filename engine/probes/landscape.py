@@ -10,6 +10,7 @@ losses of its points: the heights of a plane under a projected path are not the 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +23,8 @@ from engine.knobs import InputError
 from engine.maths.directions import Parts, curved_pair, direction_pair, downhill_pair, principal_pair
 from engine.maths.landscape import axis_over, line, refine
 from engine.maths.planes import Cutting
-from engine.maths.slices import timed
+from engine.maths.points import fastest_chunk
+from engine.maths.progress import Tally, tracked
 from engine.probe import Probe, Record, Snapshot, knob
 
 MARGIN = 0.15
@@ -89,7 +91,7 @@ class Landscape(Probe):
         )
         draw: int = knob(0, 0, 1000, "Which random directions; the same number gives the same plane all through a run.")
 
-    def measure(self, snap: Snapshot) -> Iterator[Record | None]:
+    def measure(self, snap: Snapshot) -> Iterator[Record]:
         """Yield `landscape/2d` and `landscape/1d`, each also as `…/<modality>` where there is a unimodal loss.
 
         Other planes than random ones of all parameters have their kind and their parts in the name, such as
@@ -97,59 +99,51 @@ class Landscape(Probe):
         """
         p, n = self.params, len(snap.problem.probe_batch())
         names, losses = snap.losses()
-        cut, chunk, spent = None, 1, 0.0
-        for found, seconds in timed(self._cut(snap)):
-            cut, spent = found, seconds
-            yield None
-        for found in snap.chunk(losses):
-            chunk = found or 1
-            yield None
+        started = time.perf_counter()
+        cut = self._cut(snap)
+        options = {"chunk": fastest_chunk(losses, snap.theta), "tally": Tally("points", p.line | 1)}
         x, y = (axis_over(low, high, p.points | 1) for low, high in cut.ends)
         generator = snap.rng.generator("landscape checks", p.draw)
         drawn = False
         draw = {"title": "Plane through the parameters:", "x": cut.axes[0], "y": cut.axes[1], "cosine": cut.cosine}
         records = Cutting(self._named("2d"), cut.words, n, draw)
-        work = refine(losses, snap.theta, cut.d1, cut.d2, x, y, p.tol, generator=generator, chunk=chunk)
-        for slices, seconds in timed(work):
-            if slices is None:
-                yield None
-                continue
+        for slices in refine(losses, snap.theta, cut.d1, cut.d2, x, y, p.tol, generator=generator, **options):
+            seconds = time.perf_counter() - started
             for place, (name, found) in enumerate(zip(names, slices, strict=True)):
                 center = {"center": found.z[int((y == 0).nonzero()), int((x == 0).nonzero())].item()}
-                yield records.plane(name, x, y, found, spent + seconds, center | cut.path_of(place))
+                yield records.plane(name, x, y, found, seconds, center | cut.path_of(place))
             if not drawn:  # the line comes after the first, coarse plane and before the finer ones
-                yield from self._lines(snap, names, losses, cut, chunk, n)
+                yield from self._lines(snap, names, losses, cut, n, options)
                 drawn = True
 
-    def _lines(self, snap: Snapshot, names, losses, cut: Cut, chunk: int, n: int) -> Iterator[Record | None]:
+    def _lines(self, snap: Snapshot, names, losses, cut: Cut, n: int, options: dict) -> Iterator[Record]:
         t = axis_over(*cut.ends[0], self.params.line | 1)
         center = int((t == 0).nonzero())
         draw = {"title": "Line through the parameters", "x": cut.axes[0]}
         records = Cutting(self._named("1d"), cut.words, n, draw)
-        for found, seconds in timed(line(losses, snap.theta, cut.d1, t, chunk=chunk)):
-            if found is None:
-                yield None
-                continue
-            for name, values in zip(names, found, strict=True):
-                yield records.line(name, t, values, seconds, {"center": values[center].item()})
+        started = time.perf_counter()
+        found = line(losses, snap.theta, cut.d1, t, **options)
+        seconds = time.perf_counter() - started
+        for name, values in zip(names, found, strict=True):
+            yield records.line(name, t, values, seconds, {"center": values[center].item()})
 
     def _named(self, kind: str) -> str:
         parts = "+".join(word.strip() for word in self.params.part.split(",") if word.strip())
         cut = f"{self.params.plane}@{parts}" if parts else self.params.plane
         return "/".join(["landscape", *([] if cut == "random" else [cut]), kind])
 
-    def _cut(self, snap: Snapshot) -> Iterator[Cut | None]:
-        """Yield None at breathing points, and at last where to cut."""
+    def _cut(self, snap: Snapshot) -> Cut:
+        """Return where to cut."""
         kinds = {"eigen": self._eigen, "gradient": self._gradient, "trajectory": self._trajectory}
-        yield from kinds.get(self.params.plane, self._random)(snap, _part(self.params.part))
+        return kinds.get(self.params.plane, self._random)(snap, _part(self.params.part))
 
-    def _random(self, snap: Snapshot, part: Parts) -> Iterator[Cut]:
+    def _random(self, snap: Snapshot, part: Parts) -> Cut:
         p = self.params
         d1, d2 = direction_pair(snap.theta, snap.problem.layout, snap.rng.generator("landscape", p.draw), part)
         words = f"filter-normalised random directions {p.draw}"
-        yield self._about_here(d1, d2, ("step along d1", "step along d2"), words)
+        return self._about_here(d1, d2, ("step along d1", "step along d2"), words)
 
-    def _gradient(self, snap: Snapshot, part: Parts) -> Iterator[Cut]:
+    def _gradient(self, snap: Snapshot, part: Parts) -> Cut:
         theta = snap.theta.detach().requires_grad_()
         (grad,) = torch.autograd.grad(snap.problem.loss(theta, snap.problem.probe_batch()), theta)
         generator = snap.rng.generator("landscape", self.params.draw)
@@ -159,12 +153,12 @@ class Landscape(Probe):
         if isinstance(part, tuple):
             axes = tuple(f"distance downhill in {name}" for name in part)
             words = "steepest descent in each of the two, of unit length"
-        yield self._about_here(d1, d2, axes, words)
+        return self._about_here(d1, d2, axes, words)
 
-    def _eigen(self, snap: Snapshot, part: Parts) -> Iterator[Cut | None]:
+    def _eigen(self, snap: Snapshot, part: Parts) -> Cut:
         problem, rng = snap.problem, snap.rng
         batch = problem.probe_batch()
-        work = curved_pair(
+        found = curved_pair(
             lambda theta: problem.loss(theta, batch),
             snap.theta,
             problem.layout,
@@ -172,31 +166,25 @@ class Landscape(Probe):
             rng.normal("landscape sides", 0, snap.theta),
             part,
         )
-        for found in work:
-            if found is None:
-                yield None
-                continue
-            values, errors = found.values.tolist(), found.residuals.tolist()
-            said = " and ".join(f"{v:.3g} (± {e:.1g})" for v, e in zip(values, errors, strict=True))
-            axes = tuple(f"distance along eigenvector {i} (λ = {v:.3g})" for i, v in enumerate(values, 1))
-            words = f"top Hessian eigenvectors, λ = {said}, of unit length, signs by a fixed reference"
-            yield self._about_here(*found.directions, axes, words)
+        values, errors = found.values.tolist(), found.residuals.tolist()
+        said = " and ".join(f"{v:.3g} (± {e:.1g})" for v, e in zip(values, errors, strict=True))
+        axes = tuple(f"distance along eigenvector {i} (λ = {v:.3g})" for i, v in enumerate(values, 1))
+        words = f"top Hessian eigenvectors, λ = {said}, of unit length, signs by a fixed reference"
+        return self._about_here(*found.directions, axes, words)
 
-    def _trajectory(self, snap: Snapshot, part: Parts) -> Iterator[Cut | None]:
+    def _trajectory(self, snap: Snapshot, part: Parts) -> Cut:
         past = [(step, theta) for step, theta in snap.path() if step < snap.step]
         steps, path = [step for step, _ in past], torch.stack([*(theta for _, theta in past), snap.theta])
-        yield None
         plane = principal_pair(path, snap.problem.layout, part)
         _, losses = snap.losses()
         true = []
-        for theta in path:
+        for theta in tracked(path, "points", len(path)):
             with torch.no_grad():
                 true.append(losses(theta).cpu().double().numpy())
-            yield None
         x, y = plane.coordinates.T.tolist()
         off = plane.off_plane.tolist()
         share = " + ".join(f"{100 * s:.0f} %" for s in plane.shares[:2].tolist())
-        yield Cut(
+        return Cut(
             *plane.directions,
             _around(x, y, self.params.reach),
             ("first principal component", "second principal component"),

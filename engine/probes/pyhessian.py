@@ -3,8 +3,7 @@
 The published PyHessian 0.1 is run as it is, on a copy of the parameters as one flat tensor, its fastest form. What it
 cannot do: its density fails on current torch; its largest eigenvalues are largest by magnitude; both of its loops stop
 when two successive results agree, which is not when they are right; and it gives no error. The standard error of its
-trace is computed here, from the samples that it returns. Its calls know no breathing points, so they run in a thread
-that waits before every product until training has had its turn (engine/maths/slices.py).
+trace is computed here, from the samples that it returns.
 
 *Source*: Yao et al., PyHessian, arXiv 1912.07145.
 """
@@ -13,6 +12,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
+import time
 import warnings
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -24,9 +24,9 @@ import pyhessian
 import torch
 from torch import Tensor, nn
 
-from engine.maths.curvature import unhurried_spectrum
+from engine.maths.curvature import planned, spectrum_in_stages
 from engine.maths.krylov import Loss, twice_differentiable
-from engine.maths.slices import Pause, Timed, in_slices
+from engine.maths.progress import Tally
 from engine.probe import Bars, Probe, Record, Scalar, Snapshot, knob
 
 THEIRS = f"PyHessian {importlib.metadata.version('pyhessian')}"
@@ -51,7 +51,7 @@ class PyHessian(Probe):
         steps: int = knob(40, 5, 300, "Our Lanczos steps, which serve all eigenvalues and the trace.")
         probes: int = knob(8, 1, 200, "Our random vectors for the trace outside the Lanczos basis.")
 
-    def measure(self, snap: Snapshot) -> Iterator[Record | None]:
+    def measure(self, snap: Snapshot) -> Iterator[Record]:
         """Yield the eigenvalues of both, their difference, both traces, and the seconds that each took."""
         p, size, n = self.params, len(snap.theta), len(snap.problem.probe_batch())
         loss = partial(snap.problem.loss, batch=snap.problem.probe_batch())
@@ -59,99 +59,85 @@ class PyHessian(Probe):
         probes = p.probes if steps < size else 0
         # All Ritz values, since the largest by magnitude may lie at either end.
         generator = snap.rng.generator("hessian", 0)
-        ours = Timed(unhurried_spectrum(loss, snap.theta, steps, steps, probes, generator=generator))
-        yield from ours
-        largest = ours.found.values.abs().argsort(descending=True)[:k]
-        values, residuals = ours.found.values[largest].numpy(), ours.found.residuals[largest].numpy()
+        tally = Tally("products", planned(size, steps, probes) + (k + 1) * p.most)
+        started = time.perf_counter()
+        *_, ours = spectrum_in_stages(loss, snap.theta, steps, steps, probes, generator=generator, tally=tally)
+        own_seconds = time.perf_counter() - started
+        largest = ours.values.abs().argsort(descending=True)[:k]
+        values, residuals = ours.values[largest].numpy(), ours.residuals[largest].numpy()
 
-        module = _Module(loss, snap.theta)
-        draws = _Draws(snap.rng.key("pyhessian"), snap.theta.device)
-        eigen = Timed(in_slices(partial(module.eigenvalues, k, p.most, p.tol), draws.own))
-        yield from eigen
-        products = module.products
-        traced = Timed(in_slices(partial(module.trace, p.most, p.tol), draws.own))
-        yield from traced
-        theirs, samples = np.array(eigen.found), np.array(traced.found)
+        module = _Module(loss, snap.theta, tally)
+        with _own_draws(snap.rng.key("pyhessian"), snap.theta.device):
+            started = time.perf_counter()
+            theirs = np.array(module.eigenvalues(k, p.most, p.tol))
+            eigen_seconds, products = time.perf_counter() - started, module.products
+            started = time.perf_counter()
+            samples = np.array(module.trace(p.most, p.tol))
+            trace_seconds = time.perf_counter() - started
+        tally.finish()
 
         labels = np.array([f"λ{i + 1}" for i in range(k)])
         loops = f"until two iterates agree to {p.tol:g}, {products} products; it gives no error"
         lanczos = f"{OURS}, {steps} Lanczos steps, largest by magnitude; error: Lanczos residual bound"
         draw = {"y": "eigenvalue", "title": "Largest eigenvalues by magnitude"}
         about = {"n": n, "mode": f"{THEIRS}, power iteration on one batch, largest by magnitude, {loops}"}
-        yield Bars("pyhessian/top", labels, theirs, **about, seconds=eigen.seconds, draw=draw)
-        about = {"n": n, "seconds": ours.seconds}
+        yield Bars("pyhessian/top", labels, theirs, **about, seconds=eigen_seconds, draw=draw)
+        about = {"n": n, "seconds": own_seconds}
         yield Bars("pyhessian/ours/top", labels, values, residuals, mode=lanczos, **about, draw=draw)
         mode, draw = f"{THEIRS} minus ours; error: our Lanczos residual bound", {"y": "difference"}
-        about["seconds"] = eigen.seconds + ours.seconds
+        about["seconds"] = eigen_seconds + own_seconds
         yield Bars("pyhessian/difference", labels, theirs - values, residuals, mode=mode, **about, draw=draw)
         draw, error_of_one = {"y": "trace"}, "error: one standard error"
         mode = f"{THEIRS}, Hutchinson on one batch, until two means agree to {p.tol:g}, {len(samples)} products"
-        about = {"n": n, "seconds": traced.seconds, "draw": draw}
+        about = {"n": n, "seconds": trace_seconds, "draw": draw}
         mean, deviation = float(samples.mean()), _standard_error(samples)
         yield Scalar("pyhessian/trace", mean, deviation, mode=f"{mode}; {error_of_one}, computed here", **about)
-        mode, about["seconds"] = f"{OURS}, {steps} Lanczos steps and {probes} products outside them", ours.seconds
-        trace, error = ours.found.trace, ours.found.trace_error
+        mode, about["seconds"] = f"{OURS}, {steps} Lanczos steps and {probes} products outside them", own_seconds
+        trace, error = ours.trace, ours.trace_error
         yield Scalar("pyhessian/ours/trace", trace, error, mode=f"{mode}; {error_of_one}", **about)
         names = np.array(["PyHessian, eigenvalues", "PyHessian, trace", "ours, both"])
         counts = np.array([products, len(samples), steps + probes])
-        seconds, draw = eigen.seconds + traced.seconds + ours.seconds, {"y": "products with the Hessian"}
+        seconds, draw = eigen_seconds + trace_seconds + own_seconds, {"y": "products with the Hessian"}
         yield Bars("pyhessian/products", names, counts, n=n, mode=f"{THEIRS}; {OURS}", seconds=seconds, draw=draw)
 
 
 class _Module(nn.Module):
     """The training loss as PyHessian wants it: a module with one flat parameter, a copy of theta."""
 
-    def __init__(self, loss: Loss, theta: Tensor) -> None:
+    def __init__(self, loss: Loss, theta: Tensor, tally: Tally) -> None:
         super().__init__()
         self.loss, self.theta = loss, nn.Parameter(theta.detach().clone())
-        self.products, self.pause, self.inner = 0, None, None
+        self.products, self.tally, self.inner = 0, tally, None
 
     def forward(self, nothing: None) -> Tensor:
         return self.loss(self.theta)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Count the products: PyHessian clears the gradients before each one, which is where training has its turn."""
+        """Count the products: PyHessian clears the gradients before each one."""
         super().zero_grad(set_to_none)
         self.products += 1
-        self.pause()
+        self.tally.add()
 
-    def eigenvalues(self, k: int, most: int, tol: float, pause: Pause) -> list[float]:
-        self.pause = pause
+    def eigenvalues(self, k: int, most: int, tol: float) -> list[float]:
         self.inner = pyhessian.hessian(self, lambda loss, nothing: loss, data=(None, None), cuda=False)
         # The class knows "cuda" and "cpu" alone; its vectors follow this attribute to the device of theta.
         self.inner.device = self.theta.device
         return self.inner.eigenvalues(maxIter=most, tol=tol, top_n=k)[0]
 
-    def trace(self, most: int, tol: float, pause: Pause) -> list[float]:
-        self.pause = pause
+    def trace(self, most: int, tol: float) -> list[float]:
         return self.inner.trace(maxIter=most, tol=tol)
 
 
-class _Draws:
-    """PyHessian draws from torch's global generators: for each slice they are set to a stream of its own, then back."""
-
-    def __init__(self, seed: int, device: torch.device) -> None:
-        self.devices = [device] if device.type == "cuda" else []
-        self.device, self.seed, self.states = device, seed, None
-
-    @contextmanager
-    def own(self) -> Generator[None]:
-        """Surround one slice: draws of its own, kernels that can be differentiated twice, one warning less."""
-        with (
-            torch.random.fork_rng(self.devices),
-            twice_differentiable(self.device),
-            warnings.catch_warnings(),
-        ):
-            # Its gradients do make a cycle, which its next `zero_grad` breaks.
-            warnings.filterwarnings("ignore", message=r"Using backward\(\) with create_graph=True")
-            generators = [torch.default_generator] + [torch.cuda.default_generators[d.index or 0] for d in self.devices]
-            for i, generator in enumerate(generators):
-                if self.states is None:
-                    generator.manual_seed(self.seed)
-                else:
-                    generator.set_state(self.states[i])
-            yield
-            self.states = [generator.get_state() for generator in generators]
+@contextmanager
+def _own_draws(seed: int, device: torch.device) -> Generator[None]:
+    """Seed torch's global generators, from which PyHessian draws, and put them back afterwards; one warning less."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), twice_differentiable(device), warnings.catch_warnings():
+        # Its gradients do make a cycle, which its next `zero_grad` breaks.
+        warnings.filterwarnings("ignore", message=r"Using backward\(\) with create_graph=True")
+        for generator in [torch.default_generator, *(torch.cuda.default_generators[d.index or 0] for d in devices)]:
+            generator.manual_seed(seed)
+        yield
 
 
 def _standard_error(samples: np.ndarray) -> float:

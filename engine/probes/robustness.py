@@ -25,6 +25,7 @@ from torch import Tensor
 
 from engine.knobs import InputError
 from engine.maths import robustness
+from engine.maths.progress import tracked
 from engine.probe import Bars, Curve, Matrix, Probe, Record, Scalar, Snapshot, knob, several
 from engine.problem import Batch
 
@@ -66,7 +67,7 @@ class Robustness(Probe):
         pair: str = knob("", help="Two modalities whose missing rates are crossed, with a comma; empty: the first two.")
         grid: int = knob(6, 0, 41, "Missing rates of each of the two, from 0 to 1; below 2 they are not crossed.")
 
-    def measure(self, snap: Snapshot) -> Iterator[Record | None]:
+    def measure(self, snap: Snapshot) -> Iterator[Record]:
         """Yield subsets, the curve over missing rates and one over severities a modality; nothing without a fusion."""
         names, batch = snap.problem.modalities, self._batch(snap)
         scorer = _scorer(snap, batch)
@@ -74,7 +75,6 @@ class Robustness(Probe):
         if scorer is None:
             return
         pair = _pair(self.params.pair, names)
-        yield None
         with torch.no_grad():
             clean = snap.problem.encode(snap.theta, batch)
             blank = self._blank(snap, batch, clean)
@@ -82,20 +82,19 @@ class Robustness(Probe):
         how = "share of the most frequent class" if scorer.classes else "predicting the mean"
         yield Scalar("robustness/chance", scorer.chance, mode=f"{how}, {self.params.part} rows", **about)
         for part in (self._subsets, self._missing, self._severity):
-            yield None
             yield from part(snap, batch, clean, blank, scorer)
         if self.params.grid > 1:
             yield from self._crossed(snap, batch, clean, blank, scorer, pair)
 
-    def _subsets(self, snap, batch, clean, blank, scorer) -> Iterator[Record | None]:
+    def _subsets(self, snap, batch, clean, blank, scorer) -> Iterator[Record]:
         """Yield the score of subsets of the modalities, what each one's absence costs, and the worst case."""
         names = snap.problem.modalities
         sizes = range(1, len(names) + 1) if len(names) <= MOST else (1, len(names) - 1, len(names))
         score, error = {}, {}
-        for kept in (frozenset(c) for size in sizes for c in combinations(names, size)):
+        subsets = [frozenset(c) for size in sizes for c in combinations(names, size)]
+        for kept in tracked(subsets, "subsets"):
             hits = scorer.hits({m: clean[m] if m in kept else blank[m] for m in names})
             score[kept], error[kept] = robustness.mean_over_rows(hits[None])
-            yield None
         about = {"n": len(batch), "mode": f"{self._mode(scorer)}; {ERROR}"}
         labels = ["+".join(m for m in names if m in kept) for kept in score]
         draw = {"title": "Score by the modalities present"} | scorer.draw
@@ -119,13 +118,13 @@ class Robustness(Probe):
         yield Scalar("robustness/incomplete", float(np.mean(list(part.values()))), draw=draw, **about)
         yield Scalar("robustness/dominance_gap", robustness.dominance_gap(score, names), **about)
 
-    def _missing(self, snap, batch, clean, blank, scorer) -> Iterator[Record | None]:
+    def _missing(self, snap, batch, clean, blank, scorer) -> Iterator[Record]:
         """Yield the score against the realised missing rate, its area and how much of it is kept."""
         p, names = self.params, list(clean)
         size = (len(batch), len(names) + 1)
         uniform = _uniform(snap, "robustness/missing", p.draws, size, batch.y.device)
         rates, scores, errors = [], [], []
-        for level in np.linspace(0, 1, p.levels).tolist():
+        for level in tracked(np.linspace(0, 1, p.levels).tolist(), "levels"):
             masks = [robustness.present(numbers, level, p.rule) for numbers in uniform]
             hits = [
                 scorer.hits({m: torch.where(mask[:, i : i + 1], clean[m], blank[m]) for i, m in enumerate(names)})
@@ -135,7 +134,6 @@ class Robustness(Probe):
             rates.append(1 - torch.stack(masks).double().mean().item())
             scores.append(mean)
             errors.append(error)
-            yield None
         mode = f"{self._mode(scorer)}; rule {p.rule}, {p.draws} masks, the same at every step"
         draw = {"title": "Missing modalities", "x": "realised missing rate"} | scorer.draw
         about = {"n": len(batch), "mode": f"{mode}; {ERROR}"}
@@ -146,22 +144,20 @@ class Robustness(Probe):
         about["mode"] += "; not divided by the range, as most tables have it"
         yield Scalar("robustness/raw_area/missing", raw, draw=draw, **about)
 
-    def _crossed(self, snap, batch, clean, blank, scorer, pair: tuple[str, str]) -> Iterator[Record | None]:
+    def _crossed(self, snap, batch, clean, blank, scorer, pair: tuple[str, str]) -> Iterator[Record]:
         """Yield the score by the missing rates of two modalities, each lost by itself, the others always there."""
         p, levels = self.params, np.linspace(0, 1, self.params.grid).tolist()
         hits = []
         for gone in ((), pair[1:], pair[:1], pair):
             hits.append(scorer.hits({m: blank[m] if m in gone else clean[m] for m in clean}))
-            yield None
         corners = torch.stack(hits).view(2, 2, -1)
         uniform = [_uniform(snap, f"robustness/rate/{m}", p.draws, (len(batch),), batch.y.device) for m in pair]
         lost = [[numbers < level for level in levels] for numbers in uniform]
         table, errors = np.empty((2, p.grid, p.grid))
-        for i, first in enumerate(lost[0]):
+        for i, first in enumerate(tracked(lost[0], "levels")):
             for j, second in enumerate(lost[1]):
                 worth = robustness.worth_of_masks(corners, first, second)
                 table[i, j], errors[i, j] = robustness.mean_over_rows(worth)
-            yield None
         rates = [np.array([f"{mask.double().mean().item():.3f}" for mask in masks]) for masks in lost]
         rest = ", the others always there" if len(clean) > 2 else ""
         how = f"each of the two lost by itself{rest}, {p.draws} masks of each, the same at every step and level"
@@ -170,20 +166,19 @@ class Robustness(Probe):
         draw |= {"x": f"realised missing rate of {pair[1]}", "y": f"realised rate of {pair[0]}"}
         yield Matrix(f"robustness/rates/{'+'.join(pair)}", *rates, table, errors, n=len(batch), mode=mode, draw=draw)
 
-    def _severity(self, snap, batch, clean, blank, scorer) -> Iterator[Record | None]:
+    def _severity(self, snap, batch, clean, blank, scorer) -> Iterator[Record]:
         """Yield the score against the severity of each modality's corruption, the others clean."""
         p, names = self.params, list(clean)
         levels = np.linspace(0, 1, p.levels).tolist()
         found: dict[str, list[tuple[float, float]]] = {m: [] for m in names}
         late: dict[str, list[float]] = {m: [] for m in names}
-        for level in levels:
+        for level in tracked(levels, "levels"):
             with torch.no_grad():
                 worse = snap.problem.encode(snap.theta, self._corrupted(snap, batch, level))
             for m in names:
                 hits, heads = scorer.both(clean | {m: worse[m]})
                 found[m].append(robustness.mean_over_rows(hits[None]))
                 late[m] += [] if heads is None else [heads.mean().item()]
-            yield None
         reach = f" up to {p.reach:g} training deviations" if p.corruption == "noise" else ""
         mode = f"{p.part} rows, {scorer.name}; {p.corruption}{reach} on the input, the same numbers at every level"
         about = {"n": len(batch), "mode": f"{mode}; {ERROR}"}

@@ -10,6 +10,7 @@ et al., arXiv 2302.07011): they describe, they do not grade.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -18,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.maths.curvature import unhurried_spectrum
-from engine.maths.sharpness import Ascent, Loss, unhurried_ascent, unhurried_average_rise, unhurried_mean_ascent
-from engine.maths.slices import Timed
+from engine.maths.curvature import planned, spectrum_in_stages
+from engine.maths.progress import Tally
+from engine.maths.sharpness import Ascent, Loss, ascent, average_rise, mean_ascent
 from engine.probe import Bars, Curve, Probe, Record, Scalar, Snapshot, knob
 
 LOSS = "training loss, no method active"
@@ -28,6 +29,14 @@ GAIN = "error: what the last step still added"
 SAMPLED = "error: one standard error"
 RISE = {"y": "rise of the loss"}
 EXPECTED = RISE | {"role": "expected"}
+
+
+@dataclass(frozen=True)
+class Climbed:
+    """A highest point and the seconds that its search took."""
+
+    found: Ascent
+    seconds: float
 
 
 class Sharpness(Probe):
@@ -53,21 +62,21 @@ class Sharpness(Probe):
         probes: int = knob(4, 1, 200, "Random vectors for the trace in the quadratic estimate of the average.")
         parts: bool = knob(True, help="Also each modality's parameters and the shared ones, moved alone.")
 
-    def measure(self, snap: Snapshot) -> Iterator[Record | None]:
+    def measure(self, snap: Snapshot) -> Iterator[Record]:
         """Yield the records of the whole network, then those of each part, under `sharpness/<part>`."""
         p, layout, found = self.params, snap.problem.layout, {}
         parts = list(layout.slices) if p.parts and len(layout.slices) > 1 else []
+        tally = Tally("evaluations", self._planned(snap, len(parts)))
         for part in ["", *parts]:
             mask = layout.mask(part).to(snap.theta) if part else torch.ones_like(snap.theta)
-            found[part or "all"] = sam = Timed(self._climb(snap, p.rho, mask))
-            yield from sam
+            found[part or "all"] = sam = self._climb(snap, p.rho, mask, tally)
             yield self._scalar(snap, part, "sam", sam, self._mode(part))
-            yield from self._stretched(snap, part, mask)
-            yield from self._average(snap, part, mask)
+            yield self._stretched(snap, part, mask, tally)
+            yield self._average(snap, part, mask, tally)
             if not part:
                 yield from self._search(snap, sam)
-                yield from self._quadratic(snap, sam.found)
-                yield from self._micro(snap, sam.found)
+                yield from self._quadratic(snap, sam.found, tally)
+                yield from self._micro(snap, sam.found, tally)
         if parts:
             yield Bars(
                 "sharpness/parts",
@@ -80,42 +89,48 @@ class Sharpness(Probe):
                 draw=RISE | {"title": "SAM sharpness of each part", "x": "part"},
             )
 
-    def _climb(self, snap: Snapshot, rho: float, scale: Tensor) -> Iterator[Ascent | None]:
-        generator = snap.rng.generator("sharpness", 0)
-        return unhurried_ascent(_loss(snap), snap.theta, rho, self.params.steps, scale=scale, generator=generator)
+    def _planned(self, snap: Snapshot, parts: int) -> int:
+        """Return how many gradients, products and pairs of losses are evaluated at most, on however many rows."""
+        p, n = self.params, len(snap.problem.probe_batch())
+        micro = (2 + p.steps) * sum(n // m for m in self._sizes(n))
+        lanczos = planned(len(snap.theta), p.lanczos, p.probes) if p.lanczos else 0
+        return (1 + parts) * (2 * (2 + p.steps) + p.pairs) + micro + lanczos
 
-    def _scalar(self, snap: Snapshot, part: str, name: str, climbed: Timed[Ascent], mode: str) -> Scalar:
+    def _climb(self, snap: Snapshot, rho: float, scale: Tensor, tally: Tally) -> Climbed:
+        started, options = time.perf_counter(), {"generator": snap.rng.generator("sharpness", 0), "tally": tally}
+        found = ascent(_loss(snap), snap.theta, rho, self.params.steps, scale=scale, **options)
+        return Climbed(found, time.perf_counter() - started)
+
+    def _scalar(self, snap: Snapshot, part: str, name: str, climbed: Climbed, mode: str) -> Scalar:
         path = f"sharpness/{part}/{name}" if part else f"sharpness/{name}"
         about = {"n": len(snap.problem.probe_batch()), "mode": mode, "seconds": climbed.seconds, "draw": RISE}
         return Scalar(path, climbed.found.rise, climbed.found.gain, **about)
 
-    def _stretched(self, snap: Snapshot, part: str, mask: Tensor) -> Iterator[Record | None]:
-        """Yield ASAM sharpness of the parameters that `mask` marks."""
+    def _stretched(self, snap: Snapshot, part: str, mask: Tensor, tally: Tally) -> Scalar:
+        """Return ASAM sharpness of the parameters that `mask` marks."""
         p = self.params
-        found = Timed(self._climb(snap, p.rho_adaptive, mask * (snap.theta.abs() + p.eta)))
-        yield from found
+        found = self._climb(snap, p.rho_adaptive, mask * (snap.theta.abs() + p.eta), tally)
         ball = f"|e / (|θ| + {p.eta:g})|" if p.eta else "|e / θ|"
-        yield self._scalar(snap, part, "asam", found, self._mode(part, f"{ball} ≤ {p.rho_adaptive:g}"))
+        return self._scalar(snap, part, "asam", found, self._mode(part, f"{ball} ≤ {p.rho_adaptive:g}"))
 
-    def _average(self, snap: Snapshot, part: str, mask: Tensor) -> Iterator[Record | None]:
-        """Yield the mean rise over random moves of the parameters that `mask` marks."""
-        p, generator = self.params, snap.rng.generator("sharpness", 0)
-        found = Timed(
-            unhurried_average_rise(_loss(snap), snap.theta, p.sigma, p.pairs, scale=mask, generator=generator)
-        )
-        yield from found
+    def _average(self, snap: Snapshot, part: str, mask: Tensor, tally: Tally) -> Scalar:
+        """Return the mean rise over random moves of the parameters that `mask` marks."""
+        p, started = self.params, time.perf_counter()
+        options = {"scale": mask, "generator": snap.rng.generator("sharpness", 0), "tally": tally}
+        found = average_rise(_loss(snap), snap.theta, p.sigma, p.pairs, **options)
+        seconds = time.perf_counter() - started
         how = f"mean over {p.pairs} normal moves both ways, σ = {p.sigma:g}, {_moved(part)}; {SAMPLED}"
-        yield Scalar(
+        return Scalar(
             f"sharpness/{part}/average" if part else "sharpness/average",
-            found.found.value,
-            found.found.error,
+            found.value,
+            found.error,
             n=len(snap.problem.probe_batch()),
             mode=f"{LOSS}, {how}",
-            seconds=found.seconds,
+            seconds=seconds,
             draw=RISE,
         )
 
-    def _search(self, snap: Snapshot, sam: Timed[Ascent]) -> Iterator[Record]:
+    def _search(self, snap: Snapshot, sam: Climbed) -> Iterator[Record]:
         """Yield the one step of SAM, and how the further steps rose above it."""
         p, n, rises = self.params, len(snap.problem.probe_batch()), sam.found.rises
         mode = f"{LOSS}, one step of SAM of length {p.rho:g}, {_moved('')}"
@@ -137,18 +152,19 @@ class Sharpness(Probe):
             draw=RISE | {"title": "The search for the highest point", "x": "step of the search"},
         )
 
-    def _quadratic(self, snap: Snapshot, sam: Ascent) -> Iterator[Record | None]:
+    def _quadratic(self, snap: Snapshot, sam: Ascent, tally: Tally) -> Iterator[Record]:
         """Yield what a quadratic with the same slope, largest eigenvalue and trace would give."""
         p, n, steps = self.params, len(snap.problem.probe_batch()), min(self.params.lanczos, len(snap.theta))
         if not steps:
             return
-        generator = snap.rng.generator("sharpness/hessian", 0)
-        measured = Timed(unhurried_spectrum(_loss(snap), snap.theta, 1, steps, p.probes, generator=generator))
-        yield from measured
-        found, words = measured.found, f"Hessian of the training loss, no method active, {steps} Lanczos steps"
+        options = {"generator": snap.rng.generator("sharpness/hessian", 0), "tally": tally}
+        started = time.perf_counter()
+        *_, found = spectrum_in_stages(_loss(snap), snap.theta, 1, steps, p.probes, **options)
+        words = f"Hessian of the training loss, no method active, {steps} Lanczos steps"
+        seconds = time.perf_counter() - started
         top, bound = max(found.values[0].item(), 0.0), found.residuals[0].item()
         half, slope = p.rho**2 / 2, p.rho * sam.slope
-        about = {"n": n, "seconds": measured.seconds}
+        about = {"n": n, "seconds": seconds}
         mode = f"{words}, ρ = {p.rho:g}; error: Lanczos residual bound"
         for name, label, height in (
             ("curvature", "ρ²λ₁/2", half * top),
@@ -160,21 +176,18 @@ class Sharpness(Probe):
         error = half * found.trace_error
         yield Scalar("sharpness/average_trace", half * found.trace, error, mode=mode, **about, draw=draw)
 
-    def _micro(self, snap: Snapshot, whole: Ascent) -> Iterator[Record | None]:
+    def _micro(self, snap: Snapshot, whole: Ascent, tally: Tally) -> Iterator[Record]:
         """Yield m-sharpness: its value at the smallest m, and its growth as m falls from all rows."""
         p, batch = self.params, snap.problem.probe_batch()
         order = torch.randperm(len(batch), generator=snap.rng.generator("sharpness/rows", 0)).to(batch.y.device)
-        batch, n, sizes = batch.rows(order), len(batch), [min(p.m, len(batch))]
-        while 4 * sizes[-1] < n:
-            sizes.append(4 * sizes[-1])
-        values, errors, seconds = [], [], 0.0
+        batch, n, sizes = batch.rows(order), len(batch), self._sizes(len(batch))
+        values, errors, started = [], [], time.perf_counter()
         for m in sizes:
             # A shorter last piece would be another m, so it is left out.
             losses = [partial(snap.problem.loss, batch=batch.rows(slice(i, i + m))) for i in range(0, n - m + 1, m)]
-            generator = snap.rng.generator("sharpness", 0)
-            measured = Timed(unhurried_mean_ascent(losses, snap.theta, p.rho, p.steps, generator=generator))
-            yield from measured
-            found, seconds = measured.found, seconds + measured.seconds
+            options = {"generator": snap.rng.generator("sharpness", 0), "tally": tally}
+            found = mean_ascent(losses, snap.theta, p.rho, p.steps, **options)
+            seconds = time.perf_counter() - started
             values.append(found.value)
             errors.append(found.error if found.count > 1 else 0.0)
             if len(values) == 1:
@@ -184,7 +197,7 @@ class Sharpness(Probe):
                     found.error if found.count > 1 else None,
                     n=m * found.count,
                     mode=f"{self._worst()}, mean over {found.count} micro-batches of m = {m} rows; {SAMPLED}",
-                    seconds=measured.seconds,
+                    seconds=seconds,
                     draw=RISE,
                 )
         if sizes[-1] < n:
@@ -199,6 +212,13 @@ class Sharpness(Probe):
             seconds=seconds,
             draw=RISE | {"title": "m-sharpness", "x": "rows m of a micro-batch", "xlog": True},
         )
+
+    def _sizes(self, n: int) -> list[int]:
+        """Return the rows of micro-batches: m, 4m, 16m … below n, the first at most n."""
+        sizes = [min(self.params.m, n)]
+        while 4 * sizes[-1] < n:
+            sizes.append(4 * sizes[-1])
+        return sizes
 
     def _worst(self, ball: str = "") -> str:
         return f"{LOSS}, highest point within {ball or f'ρ = {self.params.rho:g}'} after 1 + {self.params.steps} steps"

@@ -25,12 +25,13 @@ from engine.knobs import InputError
 from engine.maths import feature_noise as noise
 from engine.maths import spectrum as maths
 from engine.maths.contrastive import normalised
+from engine.maths.progress import tracked
 from engine.probe import Curve, Probe, Record, Scalar, Snapshot, knob
 from engine.problem import Batch
 from engine.step import View
 
 PIECE = 64
-"""Rows that are encoded between two breathing points."""
+"""Rows that are encoded at once."""
 
 PAIRED = 512
 """Rows that are compared between modalities at most; all their distances are taken."""
@@ -68,7 +69,7 @@ class Spectra(Probe):
         weights: bool = knob(True, help="Singular values of each weight matrix.")
         widest: int = knob(512, 2, 4096, "Smaller side up to which a weight matrix is decomposed.", log=True)
 
-    def measure(self, snap: Snapshot) -> Iterator[Record | None]:
+    def measure(self, snap: Snapshot) -> Iterator[Record]:
         """Yield each modality's spectra, then the pairs of modalities, then the weights.
 
         Raises:
@@ -76,19 +77,16 @@ class Spectra(Probe):
         """
         batch = snap.problem.probe_batch().rows(slice(0, self.params.rows))
         clean: dict[str, Tensor] = {}
-        for piece in batch.chunks(PIECE):
+        for piece in tracked(batch.chunks(PIECE), "pieces"):
             found = _encoded(snap, piece)
             clean = {m: torch.cat([clean[m], h]) if clean else h for m, h in found.items()}
-            yield None
         changed = _changed(snap, batch, clean)
-        yield None
-        for modality, h in clean.items():
+        for modality, h in tracked(clean.items(), "modalities"):
             if not h.isfinite().all():
                 raise InputError(f"The features of {modality} are not finite at step {snap.step}; see the loss.")
             other = None if torch.equal(h, changed[modality]) else changed[modality]
             for centre in {"both": (False, True), "no": (False,), "yes": (True,)}[self.params.centre]:
                 if len(h) > 1 or not centre:
-                    yield None
                     yield from self._spectra(modality, h, other, centre, snap)
         if self.params.pairs:
             yield from self._pairs(snap, batch, clean)
@@ -96,7 +94,7 @@ class Spectra(Probe):
 
     def _spectra(
         self, modality: str, h: Tensor, changed: Tensor | None, centre: bool, snap: Snapshot
-    ) -> Iterator[Record | None]:
+    ) -> Iterator[Record]:
         """Yield what the features (m, n) of one modality fill, and what is left of it where they are changed."""
         started = time.perf_counter()
         base = f"spectra/{modality}" + ("/centred" if centre else "")
@@ -120,13 +118,12 @@ class Spectra(Probe):
             words = "share of the energy in the mean row; near 1 the features lie in a cone; "
             yield Scalar(f"{base}/mean_share", maths.mean_share(x), **about | {"mode": words + how})
         if changed is not None:
-            yield None
             how = f"{how}, as changed by {_acting(snap)}"
             yield from self._change(base, x, self._framed(changed), found, centre, how, _drawer(snap))
 
     def _change(
         self, base: str, x: Tensor, changed: Tensor, found: noise.Directions, centre: bool, how: str, draw: Callable
-    ) -> Iterator[Record | None]:
+    ) -> Iterator[Record]:
         """Yield what methods make of features (m, n) with known directions, and what their change is like."""
         started = time.perf_counter()
         n, rows = x.shape[1], len(x) - centre
@@ -146,12 +143,10 @@ class Spectra(Probe):
         told["hidden"] = float((found.values < limits["threshold"]).double().mean())
         for key, value in told.items():
             yield Scalar(f"{base}/{key}", value, **about | {"mode": f"{_LIMITS[key]}; {how}; one draw"})
-        yield None
         own = maths.singular_values(added.to(changed.dtype))
         yield _curve(f"{base}/noise", own, {"label": "the change alone"}, about)
         started, values = time.perf_counter(), []
-        for i in range(self.params.draws):
-            yield None
+        for i in tracked(range(self.params.draws), "draws"):
             values.append(maths.with_noise(x, delta, draw(f"{base}/{i}", x), centre=centre))
         spread = torch.stack(values).std(0) / math.sqrt(len(values))
         words = f"{how}; {len(values)} draws of i.i.d. noise of the same energy instead; one standard error"
@@ -174,18 +169,15 @@ class Spectra(Probe):
                 words = "log-log slope of SNR on σ, one standard error; 2 for noise alike in all directions, 0 for ∝ σ"
                 yield Scalar(f"{base}/snr_slope", slope, error, **about | {"mode": f"{words}; {how}; one draw"})
 
-    def _pairs(self, snap: Snapshot, batch: Batch, clean: dict[str, Tensor]) -> Iterator[Record | None]:
+    def _pairs(self, snap: Snapshot, batch: Batch, clean: dict[str, Tensor]) -> Iterator[Record]:
         """Yield how the features (m, n) of any two modalities lie to each other."""
         contrasted, spans = _compared(snap, batch), {}
         for modality, h in clean.items():
-            yield None
             spans[modality] = maths.leading(h, self.params.share)
         for a, b in combinations(clean, 2):
             name, x, y = f"{a}-{b}", clean[a][:PAIRED], clean[b][:PAIRED]
             if x.shape == y.shape:
-                yield None
                 yield from _placed(name, x, y, name in contrasted)
-            yield None
             started, (p, q) = time.perf_counter(), (spans[m].shape[1] for m in (a, b))
             limit = maths.chance(p, q, len(batch))
             if min(p, q) == 0 or limit >= 1.0:
@@ -199,14 +191,14 @@ class Spectra(Probe):
             count = float((found > limit).sum())
             yield Scalar(f"spectra/shared/{name}", count, **about | {"mode": f"{words}; {mode}"})
 
-    def _weights(self, snap: Snapshot) -> Iterator[Record | None]:
+    def _weights(self, snap: Snapshot) -> Iterator[Record]:
         """Yield the spectrum of each weight matrix (m, n) beside that of an i.i.d. one."""
         layout = snap.problem.layout
-        for name, value in layout.unpack(snap.theta.detach()).items() if self.params.weights else ():
+        weights = layout.unpack(snap.theta.detach()) if self.params.weights else {}
+        for name, value in tracked(weights.items(), "weights"):
             matrix = value.flatten(1) if value.dim() > 1 else value
             if matrix.dim() < 2 or min(matrix.shape) > self.params.widest or not matrix.isfinite().all():
                 continue
-            yield None
             started = time.perf_counter()
             m, n = matrix.shape
             values, deviation = maths.singular_values(matrix), float(matrix.double().std(correction=0))

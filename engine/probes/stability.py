@@ -9,6 +9,7 @@ optimiser that divides the gradient by P meets the edge where λ_max(P⁻¹H) do
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,9 +17,8 @@ import torch
 
 from engine.knobs import InputError
 from engine.maths.chunks import cut
-from engine.maths.curvature import unhurried_spectrum
+from engine.maths.curvature import spectrum_in_stages
 from engine.maths.portrait import About
-from engine.maths.slices import Timed
 from engine.probe import Probe, Record, Scalar, Snapshot, knob
 
 MATRIX = "P⁻¹H: Hessian of the training loss over what the optimiser divides the gradient by, no method active"
@@ -38,11 +38,9 @@ class Stability(Probe):
         """How much to spend."""
 
         steps: int = knob(30, 5, 300, "Lanczos steps at most, a product each; fewer where λ_max is found sooner.")
-        micro: int = knob(
-            0, 0, 1_000_000, "Rows in one piece of a product; 0 for all, or fewer where that would stop training long."
-        )
+        micro: int = knob(0, 0, 1_000_000, "Rows in one piece of a product; 0 lets the network's size decide.")
 
-    def measure(self, snap: Snapshot) -> Iterator[Record | None]:
+    def measure(self, snap: Snapshot) -> Iterator[Record]:
         """Yield `stability/lambda_max`, `stability/edge` and `stability/ratio`.
 
         Raises:
@@ -52,26 +50,23 @@ class Stability(Probe):
             raise InputError("No optimiser is known here, so neither is its edge of stability; measure a run.")
         problem, batch = snap.problem, snap.problem.probe_batch()
         pieces, how = cut(problem.loss, snap.theta, batch, self.params.micro)
-        yield None
         # In coordinates u with theta = theta_0 + P⁻½u the Hessian is P⁻½HP⁻½, which has the eigenvalues of P⁻¹H.
         narrow = snap.optimizer.preconditioner(snap.moments, snap.theta).rsqrt()
         losses = [
             (lambda u, piece=piece: problem.loss(snap.theta + narrow * u, piece), share) for piece, share in pieces
         ]
-        measured = Timed(
-            unhurried_spectrum(
-                losses,
-                torch.zeros_like(snap.theta),
-                k=1,
-                steps=self.params.steps,
-                generator=snap.rng.generator("stability", 0),
-                known=(math.nan, math.nan),
-                early=True,
-            )
+        started = time.perf_counter()
+        *_, found = spectrum_in_stages(
+            losses,
+            torch.zeros_like(snap.theta),
+            k=1,
+            steps=self.params.steps,
+            generator=snap.rng.generator("stability", 0),
+            known=(math.nan, math.nan),
+            early=True,
         )
-        yield from measured
-        found, edge = measured.found, snap.optimizer.edge(snap.step)
-        about = About("; ".join(filter(None, (MATRIX, how, found.note))), len(batch), measured.seconds)
+        edge, seconds = snap.optimizer.edge(snap.step), time.perf_counter() - started
+        about = About("; ".join(filter(None, (MATRIX, how, found.note))), len(batch), seconds)
         top, residual = found.values[0].item(), found.residuals[0].item()
         name = snap.optimizer.settings.name
         yield Scalar(

@@ -19,6 +19,7 @@ from torch import Tensor
 from engine.layout import Layout
 from engine.maths.directions import Principal, principal_pair
 from engine.maths.planes import whose
+from engine.maths.progress import tracked
 from engine.probe import Bars, Curve, Probe, Record, Scalar, Snapshot, knob
 
 WALK = "this proves nothing: a random walk has 81 % + 9 %"
@@ -41,26 +42,19 @@ class Trajectory(Probe):
 
         part: str = knob("", help="Parameters whose plane is shown: empty for all, or a part.")
 
-    def measure(self, snap: Snapshot) -> Iterator[Record | None]:
+    def measure(self, snap: Snapshot) -> Iterator[Record]:
         """Yield the records under `trajectory/`; the true losses also as `trajectory/loss/<modality>`."""
         started = time.perf_counter()
         past = [(step, theta) for step, theta in snap.path() if step < snap.step]
         steps = np.array([*(step for step, _ in past), snap.step])
         path = torch.stack([*(theta for _, theta in past), snap.theta])
-        seconds = time.perf_counter() - started
-        yield None
-        started = time.perf_counter()
         plane = principal_pair(path, snap.problem.layout, self.params.part or None)
-        seconds += time.perf_counter() - started
-        yield None
         names, losses = snap.losses()
         true = []
-        for theta in path:
-            started = time.perf_counter()
+        for theta in tracked(path, "points", len(path)):
             with torch.no_grad():
                 true.append(losses(theta).cpu().double().numpy())
-            seconds += time.perf_counter() - started
-            yield None
+        seconds = time.perf_counter() - started
         n = len(snap.problem.probe_batch())
         who = f"{self.params.part or 'all parameters'}, {len(path)} points of the path"
         yield _path(plane, steps, np.stack(true)[:, 0], who, n, seconds)

@@ -112,7 +112,7 @@ def slice_exact(case: Case) -> Result:
 
 def slice_first(case: Case) -> Result:
     """The first picture of the plane."""
-    next(found for found in refine(single(case.loss()), case.theta, *_plane(case), tol=1e-3) if found is not None)
+    next(refine(single(case.loss()), case.theta, *_plane(case), tol=1e-3))
     return {}
 
 

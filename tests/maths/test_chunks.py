@@ -1,4 +1,4 @@
-"""A batch in pieces: as long as a breath, weighted by rows, whole where the loss is no mean over rows."""
+"""A batch in pieces: within a limit, weighted by rows, whole where the loss is no mean over rows."""
 
 import pytest
 import torch
@@ -38,15 +38,15 @@ def test_ragged_pieces_weigh_as_many_rows_as_they_have():
     torch.testing.assert_close(hvp(terms, THETA, v), hvp(lambda theta: mean(theta, rows), THETA, v))
 
 
-def test_what_takes_less_than_a_breath_stays_whole():
+def test_what_is_within_the_limit_stays_whole():
     rows = batch(200)
     assert cut(mean, THETA, rows) == ([(rows, 1.0)], "")
 
 
 @pytest.mark.parametrize("limit", [3e4, 1e5])
-def test_no_piece_takes_longer_than_a_breath(monkeypatch, limit):
+def test_no_piece_is_beyond_the_limit(monkeypatch, limit):
     rows = batch(900)
-    monkeypatch.setitem(chunks.BREATH, "cpu", limit)
+    monkeypatch.setitem(chunks.LIMIT, "cpu", limit)
     pieces, _ = cut(mean, THETA, rows)
     flows = [Products(lambda theta, piece=piece: mean(theta, piece), THETA).flow for piece, _ in pieces]
     assert len(pieces) > 3 and max(flows) <= limit and max(flows) > limit / 2

@@ -9,7 +9,7 @@ import torch
 
 from engine.knobs import InputError
 from engine.maths.complement import Complement
-from engine.maths.curvature import GaussNewton, empirical_fisher, lanczos, spectrum, top_eigenpairs, unhurried_spectrum
+from engine.maths.curvature import GaussNewton, empirical_fisher, lanczos, spectrum, spectrum_in_stages, top_eigenpairs
 from engine.maths.krylov import Krylov, Space
 from tests.maths.nets import exact, problem
 from tests.maths.test_products import outputs_and_loss, per_row
@@ -191,7 +191,7 @@ def test_parts_and_a_mask_are_refused():
 def test_a_run_may_end_early_where_nothing_would_change():
     _, _, theta, loss, _ = problem()
     _, truth = exact()
-    *_, early = unhurried_spectrum(loss, theta, 3, 100, 8, early=True)
+    *_, early = spectrum_in_stages(loss, theta, 3, 100, 8, early=True)
     whole = spectrum(loss, theta, 3, 100, 8)
     assert early.products < whole.products
     assert ((early.values - truth[:3]).abs() <= 1e-4 * truth[:3]).all()
@@ -200,10 +200,9 @@ def test_a_run_may_end_early_where_nothing_would_change():
     assert change.mean() < 2 * early.density.error.mean()
 
 
-def test_a_glimpse_is_the_spectrum_before_its_trace():
+def test_the_first_stage_is_the_spectrum_before_its_trace():
     _, layout, theta, loss, _ = problem()
-    seen = [f for f in unhurried_spectrum(loss, theta, 3, 20, 4, parts=layout.slices, glimpse=True) if f is not None]
-    first, last = seen
+    first, last = spectrum_in_stages(loss, theta, 3, 20, 4, parts=layout.slices)
     assert first.products == 20 and last.products == 20 + 4 * 3
     assert torch.equal(first.values, last.values) and torch.equal(first.density.density, last.density.density)
     assert math.isnan(first.trace) and first.coupling is None and not first.traces

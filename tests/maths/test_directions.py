@@ -20,12 +20,6 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def found(work):
-    *breaths, last = work
-    assert breaths and set(breaths) == {None}
-    return last
-
-
 def walk(points: int, size: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(points, size, generator=seeded(seed), dtype=torch.float64).cumsum(0)
 
@@ -34,19 +28,19 @@ def test_the_curved_plane_is_spanned_by_the_top_eigenvectors():
     _, layout, theta, loss, _ = problem()
     values, vectors = torch.linalg.eigh(exact()[0])
     reference = torch.randn(len(theta), generator=seeded(1), dtype=torch.float64)
-    pair = found(curved_pair(loss, theta, layout, seeded(0), reference))
+    pair = curved_pair(loss, theta, layout, seeded(0), reference)
     for i, d in enumerate(pair.directions):
         true = vectors[:, -1 - i] * torch.sign(vectors[:, -1 - i] @ reference)
         assert abs(pair.values[i] - values[-1 - i]) <= pair.residuals[i] + 1e-9 <= 1e-2 * pair.values[i] + 1e-9
         assert d.norm().item() == pytest.approx(1) and (d - true).norm() < 0.1
-    turned = found(curved_pair(loss, theta, layout, seeded(0), -reference))
+    turned = curved_pair(loss, theta, layout, seeded(0), -reference)
     assert torch.equal(turned.directions, -pair.directions)
 
 
 def test_the_curved_plane_of_two_parts_takes_one_eigenvector_of_each_block():
     _, layout, theta, loss, _ = problem()
     hessian = exact()[0]
-    pair = found(curved_pair(loss, theta, layout, seeded(0), torch.ones_like(theta), ("a", "b")))
+    pair = curved_pair(loss, theta, layout, seeded(0), torch.ones_like(theta), ("a", "b"))
     for part, d, value in zip("ab", pair.directions, pair.values, strict=True):
         inside = layout.mask(part).bool()
         assert not d[~inside].any()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -18,6 +20,7 @@ from engine.maths.landscape import (
     slice_2d,
 )
 from engine.maths.points import single
+from engine.maths.progress import listening
 from tests.maths.nets import problem
 
 
@@ -97,9 +100,12 @@ def test_a_flat_plane_is_no_division_by_zero():
 def test_first_picture_comes_early_and_improves():
     _, layout, theta, loss, _ = problem(act=torch.relu)
     d1, d2 = direction_pair(theta, layout, seeded(1))
-    steps = list(refine(single(loss), theta, d1, d2, axis(1.0, 51), axis(1.0, 51), tol=1e-5))
-    slices = [step[0] for step in steps if step is not None]
-    assert len(slices) > 2 and steps.count(None) > 10
+    told = []
+    with listening(lambda *report: told.append(report)):
+        slices = [found for (found,) in refine(single(loss), theta, d1, d2, axis(1.0, 51), axis(1.0, 51), tol=1e-5)]
+    assert len(slices) > 2
+    assert told[-1] == ("points", slices[-1].evaluations, slices[-1].evaluations)
+    assert all(b[1] - a[1] <= 1 and b[1] <= b[2] for a, b in pairwise(told))
     assert slices[0].evaluations < 80
     assert [s.evaluations for s in slices] == sorted(s.evaluations for s in slices)
     assert slices[0].checked_error > slices[-1].checked_error

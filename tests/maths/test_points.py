@@ -20,7 +20,7 @@ def test_points_come_in_order_and_are_those_of_a_loop(chunk):
     _, _, theta, loss, _ = problem()
     directions = torch.randn(2, len(theta), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     field = Field(lambda w: torch.stack([loss(w), loss(w).square()]), theta, directions, chunk)
-    found = np.concatenate(list(field(grid())))
+    found = field(grid())
     with torch.no_grad():
         slow = np.array([loss(theta + a * directions[0] + b * directions[1]).item() for a, b in grid()])
         here = loss(theta).item()
@@ -30,21 +30,18 @@ def test_points_come_in_order_and_are_those_of_a_loop(chunk):
 
 def test_the_fastest_chunk_is_one_that_was_tried():
     _, _, theta, loss, _ = problem()
-    *breaths, chunk = fastest_chunk(single(loss), theta)
-    assert chunk in (1, *CHUNKS) and set(breaths) == {None}
+    assert fastest_chunk(single(loss), theta) in (1, *CHUNKS)
 
 
 def test_losses_that_cannot_be_batched_are_evaluated_one_after_the_other():
-    *_, chunk = fastest_chunk(lambda w: torch.tensor([w.sum().item()]), torch.ones(3))
-    assert chunk == 1
+    assert fastest_chunk(lambda w: torch.tensor([w.sum().item()]), torch.ones(3)) == 1
 
 
 def test_losses_that_differ_when_batched_are_evaluated_one_after_the_other():
     def losses(w):
         return torch.ones(1) * (2.0 if torch._C._functorch.is_batchedtensor(w) else 1.0)
 
-    *_, chunk = fastest_chunk(losses, torch.ones(3))
-    assert chunk == 1
+    assert fastest_chunk(losses, torch.ones(3)) == 1
 
 
 def test_a_loss_is_one_number():

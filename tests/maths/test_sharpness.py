@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from engine.knobs import InputError
-from engine.maths.sharpness import ascent, average_rise, mean_ascent, unhurried_ascent
+from engine.maths.progress import listening
+from engine.maths.sharpness import ascent, average_rise, mean_ascent
 from tests.maths.nets import exact, problem
 
 DOUBLE = {"dtype": torch.float64}
@@ -187,13 +188,15 @@ def test_what_is_not_finite_is_said_in_a_sentence():
         ascent(lambda w: w, torch.ones(3), 0.1)
 
 
-def test_looking_leaves_no_trace_and_takes_a_breath_after_each_look():
+def test_looking_leaves_no_trace_and_reports_each_look():
     _, _, theta, loss, _ = problem()
     theta, state = theta.requires_grad_(), torch.get_rng_state()
     before = theta.detach().clone()
-    found = list(unhurried_ascent(loss, theta, 0.1, 5))
-    assert [f is None for f in found] == [True] * 7 + [False]
-    average_rise(loss, theta, 0.1, 3)
+    told = []
+    with listening(lambda *report: told.append(report)):
+        ascent(loss, theta, 0.1, 5)
+        average_rise(loss, theta, 0.1, 3)
+    assert told == [("gradients", i, 7) for i in range(8)] + [("draws", i, 3) for i in range(4)]
     assert torch.equal(theta, before) and theta.grad is None and torch.equal(torch.get_rng_state(), state)
 
 

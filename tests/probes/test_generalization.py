@@ -42,7 +42,7 @@ def test_an_overfitted_network_has_a_positive_gap(tmp_path):
     run = training(data=data_file(tmp_path), label_noise=0.5, hidden=64)
     for _ in range(300):
         run.step()
-    records = {r.name: r.value for r in Generalization().measure(run.snapshot()) if r is not None}
+    records = {r.name: r.value for r in Generalization().measure(run.snapshot())}
     assert records["generalization/gap/loss"] > 0.2 and records["generalization/gap/accuracy"] > 0.2
 
 
@@ -51,7 +51,7 @@ def test_every_objective_has_its_gap(objective, score, tmp_path):
     path = data_file(tmp_path, real=score == "error")
     settings = {"objective": objective, "batch": 16, "width": 6, "hidden": 8}
     run = Training(validated(RunConfig(data=path, device="cpu", settings=settings), catalog()))
-    records = {r.name: r for r in Generalization().measure(run.snapshot()) if r is not None}
+    records = {r.name: r for r in Generalization().measure(run.snapshot())}
     values = {name: record.value for name, record in records.items()}
     assert np.isfinite(list(values.values())).all()
     worse = values[f"generalization/{score}/val"] - values[f"generalization/{score}/train"]

@@ -1,6 +1,5 @@
 """PyHessian through its probe, against the dense Hessian, PyHessian called directly, and what it must not touch."""
 
-import threading
 import warnings
 from dataclasses import replace
 
@@ -67,39 +66,21 @@ class Negated:
         return -self.inner.loss(theta, batch)
 
 
-def test_training_may_go_on_before_every_product():
+def test_ours_spends_what_it_was_allowed():
     snap = snapshot()
     records = list(PyHessian(PyHessian.Params(steps=5, probes=1)).measure(snap))
-    spent = next(r for r in records if r is not None and r.name == "pyhessian/products").values
-    assert spent[2] == 6 and sum(r is None for r in records) >= spent.sum()
+    spent = next(r for r in records if r.name == "pyhessian/products").values
+    assert spent[2] == 6
 
 
-def test_training_in_between_changes_nothing_and_draws_what_it_would():
+def test_its_draws_do_not_depend_on_those_of_others():
     snap = snapshot()
     truth = measured(PyHessian(), snap)
     torch.manual_seed(1)
-    alone = [torch.rand(1).item() for _ in range(50)]
-    torch.manual_seed(1)
-    records, drawn = {}, []
-    for record in PyHessian().measure(snap):
-        assert torch.backends.cudnn.enabled and torch.backends.cuda.flash_sdp_enabled()
-        drawn.append(torch.rand(1).item())
-        snap.problem.evaluate(snap.theta + 1)
-        records |= {record.name: record} if record is not None else {}
-    assert drawn[:50] == alone
+    records = measured(PyHessian(), snap)
     for name in ("pyhessian/top", "pyhessian/ours/top"):
         assert (records[name].values == truth[name].values).all()
     assert records["pyhessian/trace"].value == truth["pyhessian/trace"].value
-
-
-def test_a_measurement_given_up_leaves_no_thread_and_no_gradient():
-    snap, before = snapshot(), threading.active_count()
-    measurement = PyHessian().measure(snap)
-    for _ in range(60):
-        next(measurement)
-    assert threading.active_count() == before + 1
-    measurement.close()
-    assert threading.active_count() == before and snap.theta.grad is None
 
 
 def test_its_warning_of_a_cycle_is_silent_and_no_other():

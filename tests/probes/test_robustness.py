@@ -210,7 +210,7 @@ def test_the_worst_subset_need_not_be_one_left_out():
 
     batch, there, gone = range(10), dict.fromkeys(names, True), dict.fromkeys(names, False)
     three = snap.__class__(**(vars(snap) | {"problem": Three()}))
-    records = {r.name: r for r in probe._subsets(three, batch, there, gone, Scorer()) if r is not None}
+    records = {r.name: r for r in probe._subsets(three, batch, there, gone, Scorer())}
     assert records["robustness/worst"].value == pytest.approx(0.6)
     assert records["robustness/worst_subset"].value == pytest.approx(0.2)
     assert "only c there" in records["robustness/worst_subset"].mode

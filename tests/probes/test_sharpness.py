@@ -70,7 +70,7 @@ def test_micro_batches_are_of_one_size_and_mixed():
     seen = []
     inner = snap.problem.loss
     snap.problem.loss = lambda theta, batch: seen.append(batch.y) or inner(theta, batch)
-    records = {r.name: r for r in sharpness(m=7, parts=False, steps=0).measure(snap) if r is not None}
+    records = {r.name: r for r in sharpness(m=7, parts=False, steps=0).measure(snap)}
     assert records["sharpness/m"].n == 28
     assert {len(y) for y in seen} == {32, 28, 7}
     mixed = lambda pieces: all(len(y.unique()) > 1 for y in pieces)  # noqa: E731
@@ -122,8 +122,3 @@ class Steep:
 
     def loss(self, theta, batch):
         return self.inner.loss(theta, batch) / (theta.abs().max() < 5.0)
-
-
-def test_training_may_go_on_after_every_look():
-    breaths = sum(record is None for record in sharpness().measure(snapshot()))
-    assert breaths >= 4 * (2 * 12 + 4) + 4 * 12
