@@ -36,6 +36,8 @@ class Job:
     progress: tuple[str, int, int] | None = None
     """What is counted, how many are done, how many are planned."""
     given_up: bool = False
+    claimed: bool = False
+    """Whether no other observer begins it."""
     _seconds: float = 0.0
     _since: float | None = None
 
@@ -59,7 +61,7 @@ class Job:
 
     def told(self, cost: float | None) -> dict[str, Any]:
         """Return what a page says of it; `cost` is what the last one of its probe took, in seconds."""
-        found = {"probe": self.probe, "step": self.step, "asked": self.asked is not None}
+        found = {"probe": self.probe, "step": self.step, "asked": self.asked is not None, "claimed": self.claimed}
         found |= {"seconds": round(self.seconds, 2), "left": self._left(cost)}
         if self.progress is not None:
             found |= dict(zip(("what", "done", "planned"), self.progress, strict=True))

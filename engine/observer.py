@@ -79,6 +79,7 @@ class Observer:
         self.ends: dict[str, int] = {}
         """Probe to how often, one after the other, its scheduled measurement ended the process."""
         self.alive = self.inline = False
+        self._several = self.training.own.observers > 1
         self.step, self.length = -1, 0
         self.read_up_to = 0
         self._said: dict[str, str] = {}
@@ -221,15 +222,25 @@ class Observer:
         return age >= APART and (age >= FRESH or self.schedule.passed(probe, self.step))
 
     def _elsewhere(self) -> set[str]:
-        """Return the probes that other observers of the run measure now."""
+        """Return the probes that other observers of the run measure now; take note of what they have measured."""
         found = set()
-        for number, facts in self.reader.observing().items() if self.training.own.observers > 1 else ():
+        for number, facts in self.reader.observing().items() if self._several else ():
             if number != self.number and held_since(self.home, locked(number)) is not None:
-                found |= {job.get("probe") for job in facts.get("observing", {}).get("jobs", ())}
-                for probe, step in facts.get("observing", {}).get("steps", {}).items():
+                said = facts.get("observing", {})
+                found |= {job["probe"] for job in said.get("jobs", ()) if job.get("claimed")}
+                for probe, step in said.get("steps", {}).items():
                     self.schedule.measured(probe, step)
                     self.begun.add(probe)
         return found
+
+    def _claim(self, job: Job) -> bool:
+        """Return whether a scheduled measurement is this observer's to make, and let the others know."""
+        if not self._several:
+            return True
+        with lock(self.home, "observers.lock", "being shared out"):
+            job.claimed = job.probe not in self._elsewhere() and self.schedule.done(job.probe) < self.step
+            self._beat()
+        return job.claimed
 
     def _over(self) -> bool:
         return not self.alive and time.monotonic() - self._quiet > LINGER
@@ -259,6 +270,8 @@ class Observer:
 
     def _opened(self, job: Job) -> Iterator[Record] | None:
         """Begin a measurement at the state that it is for; None where the engine does not hand one over in time."""
+        if job.asked is None and not self._claim(job):
+            return None
         content = self._content(job.wanted)
         if content is None:
             if job.asked is not None:

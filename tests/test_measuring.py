@@ -1,255 +1,160 @@
-"""What measurements may take: their share of wall time, the gap between two steps, and whose turn it is."""
+"""What the engine measures itself: everything that is due, at its step, and nothing of it moves the training."""
 
+import json
+import signal
+import threading
 import time
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from engine.control import Cancel, Measure
-from engine.measuring import SLICE, Measuring
-from engine.probe import Scalar
-from engine.run import Run
+from engine.control import Cancel, Measure, Pace, Stop, Watch, post
+from engine.knobs import InputError
+from engine.schedule import Schedule
 from engine.store import RunReader
-from engine.training import Training
-from tests.homes import small, trained
+from tests.homes import engine, json_of, small, trained, wait_for
 
-BREATH, STEP = 0.05, 0.01
-LENGTHS = {}
-"""Seconds of one breath of a measurement, where they are not BREATH."""
-BREATHS = {"hessian": 40, "landscape": 40, "sharpness": 40, "imbalance": 2}
+QUICK = {"hessian.steps": 5, "hessian.probes": 1, "hessian.parts": False, "hessian.sigma": 0.1, "probe_rows": 32}
+LONG = {"points": 101, "tol": 1e-12}
 
 
-class Stage:
-    """A clock that only work moves on: a step takes STEP, and each breath of a measurement BREATH."""
-
-    def __init__(self, monkeypatch, probes, share=0.1):
-        self.now, self.state = 0.0, SimpleNamespace(step=0)
-        self.own, self.config = SimpleNamespace(budget=share), SimpleNamespace(probes=probes)
-        self.made, self.turns = [], []
-        monkeypatch.setattr("engine.measuring.time", SimpleNamespace(perf_counter=lambda: self.now))
-        self.measuring = Measuring(self, self)
-
-    def snapshot(self):
-        return SimpleNamespace(step=self.state.step)
-
-    def probe(self, name, settings):
-        def measure(snap):
-            for _ in range(BREATHS[name]):
-                self.now += LENGTHS.get(name, BREATH)
-                yield None
-            yield Scalar(name, 0.0)
-
-        return SimpleNamespace(measure=measure)
-
-    def record(self, step, record):
-        self.made.append((record.name, step))
-
-    def event(self, step, kind, detail):
-        assert kind == "probe"
-
-    def go(self, steps, ask=None, last=False):
-        """Train so many steps more, as the loop does; `ask` maps a step to the probe that is asked for after it."""
-        until, ask = self.state.step + steps, ask or {}
-        while self.state.step < until:
-            self.now += STEP
-            self.state.step += 1
-            step = self.state.step
-            if step in ask:
-                self.measuring.now(ask[step], {})
-            self.measuring.due(step, last=last and step == until)
-            self.measuring.turn(STEP * step)
-            self.turns.append((self.measuring.budget.spent, self.now, self.measuring.activity))
-        return self
-
-    def of(self, name):
-        return [step for made, step in self.made if made == name]
-
-
-@pytest.mark.parametrize("share", [0.02, 0.1, 0.4])
-def test_scheduled_measurements_keep_to_their_share_at_every_step_and_use_it(monkeypatch, share):
-    stage = Stage(monkeypatch, {"hessian": 1, "imbalance": 1}, share).go(60_000)
-    assert all(spent <= share * total + BREATH for spent, total, _ in stage.turns)
-    spent, total, _ = stage.turns[-1]
-    assert spent == pytest.approx(share * total, rel=0.01)
-    assert len(stage.of("hessian")) >= 2
-
-
-def test_a_cheap_measurement_keeps_its_interval_beside_dear_ones(monkeypatch):
-    stage = Stage(monkeypatch, {"hessian": 1, "landscape": 1, "imbalance": 100}, 0.4).go(2000)
-    assert stage.of("hessian") and stage.of("landscape"), "all have been through once, and none has a start any more"
-    before = len(stage.of("imbalance"))
-    assert len(stage.go(4000).of("imbalance")) - before >= 39, "its two breaths are a sixth of what the budget earns"
-
-
-def test_the_first_measurement_of_a_probe_goes_before_the_next_of_others(monkeypatch):
-    stage = Stage(monkeypatch, {"hessian": 1, "imbalance": 1, "landscape": 1})
-    monkeypatch.setitem(BREATHS, "hessian", 400)
-    while not stage.of("landscape"):
-        stage.go(1)
-    assert len(stage.of("imbalance")) == 1
-    assert stage.measuring.budget.spent <= 2 * (BREATHS["landscape"] + 2 + 2) * BREATH
-
-
-def test_a_cheap_measurement_does_not_wait_for_a_dear_one(monkeypatch):
-    stage = Stage(monkeypatch, {"hessian": 1, "imbalance": 1}).go(4500)
-    first = stage.made.index(("hessian", stage.of("hessian")[0]))
-    assert first >= 1 and stage.made[0][0] == "imbalance"
-
-
-def test_of_many_dear_measurements_the_oldest_has_half_the_time(monkeypatch):
-    stage = Stage(monkeypatch, {"landscape": 1, "hessian": 1, "sharpness": 1})
-    while not stage.made:
-        stage.go(1)
-    assert stage.made[0][0] == "landscape"
-    assert stage.measuring.budget.spent <= (2 * BREATHS["landscape"] + 3) * BREATH
-
-
-def test_a_dear_measurement_gets_on_beside_cheap_ones_that_are_always_due(monkeypatch):
-    stage = Stage(monkeypatch, {"hessian": 1, "imbalance": 1, "spectra": 1, "landscape": 1})
-    monkeypatch.setitem(BREATHS, "spectra", 3)
-    monkeypatch.setitem(BREATHS, "hessian", 400)
-    while len(stage.of("landscape")) < 2:
-        stage.go(1)
-    assert stage.measuring.budget.spent <= 2 * (2 * 3 * BREATHS["landscape"] + 20) * BREATH, "a third of a half"
-    assert not stage.of("hessian") and len(stage.of("imbalance")) > 20
-
-
-def test_a_measurement_of_many_small_pieces_has_its_half_of_the_time(monkeypatch):
-    stage = Stage(monkeypatch, {"hessian": 1, "spectra": 1})
-    monkeypatch.setitem(BREATHS, "spectra", 100)
-    monkeypatch.setitem(LENGTHS, "spectra", BREATH / 50)
-    while not stage.of("spectra"):
-        stage.go(1)
-    assert stage.measuring.budget.spent <= 3 * 100 * BREATH / 50 + 2 * BREATH, "it took turns by pieces, not by time"
-
-
-def test_without_a_budget_only_what_is_asked_for_is_measured_and_the_last_step(monkeypatch):
-    stage = Stage(monkeypatch, {"imbalance": 1}, 0.0).go(100, {30: "hessian"})
-    assert stage.made == [("hessian", 30)]
-    stage.go(20, last=True)
-    for _ in range(BREATHS["imbalance"]):
-        stage.measuring.turn(STEP * 120, idle=True)
-    assert stage.of("imbalance") == [120]
-
-
-def test_what_is_asked_for_is_not_held_back_and_is_paid_back(monkeypatch):
-    stage = Stage(monkeypatch, {"imbalance": 1}).go(4000, {200: "hessian"})
-    under_way = [i for i, turn in enumerate(stage.turns) if "hessian" in turn[2]]
-    assert len(under_way) == BREATHS["hessian"], "one breath a step from the first on"
-    done = under_way[-1] + 1
-    owed = next(i for i in range(done, 4000) if stage.turns[i][0] < 0.1 * stage.turns[i][1])
-    assert owed - done > 100 and stage.turns[done][0] == stage.turns[owed - 1][0]
-    assert stage.turns[-1][0] == pytest.approx(0.1 * stage.turns[-1][1], rel=0.1)
-
-
-def test_a_request_takes_the_place_of_the_scheduled_measurement_under_way(monkeypatch):
-    stage = Stage(monkeypatch, {"hessian": 10}).go(300, {100: "hessian"})
-    assert stage.of("hessian") == [100]
-    words = [activity for *_, activity in stage.turns]
-    assert words[50] == "measuring hessian in 10% of the time" and words[110] == "measuring hessian"
-
-
-def test_a_resumed_run_has_earned_nothing_by_its_past(monkeypatch):
-    stage = Stage(monkeypatch, {"hessian": 1})
-    stage.measuring.turn(3600.0)
-    for _ in range(100):
-        stage.measuring.due(1)
-        stage.measuring.turn(3600.0 + STEP)
-    assert 0 < stage.measuring.budget.spent <= BREATH
-
-
-def test_a_pause_costs_no_training_time(monkeypatch):
-    stage = Stage(monkeypatch, {"hessian": 1}).go(20)
-    spent = stage.measuring.budget.spent
-    assert spent > 0 and not stage.made and "10% of the time" in stage.measuring.activity
-    stage.measuring.turn(STEP * 20, idle=True)
-    assert stage.measuring.activity == "measuring hessian", "it has all the time"
-    for _ in range(BREATHS["hessian"]):
-        stage.measuring.turn(STEP * 20, idle=True)
-    assert len(stage.of("hessian")) == 1 and stage.measuring.budget.spent == spent
-
-
-def test_real_measurements_keep_to_their_budget(tmp_path, monkeypatch):
-    turns, breaths = [], []
-    turn, go_on = Measuring.turn, Measuring._go_on
-
-    def turned(self, seconds, *, idle=False):
-        turn(self, seconds, idle=idle)
-        if not idle:
-            turns.append((self.budget.spent, seconds + self.budget.spent))
-
-    def gone_on(self, job, *, idle):
-        before = self.budget.spent
-        go_on(self, job, idle=idle)
-        breaths.append(self.budget.spent - before)
-
-    monkeypatch.setattr(Measuring, "turn", turned)
-    monkeypatch.setattr(Measuring, "_go_on", gone_on)
-    probes = {"imbalance": 20, "hessian": 50, "landscape": 50}
-    cheap = {"hessian.steps": 5, "hessian.probes": 1, "hessian.parts": False, "hessian.sigma": 0.1}
-    cheap |= {"landscape.points": 3, "landscape.line": 5, "checkpoint": 1500, "imbalance.shapley": False}
-    run = trained(tmp_path / "a", small(steps=1500, probes=probes, settings=cheap))
-    assert all(spent <= 0.1 * total + max(breaths) for spent, total in turns[:-1])
-    early = [step for step in RunReader(run.home).history("hessian/lambda_max") if step < 1500]
-    assert early, "nothing was measured while training went on"
-
-
-MIDDLE = {"planted.rows": 4000, "planted.dimensions": 64, "batch": 128, "hidden": 256, "width": 128}
-
-
-def test_training_never_waits_a_second_for_a_measurement(tmp_path, monkeypatch):
-    started, step = [], Training.step
-    monkeypatch.setattr(Training, "step", lambda self: started.append(time.perf_counter()) or step(self))
-    probes = ("hessian", "landscape", "sharpness", "pyhessian")
-    cheap = {"hessian.parts": False, "sharpness.parts": False, "sharpness.m": 250, "landscape.points": 9}
-    config = small(steps=250, settings=MIDDLE | cheap | {"probe_rows": 1000, "checkpoint": 250})
-    run = trained(tmp_path / "a", config, {10: [Measure(name) for name in probes]})
-    assert run.training.problem.layout.size > 50_000
-    done = [e.detail["name"] for e in RunReader(run.home).events() if e.kind == "probe"]
-    assert set(done) == set(probes)
-    gaps = [b - a for a, b in zip(started, started[1:], strict=False)]
-    assert sum(gap > SLICE for gap in gaps) > 30, "nothing was measured while training went on"
-    assert max(gaps) < 1.0
-
-
-def test_a_cancelled_measurement_leaves_its_first_pictures_and_training_as_it_was(tmp_path):
-    plain = trained(tmp_path / "a", small())
-    asked = {20: [Measure("landscape", {"points": 101, "tol": 0.0, "plane": "gradient"})]}
-    asked |= {10: [Measure("landscape", {"points": 101, "tol": 1e-9})], 25: [Cancel("landscape")]}
-    run = trained(tmp_path / "b", small(), asked)
+def test_everything_due_is_measured_exactly_at_its_step_and_everything_at_the_last(tmp_path):
+    run = trained(tmp_path / "a", small(steps=55, probes={"imbalance": 7, "hessian": 20}, settings=QUICK))
     reader = RunReader(run.home)
-    assert [e.kind for e in reader.events() if e.kind.startswith("probe")] == [], "neither came to its end"
-    assert not run.measuring.busy and reader.meta("activity") == ""
-    first = reader.at("landscape/2d", 20)
-    assert reader.history("landscape/2d") == [10] and first.draw["evaluations"] < 101**2
-    assert "interpolated, checked error" in first.mode and reader.history("landscape/gradient/2d") == []
+    done = [(e.detail["name"], e.step) for e in reader.events(kinds=("probe",))]
+    assert [step for name, step in done if name == "imbalance"] == [7, 14, 21, 28, 35, 42, 49, 55]
+    assert [step for name, step in done if name == "hessian"] == [20, 40, 55]
+    assert reader.history("hessian/lambda_max") == [20, 40, 55]
+    assert reader.meta("measure") == "inline" and reader.meta("activity") == ""
+
+
+def test_measuring_moves_nothing(tmp_path):
+    plain = trained(tmp_path / "a", small())
+    measured = trained(tmp_path / "b", small(probes={"imbalance": 7, "hessian": 10}, settings=QUICK))
+    assert torch.equal(plain.training.state.theta, measured.training.state.theta)
+
+
+def test_a_probe_watched_on_the_way_joins_and_leaves(tmp_path):
+    orders = {15: [Watch("imbalance", True, 10)], 45: [Watch("imbalance", False)]}
+    run = trained(tmp_path / "a", small(), orders)
+    assert [e.step for e in RunReader(run.home).events(kinds=("probe",))] == [20, 30, 40]
+
+
+def test_a_resumed_run_measures_nothing_twice_and_leaves_nothing_out(tmp_path):
+    config = small(probes={"imbalance": 5}, settings={"checkpoint": 20})
+    trained(tmp_path / "a", config, {33: [Stop()]})
+    assert json_of("resume", tmp_path / "a")["state"] == "finished"
+    steps = [e.step for e in RunReader(tmp_path / "a").events(kinds=("probe",))]
+    assert steps == sorted(set(steps)) == list(range(5, 61, 5))
+
+
+def test_a_finished_run_that_was_killed_in_its_last_measurement_makes_it_when_it_is_resumed(tmp_path):
+    config = small(steps=20, probes={"landscape": 50}, settings={"landscape.points": 101, "landscape.tol": 0.0})
+    config.settings["landscape.tol"] = 0.0
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "config.json").write_text(json.dumps(config.to_json()))
+    process = engine("run", tmp_path / "a")
+    reader = wait_for(lambda: (tmp_path / "a" / "run.db").exists() and RunReader(tmp_path / "a"))
+    wait_for(lambda: "measuring landscape" in reader.meta("activity", ""))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not reader.events(kinds=("probe",))
+    config.settings["landscape.points"] = 5
+    (tmp_path / "a" / "config.json").write_text(json.dumps(config.to_json()))
+    json_of("resume", tmp_path / "a")
+    assert [e.step for e in reader.events(kinds=("probe",))] == [20]
+
+
+def test_a_measurement_that_was_asked_for_leaves_training_as_it_was(tmp_path):
+    plain = trained(tmp_path / "a", small())
+    run = trained(tmp_path / "b", small(settings=QUICK), {20: [Measure("hessian")]})
+    assert RunReader(run.home).history("hessian/lambda_max") == [20]
     assert torch.equal(run.training.state.theta, plain.training.state.theta)
 
 
-def test_a_finer_picture_takes_the_place_of_the_coarser_at_the_same_step(tmp_path):
-    run, reader = trained(tmp_path / "a", small()), RunReader(tmp_path / "a")
-    seen, record = [], run.writer.record
+@pytest.mark.parametrize("ending", [Cancel("landscape"), Stop()])
+def test_cancel_and_stop_end_a_measurement_within_a_second(tmp_path, ending):
+    asked, took = {}, []
 
-    def recorded(step, made):
-        record(step, made)
-        run.writer.flush()
-        if made.name == "landscape/2d":
-            seen.append((made.draw["evaluations"], reader.stamp("landscape/2d")))
+    def ask(number):
+        post(tmp_path / "a", ending)
+        asked["at"] = time.monotonic()
 
-    run = Run(run.training, run.home)
-    run.writer.record, record = recorded, run.writer.record
-    run.measure("landscape", {"tol": 1e-5})
-    while run.measuring.busy:
-        run.measuring.turn(0.0, idle=True)
-    assert len(seen) > 1 and sorted(seen) == seen and len({stamp for _, stamp in seen}) == len(seen)
-    assert reader.history("landscape/2d") == [60]
-    assert reader.at("landscape/2d", 60).draw["evaluations"] == seen[-1][0]
+    def begin():
+        threading.Timer(1.0, ask, [1]).start()
+        return [Measure("landscape", LONG)]
+
+    def after():
+        took.append(time.monotonic() - asked["at"])
+
+    run = trained(tmp_path / "a", small(), {20: begin, 21: after} if ending == Cancel("landscape") else {20: begin})
+    took = took or [time.monotonic() - asked["at"]]
+    assert took[0] < 1.0, f"{took[0]:.2f} s"
+    reader = RunReader(run.home)
+    assert not reader.events(kinds=("probe", "probe failed")) and reader.meta("activity") == ""
+    assert reader.history("landscape/2d") == [20], "its first picture stays"
+
+
+def test_while_it_measures_a_run_says_how_far_that_has_come(tmp_path):
+    seen = []
+
+    def begin():
+        def look():
+            reader = RunReader(tmp_path / "a")
+            until = time.monotonic() + 2.0
+            while time.monotonic() < until:
+                seen.append(reader.meta("activity", ""))
+                time.sleep(0.05)
+            post(tmp_path / "a", Stop())
+
+        threading.Thread(target=look).start()
+        return [Measure("landscape", LONG)]
+
+    trained(tmp_path / "a", small(), {20: begin})
+    counted = [words for words in seen if " of " in words and words.startswith("measuring landscape: ")]
+    assert len(set(counted)) > 3, seen[-3:]
 
 
 def test_what_is_scheduled_and_refused_says_so_once_and_again_when_it_is_asked_for(tmp_path):
     config = small(probes={"imbalance": 10}, settings={"modalities": "audio"})
-    run = trained(tmp_path / "run", config, {40: [Measure("imbalance", {})]})
+    run = trained(tmp_path / "run", config, {45: [Measure("imbalance", {})]})
     failed = [event for event in RunReader(run.home).events() if event.kind == "probe failed"]
-    assert [event.step for event in failed] == [10, 40, 60], "the first, the one asked for, and the last of the run"
+    assert [event.step for event in failed] == [10, 45], "the first, and the one asked for"
     assert all("this run trains on audio alone" in event.detail["error"] for event in failed)
+
+
+def test_an_earlier_step_is_not_measured_between_two_steps(tmp_path):
+    run = trained(tmp_path / "run", small(), {45: [Measure("imbalance", {}, 20)]})
+    refused = RunReader(run.home).events(kinds=("refused",))
+    assert "step 20 cannot be measured while it trains" in refused[0].detail["error"]
+
+
+def test_a_pace_keeps_steps_apart_moves_while_the_run_goes_and_changes_no_number(tmp_path):
+    plain = trained(tmp_path / "a", small())
+    times = {}
+    marks = {step: (lambda step=step: times.setdefault(step, time.monotonic()) and []) for step in (1, 20, 40)}
+    orders = marks | {21: [Pace(0)]}
+    orders[21] = lambda: times.setdefault(21, time.monotonic()) and [Pace(0)]
+    paced = trained(tmp_path / "b", small(settings={"pace": 20.0}), orders)
+    assert 0.8 < times[20] - times[1] < 2.5, "nineteen steps, twenty a second"
+    assert RunReader(paced.home).meta("pace") == 0.0
+    assert torch.equal(plain.training.state.theta, paced.training.state.theta)
+
+
+@pytest.mark.parametrize("rate", [-1, float("nan"), True, 2e6])
+def test_a_pace_that_is_none_is_refused_in_a_sentence(rate):
+    with pytest.raises(InputError, match="A pace is a number of steps a second from 0"):
+        Pace(rate)
+
+
+def test_a_schedule_knows_what_is_due_and_what_was_passed():
+    schedule = Schedule(lambda probe: 25)
+    schedule.only({"a": 10, "b": 0})
+    assert schedule.intervals == {"a": 10, "b": 25}
+    assert schedule.due(0) == [] and schedule.due(50) == ["a", "b"] and schedule.due(3, last=True) == ["a", "b"]
+    schedule.measured("a", 50)
+    assert schedule.due(50) == ["b"] and not schedule.passed("a", 59) and schedule.passed("a", 60)
+    schedule.only({"a": 5})
+    assert schedule.intervals == {"a": 5} and schedule.done("a") == 50
+    with pytest.raises(InputError, match="must be 1 step or more"):
+        schedule.watch("a", True, -1)
