@@ -19,6 +19,11 @@ def ready(now: Standing) -> bool:
     return now.state in ALIVE and now.settings is not None
 
 
+def measurable(now: Standing) -> bool:
+    """Return whether a step of the run can be measured: it has begun, whether it trains on or is over."""
+    return now.settings is not None and now.state in (*ALIVE, *DEAD)
+
+
 def why(now: Standing) -> str:
     """Return why the run cannot be steered, and what to do, or nothing where it can."""
     if ready(now):
@@ -43,6 +48,8 @@ def controls(now: Standing) -> dict[str, Any]:
         "probes": dict(now.probes),
         "refused": now.refused[1] if now.refused else "",
         "revision": now.revision,
+        "pace": now.pace,
+        "kept": list(now.kept),
     }
     return found | {"tag": tag(found)}
 
@@ -62,4 +69,6 @@ def already(now: Standing, command: Mapping[str, Any]) -> bool:
         path, every = f"probe {command['probe']}", command.get("every", 0)
         known = now.asked.get(path, now.probes.get(command["probe"], 0))
         return not known if not command["on"] else bool(every) and known == every
+    if do == "pace":
+        return now.asked.get("pace", now.pace) == command["rate"]
     return do in ONCE and any(waiting.get("do") == do for waiting in now.commands)

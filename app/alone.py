@@ -27,7 +27,7 @@ from engine.store import RunReader
 
 NEWEST = 200
 """Newest runs among which those of one modality are looked for."""
-MEASURING = ("probe_rows", "report", "checkpoint", "budget")
+MEASURING = ("probe_rows", "report", "checkpoint", "budget", "measure", "observers", "pace")
 """Settings that change what is recorded of a run, and nothing that two runs are compared by."""
 SEVERAL = "These runs have not been evaluated at the same step yet."
 

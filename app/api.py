@@ -141,7 +141,7 @@ class Desk:
 
 def _head(stands: Standing) -> tuple[bytes, str, bytes]:
     """Return the start of a tick, and the tag and JSON of what the run acknowledges to its controls."""
-    wait = FAST if stands.pending else RESTING if stands.state in DEAD else SLOW
+    wait = FAST if stands.pending else RESTING if stands.state in DEAD and not stands.busy else SLOW
     head = json.dumps({"next": wait, "tags": stands.tags, "status": stands.to_json()})[:-1].encode()
     found = controls(stands)
     return head, found["tag"], f',"controls":{json.dumps(found)}'.encode()

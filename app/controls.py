@@ -10,10 +10,10 @@ from typing import Any
 import streamlit as st
 
 from app import live
-from app.acknowledged import ready
-from app.outlook import USUAL
-from app.status import DEAD, folder, home_of, sentence, standing
-from app.steering import interval, send, widget
+from app.acknowledged import measurable
+from app.progress import USUAL
+from app.status import folder, home_of, sentence, standing
+from app.steering import interval, measure, send, widget
 from app.text import literal
 from engine.control import Cancel, Measure, Note
 
@@ -48,13 +48,13 @@ def measuring(
     live.watch(run, "records", now.tags["records"], key=f"watch/{run}/{probe['name']}")
     name = probe["name"]
     known = now.settings or {}
-    alive = ready(now)
+    may = measurable(now)
     busy = name in now.busy
     with st.container(
         horizontal=True, vertical_alignment="bottom", gap="small", width="content", key=f"measure-{name}"
     ):
         interval(now, probe)
-        with st.popover("Settings", icon=":material/tune:", key=f"settings/{run}/{name}", disabled=not alive):
+        with st.popover("Settings", icon=":material/tune:", key=f"settings/{run}/{name}", disabled=not may):
             st.caption("For the next measurement on request; the scheduled ones keep the run's own settings.")
             own = {f"{name}.{k['name']}": k["default"] for k in probe["knobs"]}
             own |= known
@@ -67,10 +67,10 @@ def measuring(
             button,
             key=f"now/{run}/{name}",
             icon=":material/straighten:",
-            disabled=not alive,
-            on_click=send,
+            disabled=not may,
+            on_click=measure,
             args=(run, Measure(name, chosen)),
-            help="Not held back by the budget; a scheduled measurement under way is given up for it.",
+            help="Measures the newest step, before what is scheduled; of a run that is over, the last one.",
         )
         if busy:
             st.button(
@@ -79,12 +79,10 @@ def measuring(
         waiting = [sentence(command) for command in now.commands if command.get("probe") == name]
         if waiting and not busy:
             st.caption(literal(f"requested: {waiting[-1]}"))
-        elif not alive:
-            st.caption(
-                "Resume the run to measure." if now.state in DEAD else "Measurements are for a run that has started."
-            )
-    if alive:
-        live.outlook(now, name, USUAL.get(probe["cost"], ""), key=f"outlook/{run}/{name}")
+        elif not may:
+            st.caption("Measurements are for a run that has started.")
+    if may:
+        live.progress(now, name, USUAL.get(probe["cost"], ""), key=f"progress/{run}/{name}")
 
 
 def scales(place: str) -> dict[str, Any]:

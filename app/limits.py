@@ -89,6 +89,7 @@ LIMITS = {
     "methods": Limit(8, "MODALSCAPE_MAX_METHODS", "methods from the start"),
     "probes": Limit(12, "MODALSCAPE_MAX_PROBES", "probes from the start"),
     "threads": Limit(_cores, "MODALSCAPE_MAX_THREADS", "threads", "the cores"),
+    "observers": Limit(_cores, "MODALSCAPE_MAX_OBSERVERS", "observers", "the cores"),
     "file": Limit(1024, "MODALSCAPE_MAX_FILE", "MiB of unpacked data"),
     "memory": Limit(_memory, "MODALSCAPE_MAX_MEMORY", "MiB of memory", "half of the machine's"),
 }
@@ -120,6 +121,7 @@ def bounded(config: Mapping[str, Any]) -> None:
     LIMITS["methods"].hold(len(config.get("methods") or ()))
     LIMITS["probes"].hold(len(config.get("probes") or ()))
     LIMITS["threads"].hold(settings.get("threads", 1))
+    LIMITS["observers"].hold(settings.get("observers", 1))
     held, size = contents(config["data"]) if config.get("data") else ({}, 0)
     LIMITS["file"].hold(size / MIB)
     need = memory(settings, shapes(held, settings), size)

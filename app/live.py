@@ -95,18 +95,19 @@ def steering(
     standing: Standing,
     methods: Sequence[Mapping[str, Any]],
     rate: Mapping[str, Any] | None,
+    probes: Sequence[str],
     *,
     received: Callable[[], None],
     confirmed: Sequence[str],
 ) -> None:
-    """Draw the state of a run and its controls: buttons, a switch for each of `methods`, the learning rate.
+    """Draw the state of a run and its controls: buttons, pace, time, a switch for each of `methods`, the learning rate.
 
-    What a person asks for anywhere on the page arrives here: `received` is called when `asked_for` has something new.
-    `confirmed` lists the tokens of what has arrived.
+    `probes` can measure the run at an earlier step. What a person asks for anywhere on the page arrives here:
+    `received` is called when `asked_for` has something new. `confirmed` lists the tokens of what has arrived.
     """
     entries = [{"name": m["name"], "title": m["title"], "help": m.get("summary", "")} for m in methods]
     data = {"kind": "steering", "run": standing.id, "methods": entries, "rate": rate, "received": list(confirmed)}
-    data |= {"topic": "state", "drawn": standing.tags["state"], "status": standing.to_json()}
+    data |= {"probes": list(probes), "topic": "state", "drawn": standing.tags["state"], "status": standing.to_json()}
     callbacks = {"on_changed_change": lambda: None, "on_sent_change": received}
     _mount(key=STEERING, data=data | {"controls": controls(standing)} | _scripts(), **callbacks)
 
@@ -126,11 +127,11 @@ def control(kind: str, run: str, *, key: str, width: int | str = "stretch", **da
     _mount(key=key, data=data | {"kind": kind, "run": run} | _scripts(), width=width)
 
 
-def outlook(standing, probe: str, usual: str, *, key: str) -> None:
-    """Draw when the next measurement of a probe may be done, as it changes; `usual` where nothing is known of it."""
-    words = standing.outlook.get(probe, usual)
+def progress(standing, probe: str, usual: str, *, key: str) -> None:
+    """Draw how far the measurement of a probe is, as it goes on; `usual` where nothing is known of it."""
+    words = standing.progress.get(probe, usual)
     if served():
-        data = {"kind": "outlook", "run": standing.id, "probe": probe, "words": words, "usual": usual}
+        data = {"kind": "progress", "run": standing.id, "probe": probe, "words": words, "usual": usual}
         _mount(key=key, data=data | _scripts())
     elif words:
         st.caption(literal(words))

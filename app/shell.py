@@ -105,7 +105,8 @@ def _steering(run: str) -> None:
         st.error(literal(problem))
     if live.served():
         described = steering.described(knob) if knob else None
-        live.steering(now, methods, described, received=steering.received, confirmed=steering.confirmed())
+        probes = [entry["name"] for entry in catalogue()["probes"] if not entry["needs"]]
+        live.steering(now, methods, described, probes, received=steering.received, confirmed=steering.confirmed())
         return
     _facts(now)
     with st.container(gap="xsmall", key="steering"):

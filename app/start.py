@@ -22,6 +22,8 @@ COLOURS = {
     "paused": "orange",
     "stopping": "orange",
 } | dict.fromkeys(("failed", "crashed", "stalled"), "red")
+MINUTE = 60
+"""Seconds that an arm of a lesson takes at its pace, about."""
 SHOWN = 40
 """Runs listed at first."""
 
@@ -43,11 +45,17 @@ def lessons(catalogue: Mapping[str, Any]) -> None:
                         words = titles.get(arm) or arm.replace("_", " ").capitalize()
                         key = f"lesson/{entry['name']}/{arm}"
                         if st.button(words, key=key, icon=":material/play_arrow:"):
-                            begin(
-                                config, catalogue, note=f"{entry['title']}: {words}", page=(*entry["show"], "live")[0]
-                            )
+                            note, page = f"{entry['title']}: {words}", (*entry["show"], "live")[0]
+                            begin(watched(config, catalogue), catalogue, note=note, page=page)
                 with st.expander("What to watch"):
                     st.markdown(entry["words"])
+
+
+def watched(config: Mapping[str, Any], catalogue: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an arm of a lesson as it is started here: all usual probes beside its own, at a pace one can follow."""
+    usual = {entry["name"]: 0 for entry in catalogue["probes"] if entry["usual"] and not entry["needs"]}
+    pace = {"pace": max(1, round(config.get("steps", 1000) / MINUTE))}
+    return {**config, "probes": usual | dict(config.get("probes", {})), "settings": pace | dict(config["settings"])}
 
 
 def form(catalogue: Mapping[str, Any]) -> None:
@@ -210,10 +218,10 @@ def _probes(catalogue: Mapping[str, Any]) -> dict[str, int]:
         [name for name, entry in known.items() if not entry["needs"]],
         format_func=lambda n: known[n]["title"],
         selection_mode="multi",
-        default=[n for n, e in known.items() if e["cost"] != "dear"],
+        default=[n for n, e in known.items() if e["usual"] and not e["needs"]],
         key="new-probes",
         persist_state="session",
-        help="Each at its own interval, together within a tenth of the run's time; all can be changed later.",
+        help="By a process beside the training, which goes on meanwhile; all can be changed later.",
     )
     return {name: 0 for name in chosen or ()}
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from app.outlook import outlook
+from app import progress
+from engine.folder import kept_steps
 from engine.handle import OVER, RUN_ID, UNREADABLE, RunHandle, Status, runs, runs_folder
 from engine.knobs import InputError
 
@@ -84,8 +85,8 @@ class Standing:
     events: int
     busy: tuple[str, ...] = ()
     """Probes that measure now."""
-    outlook: Mapping[str, str] = field(default_factory=dict)
-    """Probe to words about when its next measurement may be done."""
+    progress: Mapping[str, str] = field(default_factory=dict)
+    """Probe to words about how far its measurement is, or what the last one took."""
     measured: tuple[str, ...] = ()
     """Probes that have come to an end of a measurement."""
     settings: Mapping[str, Any] | None = None
@@ -94,6 +95,10 @@ class Standing:
     """The commands that wait, as JSON values."""
     revision: int = 0
     """A number that grows with every command that is sent or answered."""
+    kept: tuple[int, ...] = ()
+    """Steps whose state was kept, so that they can be measured."""
+    pace: float = 0.0
+    """Steps a second that the run takes at most; 0 for as fast as it can."""
 
     @property
     def tags(self) -> dict[str, str]:
@@ -121,7 +126,7 @@ class Standing:
             "rate": round(self.rate, 2) if self.rate else 0,
             "eta": None if self.eta is None else round(self.eta, 1),
             "activity": self.activity,
-            "outlook": dict(self.outlook),
+            "progress": dict(self.progress),
             "measured": list(self.measured),
             "error": self.error,
             "pending": list(self.pending),
@@ -177,8 +182,9 @@ def _standing(run: str, engine: RunHandle, status: Status) -> Standing:
     numbers = [number for number, _ in waiting] + [event.detail.get("id", 0) for event in events[-1:]]
     newest = reader.newest(*EVENTS)
     known = reader.names()["records"]
-    probes = reader.meta("probes", {}) or {}
-    measuring = reader.meta("measuring", {}) if status.alive else {}
+    observers = engine.observers(reader)
+    known_facts = reader.facts("probes", "methods", "settings", "pace")
+    inline = _inline(status.activity or "")
     return Standing(
         run,
         status.state,
@@ -186,23 +192,31 @@ def _standing(run: str, engine: RunHandle, status: Status) -> Standing:
         status.steps or 0,
         status.rate or 0.0,
         status.eta,
-        status.activity or "",
-        status.error,
+        status.activity or progress.activity(observers),
+        status.error or reader.damage or None,
         status.alive,
         tuple(sentence(command) for command in pending),
         _asked(pending),
-        stands(reader.meta("methods", {}) or {}, events, pending),
-        probes,
+        stands(known_facts.get("methods", {}), events, pending),
+        known_facts.get("probes", {}),
         _refused(events),
         len(known),
         newest.id if newest is not None else 0,
-        tuple(sorted({job["probe"] for job in measuring.get("jobs", ())})),
-        outlook(measuring, step=status.step or 0, state=status.state),
-        tuple(measuring.get("costs", ())),
-        reader.meta("settings", None),
+        (*progress.busy(observers), *inline),
+        progress.progress(reader.observing().values()) | inline,
+        tuple(probe for facts in observers for probe in facts.get("observing", {}).get("costs", ())),
+        known_facts.get("settings"),
         tuple(pending),
         max(numbers, default=0) + (newest.id if newest is not None else 0),
+        kept_steps(engine.home),
+        known_facts.get("pace", 0.0),
     )
+
+
+def _inline(activity: str) -> dict[str, str]:
+    """Return the probe that the engine itself measures now to how far it is, as its heartbeat says."""
+    probe, _, words = activity.removeprefix("measuring ").partition(": ")
+    return {probe: words or "measuring"} if activity.startswith("measuring ") else {}
 
 
 def stands(on: Mapping[str, Any], events: Sequence, pending: Sequence[Mapping[str, Any]]) -> dict[str, MethodStand]:
@@ -238,9 +252,12 @@ def sentence(command: Mapping[str, Any], titles: Mapping[str, str] | None = None
         every = f" every {command['every']:,}" if command["on"] and command.get("every") else ""
         return f"{command['probe']}{every}" if command["on"] else f"{command['probe']} off"
     if do == "measure":
-        return f"measure {command['probe']}"
+        at = f" at step {command['step']:,}" if command.get("step") is not None else ""
+        return f"measure {command['probe']}{at}"
     if do == "resume":
         return "single step" if command.get("steps") == 1 else "resume"
+    if do == "pace":
+        return f"{command['rate']:g} steps/s" if command["rate"] else "full speed"
     if do == "note":
         return f"note “{command['text']}”"
     return str(do)
@@ -251,6 +268,8 @@ def _asked(pending: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for command in pending:
         if command.get("do") == "tune":
             asked[f"{command['method']}.{command['knob']}"] = command["value"]
+        elif command.get("do") == "pace":
+            asked["pace"] = command["rate"]
         elif command.get("do") == "watch":
             asked[f"probe {command['probe']}"] = command["every"] if command["on"] else 0
     return asked

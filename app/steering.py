@@ -17,17 +17,17 @@ from typing import Any
 import streamlit as st
 
 from app import live
-from app.acknowledged import already, ready
+from app.acknowledged import already, measurable, ready
 from app.status import ALIVE, DEAD, Standing, folder, home_of, sentence, standing
 from app.supervisor import Supervisor
 from app.text import literal
-from engine.control import Command, Pause, Resume, Stop, Toggle, Tune, Watch, from_json
+from engine.control import Command, Measure, Pace, Pause, Resume, Stop, Toggle, Tune, Watch, from_json
 from engine.handle import RunHandle
 from engine.knobs import InputError
 
 MOST = 100
 """Requests taken from a page at once, and tokens remembered of those taken before."""
-OFFERED = (Pause, Resume, Stop, Toggle, Tune, Watch)
+OFFERED = (Pause, Resume, Stop, Pace, Toggle, Tune, Watch, Measure)
 """What a page's controls may ask for."""
 
 
@@ -50,6 +50,17 @@ def send(run: str, command: Command, token: str = "") -> None:
         st.toast(f"The command was not sent: {literal(error)}", icon=":material/error:")
 
 
+def measure(run: str, command: Measure, token: str = "") -> None:
+    """Ask for a measurement, and see that somebody is there to make it, also when the run is over."""
+    send(run, command, token)
+    home = home_of(folder(), run)
+    try:
+        if home is not None:
+            RunHandle(home).observe()
+    except InputError as error:
+        st.toast(f"Nobody could be started to measure: {literal(error)}", icon=":material/error:")
+
+
 def resumed(now: Standing) -> None:
     """Go on with a run: from its last checkpoint when its engine has ended, else from its pause."""
     if now.state in DEAD:
@@ -64,6 +75,8 @@ def leave(now: Standing) -> None:
         st.toast("This run has already started.")
 
 
+COSTS = {"cheap": "low", "fair": "medium", "dear": "high"}
+"""Cost of a probe to the word for it on a page."""
 ACTIONS: dict[str, Callable[[Standing], None]] = {"go on": resumed, "leave": leave}
 """What a page may ask for that is no command to an engine."""
 
@@ -99,12 +112,16 @@ def taken(run: str, act: Any, token: str = "") -> None:
         command = from_json(act)
         if not isinstance(command, OFFERED):
             raise InputError(f"A page does not ask for {command.word}.")
-        if isinstance(command, Toggle | Tune | Watch) and not ready(now):
+        if isinstance(command, Toggle | Tune | Watch | Pace) and not ready(now):
             raise InputError("The run cannot be steered now: it has not written its settings, or it has ended.")
+        if isinstance(command, Measure) and not measurable(now):
+            raise InputError("The run cannot be measured now: it has not begun.")
     except InputError as error:
         st.toast(f"The command was not sent: {literal(error)}", icon=":material/error:")
         return
-    if not already(now, command.to_json()):
+    if isinstance(command, Measure):
+        measure(run, command, token)
+    elif not already(now, command.to_json()):
         send(run, command, token)
 
 
@@ -172,7 +189,10 @@ def interval(now: Standing, probe: Mapping[str, Any]) -> None:
     options = sorted({0, 10, 25, 50, 100, 200, 500, 1000, int(probe["every"]), int(every)})
     if probe["needs"] and not (now.settings or {}).get(f"{name}.{probe['needs']}"):
         options = sorted({0, int(every)})  # on a schedule it would be refused every time
-    words = f"{probe['title']}: {probe['cost']}. Intervals stretch so that the run keeps to its budget."
+    words = (
+        f"{probe['title']}: {COSTS[probe['cost']]} cost. Beside the training it is measured as soon as so many steps "
+        "have passed and it is its turn; in a run that measures between its steps, exactly at them."
+    )
     if live.served():
         live.control(
             "interval", now.id, key=f"every/{now.id}/{name}", width=190, probe=name, options=options, help=words

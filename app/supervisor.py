@@ -20,6 +20,7 @@ from app.status import folder, home_of, listed
 from engine.config import read
 from engine.handle import RunHandle, lock
 from engine.knobs import InputError
+from engine.observers import dismissed
 from engine.outside import brief, text_of
 
 _LOOK = 0.3
@@ -183,6 +184,7 @@ def delete(run: str) -> None:
     nobodys = os.path.lexists(held) and not held.is_file()  # nobody can hold what is no file
     try:
         with nullcontext() if nobodys else lock(home):
+            dismissed(home)
             shutil.rmtree(home)
     except OSError as error:
         raise InputError(f"{home} cannot be deleted ({brief(error)}); delete the folder by hand.") from None

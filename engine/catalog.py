@@ -68,6 +68,7 @@ def _probe(probe: type[Probe]) -> dict[str, Any]:
         "title": probe.title,
         "every": probe.every,
         "cost": probe.cost,
+        "usual": probe.usual,
         "needs": probe.needs,
         "knobs": probe.knobs(),
         "summary": doc.split("\n\n")[0].replace("\n", " "),

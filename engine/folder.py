@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RUN_ID = re.compile(r"^[a-z0-9][a-z0-9-]{2,60}$")
 """What a run's id, the name of its folder, looks like."""
 
+_CHECKPOINT = re.compile(r"[0-9]{8,18}\.pt")
 LEFTOVERS = ("*.partial", ".new-*", "checkpoints/*.partial", "path/*.partial", "snapshot.pt", "snapshot.wanted")
 """What is there only while it is being written."""
 
@@ -189,6 +190,15 @@ def tidy(home: Path | str) -> None:
         for path in Path(home).glob(pattern):
             with suppress(OSError):  # what cannot be removed is in nobody's way
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def kept_steps(home: Path | str) -> tuple[int, ...]:
+    """Return the steps of a run whose state was kept in a checkpoint, in order."""
+    try:
+        names = os.listdir(Path(home) / "checkpoints")
+    except OSError:
+        return ()
+    return tuple(sorted(int(name[:-3]) for name in names if _CHECKPOINT.fullmatch(name)))
 
 
 def held_since(home: Path | str, name: str = "lock") -> float | None:

@@ -277,6 +277,10 @@ class RunHandle:
             raise InputError(words) from None
         threading.Thread(target=process.wait, daemon=True).start()
 
+    def observers(self, reader: RunReader) -> list[dict[str, Any]]:
+        """Return what the observers that are at work on the run said last."""
+        return [facts for number, facts in reader.observing().items() if observed_now(self.home, number)]
+
     def reader(self) -> RunReader:
         """Return a reader of what the run recorded."""
         return RunReader(self.home)

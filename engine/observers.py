@@ -6,6 +6,7 @@ Free of torch.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from engine.folder import ROOT, held_since
-from engine.outside import brief
+from engine.outside import brief, text_of
 from engine.stored import Unreadable
 
 LOOK_EVERY = 0.5
@@ -24,6 +25,8 @@ WAIT, WAIT_MOST = 1.0, 30.0
 """Seconds until an observer that ended is started again, at first and at most."""
 STEADY = 60.0
 """Seconds that an observer must have lasted for the wait to begin anew."""
+MOST = 16
+"""Observers of a run."""
 BUSY = 3
 """Exit code of an observer that found another in its place."""
 LOG = "observer.log"
@@ -54,12 +57,28 @@ def started(home: Path, number: int = 1) -> subprocess.Popen:
         )
 
 
-def observed_now(home: Path | str) -> bool:
-    """Return whether the first observer of the run in `home`, who answers requests, is at work."""
+def observed_now(home: Path | str, number: int = 1) -> bool:
+    """Return whether an observer of the run in `home` is at work; the first one answers requests."""
     try:
-        return held_since(home, locked(1)) is not None
+        return held_since(home, locked(number)) is not None
     except Unreadable:  # something else lies in the lock's place, and nobody can hold that
         return False
+
+
+def dismissed(home: Path | str, patience: float = 3.0) -> None:
+    """End the observers of the run in `home`, and wait up to `patience` seconds until they are gone."""
+    for number in range(1, MOST + 1):
+        path, until, asked = Path(home) / locked(number), time.monotonic() + patience, False
+        if not os.path.lexists(path):
+            continue
+        while observed_now(home, number) and time.monotonic() < until:
+            try:
+                if not asked:
+                    os.kill(int(text_of(path, 100)), signal.SIGTERM)
+                    asked = True
+            except (OSError, ValueError):  # it is just beginning, or has just ended
+                asked = False
+            time.sleep(0.02)
 
 
 @dataclass

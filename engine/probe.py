@@ -103,6 +103,8 @@ class Probe:
     """Steps between two measurements, unless the run says otherwise."""
     cost: ClassVar[str]
     """`cheap`, `fair` or `dear`."""
+    usual: ClassVar[bool] = True
+    """Whether runs started from the dashboard are measured with it unless told otherwise."""
     needs: ClassVar[str] = ""
     """The knob without which nothing can be measured, if there is one."""
 

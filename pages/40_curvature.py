@@ -6,7 +6,7 @@ from app import controls, live, shell
 
 TITLE = "Curvature"
 ICON = ":material/ssid_chart:"
-EMPTY = "No curvature has been measured yet. Choose an interval above, or press Measure now, which waits for no budget."
+EMPTY = "No curvature has been measured yet. Choose an interval above, or press Measure now."
 TRACES = {"as it is": "trace", "per parameter": "trace_mean", "per parameter, times ‖w‖²": "trace_scaled"}
 ABSENT = "This has not been measured in this run. Choose an interval above, or press Measure now."
 

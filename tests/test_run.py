@@ -47,9 +47,7 @@ def test_a_run_records_what_it_promises(tmp_path):
 
 def test_probes_leave_no_trace(tmp_path):
     plain = trained(tmp_path / "a", small())
-    probed = trained(
-        tmp_path / "b", small(probes={"imbalance": 7, "hessian": 10, "landscape": 20}, settings={})
-    )
+    probed = trained(tmp_path / "b", small(probes={"imbalance": 7, "hessian": 10, "landscape": 20}, settings={}))
     assert torch.equal(plain.training.state.theta, probed.training.state.theta)
     assert {"hessian/spectrum", "landscape/2d"} <= set(RunReader(probed.home).names()["records"])
 

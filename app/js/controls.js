@@ -2,6 +2,7 @@
 
 import { child, element, help, icon, span, theme } from "./dom.js";
 import { ask, asked, forget, listen, lost } from "./outbox.js";
+import { pace, time } from "./remote.js";
 
 const TONES = {
   running: "#2B8A3E", starting: "#2F6FDE", queued: "#2F6FDE", paused: "#C77700", stopping: "#C77700",
@@ -75,9 +76,10 @@ export function disconnected(sub) {
 function steering(sub) {
   const { run, methods, rate } = sub.data;
   sub.box = child(sub.host, "ms-panel");
-  const buttons = child(sub.host, "ms-buttons"), refused = child(sub.host, "ms-refused"), unsent = child(sub.host, "ms-error");
+  const buttons = child(sub.host, "ms-buttons"), remote = child(sub.host, "ms-remotes"), refused = child(sub.host, "ms-refused"), unsent = child(sub.host, "ms-error");
   const title = child(sub.host, "ms-head"), why = child(sub.host, "ms-why"), list = child(sub.host, "ms-switches");
   title.textContent = methods.length ? "Methods" : "";
+  const sliders = [pace(remote, run), time(remote, run, () => sub.probesHere())];
   const press = buttonsOf(buttons, run), switches = methods.map((m) => methodSwitch(list, run, m.name, m.title, m.help));
   const field = rate ? knobField(child(sub.host, "ms-knobs"), run, "optimizer", rate) : () => {};
   return (controls, status) => {
@@ -90,7 +92,7 @@ function steering(sub) {
     if (gone.length) unsent.append(pressable("OK", () => forget(run)));
     why.textContent = methods.length ? controls.why : "";
     why.hidden = !why.textContent;
-    for (const update of switches) update(controls);
+    for (const update of [...switches, ...sliders]) update(controls);
     field(controls);
   };
 }
@@ -332,6 +334,9 @@ function said(act, methods) {
   const title = (name) => methods.find((m) => m.name === name)?.title || name;
   if (act.do === "toggle") return `${title(act.method)} ${act.on ? "on" : "off"}`;
   if (act.do === "tune") return `${act.knob} = ${shortened(act.value)}`;
+  if (act.do === "pace") return act.rate ? `${act.rate} steps/s` : "full speed";
+  if (act.do === "measure") return `measure ${act.probe} at step ${act.step}`;
+  if (act.do === "fork") return `fork at step ${act.step}`;
   if (act.do === "watch") return act.on ? `${act.probe} every ${act.every}` : `${act.probe} off`;
   return act.steps ? "single step" : act.do;
 }

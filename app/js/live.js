@@ -3,6 +3,7 @@
 import { CONTROLS, disconnected, drop, know, knownTag } from "./controls.js";
 import { child, dark, element, styled, theme } from "./dom.js";
 import { confirm, through } from "./outbox.js";
+import { momentOf, onMoment, show } from "./time.js";
 
 await styled;
 
@@ -13,7 +14,6 @@ const CONFIG = {
 const NUDGED = 4000;
 
 const subs = new Map();
-const groups = new Map();
 const cameras = new Map();
 let timer = 0, busy = false, again = false, hurryUntil = 0, lost = 0, plotly = null;
 
@@ -97,7 +97,7 @@ async function ask(run, own) {
   if (pulse.status) know(run, pulse.status, pulse.controls);
   let waits = 0;
   for (const sub of own) {
-    if (sub.data.kind === "outlook" && pulse.status) sub.line.textContent = pulse.status.outlook[sub.data.probe] || sub.data.usual;
+    if (sub.data.kind === "progress" && pulse.status) sub.line.textContent = pulse.status.progress[sub.data.probe] || sub.data.usual;
     if (sub.absent !== undefined && pulse.status) absent(sub, pulse.status);
     if (sub.data.topic && pulse.tags && changed(sub, pulse.tags[sub.data.topic], waits)) waits += 300;
   }
@@ -112,8 +112,8 @@ async function ask(run, own) {
 }
 
 function timed(sub) {
-  const step = sub.data.kind === "chart" && sub.data.group ? groups.get(sub.data.group) : undefined;
-  return step === undefined || step === null ? sub.data.args : { ...sub.data.args, step };
+  const step = sub.data.kind === "chart" && sub.data.group ? momentOf(sub.data.group) : null;
+  return step === null ? sub.data.args : { ...sub.data.args, step };
 }
 
 // Ask for a fragment to be drawn again; several at once are spread out, since the server drops all but the last.
@@ -163,12 +163,13 @@ const BUILD = {
   },
   ...CONTROLS,
   steering(sub) {
+    sub.probesHere = () => probesHere(sub.data.run, sub.data.probes);
     CONTROLS.steering(sub);
     confirm(sub.data.received);
     through((entries) => sub.trigger("sent", entries));
   },
-  outlook(sub) {
-    if (!sub.line) sub.line = child(sub.host, "ms-outlook");
+  progress(sub) {
+    if (!sub.line) sub.line = child(sub.host, "ms-progress");
     theme(sub.host);
     sub.line.textContent = sub.data.words;
   },
@@ -202,23 +203,21 @@ const DRAW = {
     else window.Plotly.react(sub.plot, drawn.figure.data, layout, CONFIG);
   },
   scrub(sub, drawn) {
-    const following = groups.get(sub.data.group) == null;
     sub.steps = drawn.steps;
     sub.row.hidden = drawn.steps.length < 2;
     sub.slider.max = drawn.steps.length - 1;
-    if (following) sub.slider.value = drawn.steps.length - 1;
     scrubWords(sub);
   },
 };
 
-// What stands in the place of a figure: why there is none, and when the probe it waits for may be done.
+// What stands in the place of a figure: why there is none, and how far the probe that it waits for is.
 function absent(sub, status) {
   sub.status = status;
   const probe = ((sub.data.args.names || [])[0] || "").split("/")[0];
   const waits = status && (!status.measured.includes(probe) || sub.absent.includes("Measure now"));
-  const words = waits && status.outlook[probe];
+  const words = waits && status.progress[probe];
   const lines = [element("div", "", sub.absent)];
-  if (words) lines.push(element("div", "ms-outlook", words));
+  if (words) lines.push(element("div", "ms-progress", words));
   sub.plot.replaceChildren(...lines);
 }
 
@@ -276,19 +275,33 @@ function turn(sub, camera) {
 }
 
 function scrubTo(sub, place) {
-  const last = place >= sub.steps.length - 1;
-  groups.set(sub.data.group, last ? null : sub.steps[place]);
-  sub.slider.value = place;
-  scrubWords(sub);
-  for (const other of subs.values()) if (other.data.group === sub.data.group && other.data.kind === "chart") other.tag = "";
-  soon(0);
+  show(sub.data.group, place >= sub.steps.length - 1 ? null : sub.steps[place]);
 }
 
+onMoment((group) => {
+  for (const sub of subs.values()) {
+    if (!sub.data.group || (group !== null && sub.data.group !== group)) continue;
+    if (sub.data.kind === "chart") sub.tag = "";
+    if (sub.data.kind === "scrub" && sub.steps) scrubWords(sub);
+  }
+  soon(0);
+});
+
+// The slider stands at the newest measurement that is not after the moment shown.
 function scrubWords(sub) {
-  const place = Number(sub.slider.value), following = groups.get(sub.data.group) == null;
+  const moment = momentOf(sub.data.group);
+  const place = moment === null ? sub.steps.length - 1 : Math.max(sub.steps.findLastIndex((step) => step <= moment), 0);
   const step = sub.steps[place];
+  sub.slider.value = place;
   sub.words.textContent = step === undefined ? "" : `step ${step.toLocaleString("en")} (${place + 1} of ${sub.steps.length})`;
-  sub.latest.disabled = following;
+  sub.latest.disabled = moment === null;
+}
+
+// The probes whose measurements are on the page.
+function probesHere(run, known) {
+  const names = [...subs.values()].filter((sub) => sub.data.run === run && sub.data.group && sub.data.kind === "chart").flatMap((sub) => sub.data.args.names || []);
+  const found = new Set(names.map((name) => name.split("/")[0]));
+  return known.filter((probe) => found.has(probe));
 }
 
 function plotlyReady(url) {

@@ -39,6 +39,7 @@ class Between(Probe):
     title = "Between runs"
     every = 500
     cost = "dear"
+    usual = False
     needs = "other"
 
     @dataclass(frozen=True)

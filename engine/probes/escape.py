@@ -37,6 +37,7 @@ class Escape(Probe):
     title = "Escape from sharp places"
     every = 200
     cost = "dear"
+    usual = False
 
     @dataclass(frozen=True)
     class Params:

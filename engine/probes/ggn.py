@@ -34,6 +34,7 @@ class Ggn(Probe):
     title = "GGN and empirical Fisher"
     every = 200
     cost = "dear"
+    usual = False
 
     @dataclass(frozen=True)
     class Params:

@@ -40,6 +40,7 @@ class PyHessian(Probe):
     title = "Check with PyHessian"
     every = 1000
     cost = "dear"
+    usual = False
 
     @dataclass(frozen=True)
     class Params:

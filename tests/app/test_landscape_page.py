@@ -12,7 +12,8 @@ from app.status import folder
 from app.theme import look
 from engine.control import Cancel, Measure
 from engine.handle import lock
-from engine.store import RunReader, RunWriter
+from engine.observers import locked
+from engine.store import RunReader, RunWriter, create_observed
 from tests.app.test_pages import RUN, held, mounted, opened, sent, texts
 from tests.fixture_run import NEIGHBOUR, STEPS, write_run
 
@@ -93,25 +94,29 @@ def test_the_other_runs_go_with_the_request_and_come_from_the_list_alone():
 
 def test_a_measurement_under_way_can_be_cancelled():
     home = write_run(folder() / RUN)
-    with lock(home):
+    job = {"probe": "landscape", "step": STEPS, "asked": True, "seconds": 1.0, "left": 8.0}
+    job |= {"what": "points", "done": 120, "planned": 1681}
+    with lock(home), lock(home, locked(1)):
         writer = RunWriter(home)
-        job = {"probe": "landscape", "step": STEPS, "asked": True, "seconds": 1.0, "rank": 0.0}
-        facts = {"jobs": [job], "costs": {"landscape": 9.0}, "next": {}, "share": 0.1, "slice": 0.02}
-        facts |= {
-            "spent": 1.0,
-            "trained": 2.0,
-            "steps": 100,
-            "step": STEPS,
-            "every": {},
-            "served": {},
-            "head_start": 3.0,
-        }
-        writer.beat("running", STEPS, {"activity": "measuring landscape", "measuring": facts})
+        writer.beat("running", STEPS, {"activity": "", "measure": "live"})
+        writer.close()
+        writer = RunWriter(home, create_observed(home, 1))
+        writer.beat("observing", STEPS, {"observing": {"jobs": [job], "costs": {"landscape": 9.0}}})
         writer.close()
         at = view(VIEWS[0])
-        assert any(words.value.endswith("1.0 s of about 9.0 s of work · done in about 16 s") for words in at.caption)
+        words = f"measuring step {STEPS:,}: 120 of 1,681 points · about 8.0 s left"
+        assert any(caption.value == words for caption in at.caption)
         at.button(key=f"cancel/{RUN}/landscape").click().run()
         assert sent(home) == [Cancel("landscape")]
+
+
+def test_a_run_that_is_over_is_measured_from_the_page(monkeypatch):
+    home = write_run(folder() / RUN)
+    come = []
+    monkeypatch.setattr("engine.handle.RunHandle.observe", lambda handle: come.append(handle.home))
+    at = view(VIEWS[0])
+    at.button(key=f"now/{RUN}/landscape").click().run()
+    assert [command.probe for command in sent(home)] == ["landscape"] and come == [home]
 
 
 def test_two_runs_are_turned_together_on_one_scale_and_scrubbed_together(home, served):
