@@ -10,6 +10,7 @@ import os
 import warnings
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,9 @@ class Training:
         self.device = device(config.device)
         self.rng = Rng(config.seed)
         self.data = self._data()
+        if len(self.data.modalities) == 1 and "unimodal" not in config.settings:  # the fused loss is its own
+            self.settings["unimodal"] = "none"
+            self.own = replace(own, unimodal="none")
         self.problem = self._problem()
         self.optimizer = Optimizer(self._params(Settings, "optimizer"), config.steps)
         self.state = State(0, self.problem.init(), self.optimizer.init())

@@ -24,6 +24,7 @@ _SETTINGS: dict[str, Any] = {
     "probe_rows": 1200,
     "evaluate": 50,
     "budget": 1.0,
+    "unimodal": "none",
 }
 
 

@@ -27,6 +27,7 @@ _SETTINGS: dict[str, Any] = {
     "hessian.probes": 4,
     "evaluate": 50,
     "budget": 1.0,
+    "unimodal": "none",
 }
 
 

@@ -27,6 +27,7 @@ _SETTINGS: dict[str, Any] = {
     "robustness.part": "test",
     "robustness.rows": 2000,
     "budget": 1.0,
+    "unimodal": "none",
 }
 
 
