@@ -108,6 +108,15 @@ class Training:
         if method in self.stack.methods:
             self.stack = self.stack.having(tuned)
 
+    def idle(self) -> dict[str, str]:
+        """Return method to one sentence, for those that are on and leave training as it is: why, and what would help.
+
+        Pure. A sentence stays the same as long as its reason does, so that whoever asks often can tell what is new.
+        """
+        view = self._fresh_view()
+        found = {name: method.idle(view) for name, method in self.stack.methods.items()}
+        return {name: text for name, text in found.items() if text}
+
     def snapshot(self) -> Snapshot:
         """Return what a probe measures."""
         step, theta, problem, home = self.state.step, self.state.theta, self.problem, self.home
