@@ -156,3 +156,13 @@ def test_a_window_that_opens_is_nothing_to_speak_of():
     for _ in range(40):
         assert run.idle() == {}
         run.step()
+
+
+def test_the_state_of_an_older_version_goes_on_and_is_asked():
+    """Checkpoints of before do not hold how often InfoReg has pulled."""
+    new, old = (training("inforeg", unimodal="heads", inforeg__when="always", inforeg__period=4) for _ in range(2))
+    del old.stack.methods["inforeg"].state["pulled"]
+    for _ in range(30):
+        assert old.idle() == {}
+        new.step(), old.step()
+    assert torch.equal(new.state.theta, old.state.theta)
