@@ -133,7 +133,8 @@ def _alike(own: RunConfig, alone: RunConfig, catalogue: Mapping[str, Any]) -> bo
     elsewhere = {*_owners(catalogue), *MEASURING, "evaluate", "modalities"} - set(alone.methods)
 
     def trained(config: RunConfig) -> tuple:
-        settings = resolved(config, catalogue)
+        some = config.settings | {"modalities": alone.settings["modalities"]}  # defaults may depend on them
+        settings = resolved(replace(config, settings=some), catalogue)
         kept = {k: v for k, v in settings.items() if k.partition(".")[0] not in elsewhere}
         data = str(Path(config.data).resolve()) if config.data else None
         return config.problem, data, config.seed, config.steps, kept

@@ -166,6 +166,8 @@ def _what(catalogue: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
     if name is None:
         return {"problem": None, "data": None}, values
     st.caption(known[name]["summary"])
+    if known[name]["source"]:
+        st.caption(f"Source: {known[name]['source']}")
     return {"problem": name, "data": None}, values | known[name].get("defaults", {})
 
 

@@ -85,6 +85,7 @@ def _problem(source: type[Source]) -> dict[str, Any]:
         "defaults": source.defaults,
         "knobs": describe(source.Params),
         "summary": doc.split("\n\n")[0].replace("\n", " "),
+        "source": section(doc, "Source"),
         "doc": doc,
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,10 @@ MOST_STEPS = 100_000_000
 RETIRED = ("budget",)
 """Settings of older versions that mean nothing any more and are passed over."""
 _DEVICE = re.compile(r"[a-z]{1,12}(:[0-9]{1,3})?")
+DEFAULTS = 2
+"""Number of the defaults that hold for what a configuration leaves out, written down with it."""
+_FORMER: dict[int, dict[str, Any]] = {1: {"unimodal": "none"}}
+"""Number of former defaults to the settings in which they differed; files without a number are of the first."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,9 @@ class RunSettings:
         choices=("auto", "cross_entropy", "squared_error", "info_nce"),
     )
     unimodal: str = knob(
-        "none", help="A loss for each modality beside the fused one.", choices=("none", "heads", "slices")
+        "heads",
+        help="A loss for each modality beside the fused one; of one modality, or of InfoNCE, there is none unless set.",
+        choices=("none", "heads", "slices"),
     )
     fusion: str = knob("concat", help="How the modalities' features are joined.", choices=("concat", "sum", "gated"))
     encoder: str = knob(
@@ -87,17 +93,24 @@ class RunConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values, from which `from_json` makes the same configuration."""
-        return asdict(self) | {"methods": list(self.methods)}
+        return asdict(self) | {"methods": list(self.methods), "defaults": DEFAULTS}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> RunConfig:
-        """Return the configuration that `to_json` described.
+        """Return the configuration that `to_json` described; what it leaves out has the default of its time.
 
         Raises:
-            InputError: a field is unknown or of the wrong type.
+            InputError: a field is unknown or of the wrong type, or a newer version wrote it.
         """
         if not isinstance(values, Mapping):
             raise InputError(f"A run's configuration must be a JSON object, not {type(values).__name__}.")
+        values = dict(values)
+        number = values.pop("defaults", DEFAULTS)
+        if not _integer(number) or not 1 <= number <= DEFAULTS:
+            raise InputError(
+                f"In a run's configuration defaults must be a whole number from 1 to {DEFAULTS}, not {shown(number)}; "
+                "use the version of Modalscape that wrote it."
+            )
         known = cls.__dataclass_fields__
         for key, value in values.items():
             if key not in known:
@@ -105,7 +118,8 @@ class RunConfig:
             shape, words = _FIELDS[key]
             if not fits(list(value) if isinstance(value, tuple) else value, shape):
                 raise InputError(f"In a run's configuration {key} must be {words}, not {shown(value)}.")
-        return cls(**{**values, "methods": tuple(values.get("methods") or ())})
+        made = cls(**{**values, "methods": tuple(values.get("methods") or ())})
+        return replace(made, settings=_FORMER.get(number, {}) | made.settings)
 
 
 def _integer(value: Any) -> bool:
@@ -138,7 +152,7 @@ _FIELDS: dict[str, tuple[Any, str]] = {
 
 
 def read(home: Path | str) -> RunConfig:
-    """Return the configuration of the run in `home`.
+    """Return the configuration of the run in `home`; one of an older version keeps its meaning.
 
     Raises:
         InputError: the folder holds no readable `config.json`.
@@ -151,7 +165,7 @@ def read(home: Path | str) -> RunConfig:
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({brief(error)}); restore it or start a new run.") from None
     try:
-        return RunConfig.from_json(values)
+        return RunConfig.from_json({"defaults": 1} | values if isinstance(values, dict) else values)
     except InputError as error:
         raise InputError(f"{path} cannot be used: {error}") from None
 
@@ -212,12 +226,18 @@ def validated(config: RunConfig, catalog: Mapping[str, Any]) -> RunConfig:
 
 
 def resolved(config: RunConfig, catalog: Mapping[str, Any]) -> dict[str, Any]:
-    """Return every setting key with its value: what the run says, else what the problem prefers, else the default."""
+    """Return every setting key with its value: what the run says, else what the problem prefers, else the default.
+
+    One modality, or an objective without logits, has no losses of modalities beside the fused one unless the run says.
+    """
     values = {key: k["default"] for key, k in settings_known(config, catalog).items()}
     for entry in catalog["problems"]:
         if entry["name"] == config.problem:
             values |= entry["defaults"]
-    return values | config.settings
+    values |= config.settings
+    if values["objective"] == "info_nce" or len(str(values["modalities"]).replace(",", " ").split()) == 1:
+        values |= {"unimodal": config.settings.get("unimodal", "none")}
+    return values
 
 
 def _known(name: str, kind: str, entries: list[dict[str, Any]]) -> None:

@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+from engine.config import DEFAULTS
 from engine.knobs import InputError
 from engine.outside import brief, opened, regular
 from engine.store import create
@@ -102,7 +103,7 @@ def founded(home: Path, values: Mapping[str, Any]) -> None:
     claimed = False
     try:
         home.mkdir(parents=True, exist_ok=True)
-        _claim(home, values)
+        _claim(home, {"defaults": DEFAULTS} | dict(values))
         claimed = True
         create(home)
     except (OSError, UnicodeError, sqlite3.Error, InputError) as error:

@@ -20,7 +20,7 @@ __all__ = ["POINTS", "Method", "MethodConflict", "Stack", "knob"]
 POINTS = ("features", "losses", "gradients", "fuse", "around", "update", "commit")
 """The seven points, in the order in which a step passes them."""
 
-_OTHERS = ("init", "report")
+_OTHERS = ("init", "report", "idle")
 
 
 class MethodConflict(InputError):
@@ -52,6 +52,8 @@ class Method:
     """Methods that act before this one at a shared point."""
     neutral: ClassVar[dict[str, Any]] = {}
     """Knob values at which the method does nothing."""
+    silent: ClassVar[dict[str, Any]] = {}
+    """Knob values each of which leaves the method without an effect, whatever the other knobs say."""
     needs: ClassVar[tuple[Need, ...]] = ()
     """Settings without which the method cannot act, so that a run is refused before anything is made."""
     modalities: ClassVar[tuple[int, int | None]] = (1, None)
@@ -87,6 +89,29 @@ class Method:
     def report(self, view) -> Iterator[Record]:
         """Yield what the dashboard plots to show the method at work; `view` is the settled view of a step."""
         yield from ()
+
+    def idle(self, view) -> str:
+        """Return one sentence on why the method leaves training as it is and what would change that; empty if it acts.
+
+        Empty too where it is about to act, within `engine.needs.PATIENCE` steps. It is asked when the method goes on
+        or is tuned, and while it is on; `view` is as for `init`. Pure, and the text stays the same as long as its
+        reason does. Here: knobs at which nothing is done, and the window of the knobs `start` and `stop`, where a
+        method has them.
+        """
+        knobs, name = vars(self.params), self.name
+        if self.neutral and all(knobs[key] == value for key, value in self.neutral.items()):
+            values = " and ".join(f"{name}.{key} is {value!r}" for key, value in self.neutral.items())
+            remedy = "change it" if len(self.neutral) == 1 else "change one of them"
+            return f"{self.title} leaves training as it is while {values}; {remedy}."
+        for key, value in self.silent.items():
+            if knobs[key] == value:
+                return f"{self.title} leaves training as it is while {name}.{key} is {value!r}; change it."
+        start, stop = knobs.get("start", 0), knobs.get("stop", 0)
+        if 0 < stop <= max(start, view.step):
+            return f"{self.title} acts no more from step {stop:,} on; set {name}.stop to 0 for no end, or higher."
+        if view.step < start:
+            return f"{self.title} does not act before step {start:,}; set {name}.start to 0 to begin now."
+        return ""
 
     @classmethod
     def points(cls) -> tuple[str, ...]:

@@ -25,6 +25,9 @@ class Need:
         return asdict(self) | {"among": list(self.among)}
 
 
+PATIENCE = 200
+"""Steps for which a method may leave training as it is before it says why."""
+
 FUSED = Need("objective", ("auto", "cross_entropy", "squared_error"))
 """The need of methods that read a fused prediction: a contrastive objective makes none."""
 

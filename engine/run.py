@@ -66,6 +66,8 @@ class Run:
         self._deaf = False
         """Whether the last look into the mailbox failed."""
         self._scalars = StepScalars(training.problem)
+        self._idle: dict[str, str] = {}
+        """Method that leaves training as it is to why, as it was told last."""
         self._measured_up_to = 0
         """Number of the last command that observers have answered."""
         self._evaluate_every = own.evaluate or min(max(self.steps // 40, 20), 1000)
@@ -75,6 +77,7 @@ class Run:
         self._describe()
         self.writer.event(0, "started", {"seed": self.training.config.seed, "device": str(self.training.device)})
         self._evaluate()
+        self._tell_idle()
         self.keeping.save()
 
     def resume_recorded(self) -> None:
@@ -100,6 +103,8 @@ class Run:
         self.rate = reader.meta("pace", self.rate)
         self._describe()
         self.writer.event(step, "resumed", {"from": step, "recorded": self.caught_up})
+        if not self.script:
+            self._tell_idle()
 
     def go(self, progress: Callable[[int], None] = lambda step: None) -> str:
         """Train until the last step or a stop; return the final state, `finished` or `stopped`.
@@ -205,6 +210,8 @@ class Run:
             for method in training.stack.methods.values():
                 for record in method.report(view):
                     self.writer.record(view.step, record)
+        if training.state.step % own.report == 0:
+            self._tell_idle()
         step = training.state.step
         if step % self._evaluate_every == 0 or step == self.steps:
             self._evaluate()
@@ -213,6 +220,15 @@ class Run:
         if step == self.stop_at:
             self.pause()
         return True
+
+    def _tell_idle(self) -> None:
+        """Say of methods that are on and leave training as it is why, and what would give them an effect; once."""
+        now = self.training.idle()
+        for name, text in now.items():
+            if self._idle.get(name) != text:
+                self.writer.event(self.training.state.step, "idle", {"method": name, "text": text})
+        self._idle = now
+        self.writer.meta("idle", now)
 
     def _evaluate(self) -> None:
         state = self.training.state
@@ -224,6 +240,7 @@ class Run:
             obey_due(self.training, self.script)
             if not self.script:
                 self._describe_methods()
+                self._tell_idle()
             return
         if self.mailbox.due() and not self.writer.crowded:
             before = self.read_up_to
@@ -233,6 +250,8 @@ class Run:
                     continue  # observers answer it
                 self._answer(number, command)
                 self._describe_methods()
+                if command.affects_training:
+                    self._tell_idle()
             self.keeping.turn(prompt=self.read_up_to > before)
 
     def _unread(self) -> list[tuple[int, Command]]:

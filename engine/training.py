@@ -10,6 +10,7 @@ import os
 import warnings
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,9 @@ class Training:
         self.device = device(config.device)
         self.rng = Rng(config.seed)
         self.data = self._data()
+        if len(self.data.modalities) == 1 and "unimodal" not in config.settings:  # the fused loss is its own
+            self.settings["unimodal"] = "none"
+            self.own = replace(own, unimodal="none")
         self.problem = self._problem()
         self.optimizer = Optimizer(self._params(Settings, "optimizer"), config.steps)
         self.state = State(0, self.problem.init(), self.optimizer.init())
@@ -102,6 +106,15 @@ class Training:
         self.settings[f"{method}.{knob}"] = getattr(tuned.params, knob)
         if method in self.stack.methods:
             self.stack = self.stack.having(tuned)
+
+    def idle(self) -> dict[str, str]:
+        """Return method to one sentence, for those that are on and leave training as it is: why, and what would help.
+
+        Pure. A sentence stays the same as long as its reason does, so that whoever asks often can tell what is new.
+        """
+        view = self._fresh_view()
+        found = {name: method.idle(view) for name, method in self.stack.methods.items()}
+        return {name: text for name, text in found.items() if text}
 
     def snapshot(self) -> Snapshot:
         """Return what a probe measures: the same whether the run has just come here or is recreated here."""

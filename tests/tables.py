@@ -25,8 +25,11 @@ def tables() -> dict[str, str]:
             [(p["title"], f"`{p['name']}`", p["cost"], f"{p['every']} steps", p["summary"]) for p in found["probes"]],
         ),
         "problems": _table(
-            ("Problem", "Name", "Modalities", "What it is"),
-            [(p["title"], f"`{p['name']}`", ", ".join(p["modalities"]), p["summary"]) for p in found["problems"]],
+            ("Problem", "Name", "Modalities", "What it is", "Source"),
+            [
+                (p["title"], f"`{p['name']}`", ", ".join(p["modalities"]), p["summary"], p["source"])
+                for p in found["problems"]
+            ],
         ),
         "lessons": _table(
             ("Lesson", "Name", "Claim"),

@@ -16,6 +16,7 @@ import pytest
 
 from engine import __main__ as program
 from engine import foreground
+from engine.config import DEFAULTS
 from engine.folder import founded, lock
 from engine.handle import Busy, RunHandle, runs
 from engine.knobs import InputError
@@ -336,7 +337,8 @@ def test_a_home_is_founded_once_by_many_threads_and_given_back_where_it_fails(tm
 
     with ThreadPoolExecutor(8) as pool:
         winners = [number for number in pool.map(found, range(40)) if number is not None]
-    assert len(winners) == 1 and json.loads((tmp_path / "home" / "config.json").read_text()) == {"steps": winners[0]}
+    written = json.loads((tmp_path / "home" / "config.json").read_text())
+    assert len(winners) == 1 and written == {"defaults": DEFAULTS, "steps": winners[0]}
 
     def full(home):
         raise OSError(28, "No space left on device")

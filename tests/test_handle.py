@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.config import RunConfig
+from engine.config import DEFAULTS, RunConfig
 from engine.control import Note, Pause, Toggle
 from engine.handle import (
     LOAD_WITHIN,
@@ -208,7 +208,7 @@ def test_the_engine_has_a_session_of_its_own_one_thread_and_a_log(tmp_path, stan
     facts = handle.reader().newest("started").detail
     assert facts == {"session": pid, "threads": "1", "cwd": str(ROOT)} and os.getsid(0) != pid
     assert (handle.home / "log.txt").read_text().startswith(f"called with run {handle.home} --attended")
-    assert json.loads((handle.home / "config.json").read_text()) == CONFIG
+    assert json.loads((handle.home / "config.json").read_text()) == {"defaults": DEFAULTS} | CONFIG
 
 
 def test_an_engine_that_refuses_to_start_says_why(tmp_path, stand_in, monkeypatch):

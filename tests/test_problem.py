@@ -16,8 +16,12 @@ from engine.rng import Rng
 from engine.step import State, train_step
 
 
+def chosen(**changes):
+    return RunSettings(**({"unimodal": "none"} | changes))
+
+
 def built(data, dtype=torch.float32, seed=0, **changes):
-    own = RunSettings(**changes)
+    own = chosen(**changes)
     return Multimodal(
         data.name,
         data.title,
@@ -78,7 +82,7 @@ def test_a_full_batch_keeps_its_order(digits):
 )
 def test_encode_and_objectives_are_the_network(digits, changes):
     problem = built(digits, torch.float64, **changes)
-    network = networks.build(digits, RunSettings(**changes)).double()
+    network = networks.build(digits, chosen(**changes)).double()
     theta, batch = problem.init(), problem.batch(0)
     features = problem.encode(theta, batch)
     losses, logits = problem.objectives(theta, features, batch)

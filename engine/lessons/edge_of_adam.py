@@ -23,6 +23,7 @@ _SETTINGS: dict[str, Any] = {
     "batch": 1200,
     "probe_rows": 1200,
     "evaluate": 50,
+    "unimodal": "none",
 }
 
 

@@ -26,6 +26,7 @@ _SETTINGS: dict[str, Any] = {
     "hessian.steps": 30,
     "hessian.probes": 4,
     "evaluate": 50,
+    "unimodal": "none",
 }
 
 

@@ -32,6 +32,7 @@ _SETTINGS: dict[str, Any] = {
     "optimizer.lr": 0.001,
     "batch": 256,
     "evaluate": 20,
+    "unimodal": "none",
 }
 
 

@@ -32,6 +32,7 @@ _SETTINGS: dict[str, Any] = {
     "optimizer.lr": 0.02,
     "evaluate": 20,
     "report": 10,
+    "unimodal": "none",
 }
 
 

@@ -41,6 +41,7 @@ _SETTINGS: dict[str, Any] = {
     "evaluate": 50,
     "generalization.part": "test",
     "robustness.part": "test",
+    "unimodal": "none",
 }
 _DOSE = {"virtual_batch": 32, "rho": 1.0, "anneal": "cut", "rest": 0.1, "clip": 0.1}
 

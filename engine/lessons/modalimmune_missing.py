@@ -26,6 +26,7 @@ _SETTINGS: dict[str, Any] = {
     "evaluate": 50,
     "robustness.part": "test",
     "robustness.rows": 2000,
+    "unimodal": "none",
 }
 
 

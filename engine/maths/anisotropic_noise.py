@@ -17,6 +17,7 @@ from torch import Tensor
 
 from engine.knobs import InputError, assigned, checked, knob, nearest
 from engine.layout import Layout
+from engine.needs import PATIENCE
 from engine.rng import Rng
 
 BALANCES = ("even", "inverse")
@@ -242,6 +243,26 @@ def strength(dose: Dose, seen: int, step: int, batch: int, pace: Pace) -> float:
         "langevin": math.sqrt(2.0 / pace.lr) if pace.lr > 0 else 0.0,
     }[dose.sizing]
     return dose.sigma * factor * annealed(dose.anneal, step, pace.horizon, dose.rest)
+
+
+def stillness(name: str, dose: Dose, seen: int, batch: int, at: Moment) -> str:
+    """Return why σ is zero for long, and what would raise it; empty where it is not. `name` is the method's.
+
+    `seen` gradients have been absorbed of batches of `batch` rows; of `at`, step and rate are read.
+    """
+    if dose.sizing == "virtual" and virtual(batch, dose.virtual_batch, dose.rho) == 0.0:
+        if dose.rho == 0.0:
+            return f"{name}.rho is 0, so none of the missing variance is put back; raise it"
+        rows = dose.virtual_batch or 1
+        return (
+            f"a batch of {batch:,} has no more rows than the {rows:,} that it should imitate; enlarge the batch, lower "
+            f"{name}.virtual_batch, or set {name}.sizing to fixed"
+        )
+    if annealed(dose.anneal, at.step, at.rate.horizon, dose.rest) == 0.0:
+        return f"the last {dose.rest:.0%} of the run is without; set {name}.anneal to none, or train longer"
+    if dose.warmup - seen > PATIENCE:
+        return f"it averages {dose.warmup:,} gradients before; lower {name}.warmup"
+    return ""
 
 
 def kick(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from engine.maths.angles import cosine
 from engine.maths.calibration import Found
+from engine.needs import PATIENCE
 from engine.records import Bars, Matrix, Record, Scalar
 
 _PANELS: dict[str, dict[str, Any]] = {
@@ -34,6 +35,27 @@ _PANELS: dict[str, dict[str, Any]] = {
 """Quantity to the chart that it shares; other quantities have charts of their own, folded."""
 
 _CONFLICT = _PANELS["sign_disagreement"] | {"label": "conflict mass", "role": "limit"}
+
+
+def unweighed(params: Any, state: Mapping[str, Any], wanted: tuple[bool, ...], view: Any) -> str:
+    """Return why BOGC-MML weighs no losses, and what would let it; empty where it does, or will within some steps.
+
+    `wanted` says whether losses that are, or are not, a modality's own are calibrated. Of `view` theta, batch and
+    problem are read.
+    """
+    problem, few = view.problem, view.batch.rows(slice(0, 2))
+    with torch.no_grad():
+        losses, _ = problem.objectives(view.theta, problem.encode(view.theta, few), few)
+    taken = [name for name in losses if (name in problem.modalities) in wanted]
+    if not any({"fused", name} <= set(taken) for name in problem.modalities):
+        own = [name for name in problem.modalities if name in losses]
+        remedy = "set bogc.calibrate to all" if own else "start a run with unimodal set to heads"
+        return f"BOGC-MML has one loss on each encoder, so it averages over heads and weighs nothing; {remedy}."
+    epoch = max(state["rows"] // len(view.batch), 1)
+    if round(params.warmup * epoch) - state["seen"] > PATIENCE:
+        return f"BOGC-MML trains plainly for {params.warmup:g} epochs of {epoch:,} steps; lower bogc.warmup."
+    return ""
+
 
 READING_NOTES = {
     "trust": "Reading O1, trust: each loss's opinion is whether its gradient can be trusted, weights go by belief.",

@@ -16,6 +16,7 @@ from torch import Tensor
 from engine.knobs import InputError
 from engine.maths import collapse
 from engine.maths.hypergrad import HyperGradient, certain, certified_step
+from engine.needs import PATIENCE
 from engine.rng import Rng
 
 AVERAGE = 0.99
@@ -44,6 +45,23 @@ def suits(modalities: Sequence[str], losses: Mapping[str, Tensor]) -> None:
             f"ModalImmune needs a fused prediction to leave a modality out of, but the losses are "
             f"{', '.join(losses)}; turn it off."
         )
+
+
+def waiting(warmup: int, age: int) -> str:
+    """Return that ModalImmune, on for `age` steps, attacks nothing yet, where `warmup` is still long; else nothing."""
+    if warmup - age <= PATIENCE:
+        return ""
+    return f"ModalImmune attacks nothing in its first {warmup:,} steps; lower modalimmune.warmup."
+
+
+def judges(params: Any, count: int, view: Any) -> Any:
+    """Return `count` rows that judge λ and κ: drawn from the validation rows, or of the next training batch."""
+    problem = view.problem
+    if params.outer == "train":
+        return problem.batch(view.step + 1).rows(slice(0, count))
+    rows = next(iter(problem.held_out("val")))
+    order = torch.randperm(len(rows), generator=view.rng.generator("modalimmune/outer", view.step))[:count]
+    return rows.rows(order.to(rows.y.device))
 
 
 def fresh(clean: Mapping[str, Tensor], theta: Tensor, apart: Tensor) -> dict[str, Any]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from engine.layout import Layout
 from engine.maths import imbalance
+from engine.needs import PATIENCE
 
 FACTORS = (0.95, 0.1)
 """Factors on α in the authors' code: of the modality whose trace is the gate (audio), and of the others (video)."""
@@ -22,6 +23,8 @@ FACTORS = (0.95, 0.1)
 RELEASED = {"score": "sum", "beta": 1.0, "smoothing": 10, "plain": 0, "trace": "weights", "gate": "strongest"}
 """Knobs that the preset of the authors' code overrules."""
 
+WATCHED = 3
+"""Periods after the plain ones in which some window should have opened."""
 KEPT = 256
 """Periods whose traces are kept."""
 
@@ -141,6 +144,32 @@ def factors(traces: Sequence[Sequence[float]], count: int, periods: int, form: F
     leader = gate(traces, form.gate) if form.preset == "released" else None
     shares = [1.0] * count if leader is None else [FACTORS[i != leader] for i in range(count)]
     return [form.strength * share if allowed else 0.0 for share, allowed in zip(shares, may, strict=True)]
+
+
+def closed(state: Mapping[str, Any], opened: Sequence[bool], period: int, form: Form) -> str:
+    """Return why no encoder has been pulled and none will be soon, and what would change it; empty where one was.
+
+    `state` has the finished `periods`, how `ever` often each modality's window was open in them, and the steps with a
+    pull, `pulled`; `opened` is of the present.
+    """
+    if period < 2:
+        return "in a period of one step there is nothing to pull back to; set inforeg.period to more"
+    if form.when == "window" and form.threshold >= 1.0:
+        return "at inforeg.threshold 1 no window ever opens; lower it"
+    if float(state["pulled"]) > 0:
+        return ""
+    if form.when != "always" and state["periods"] < form.plain and form.plain * period > PATIENCE:
+        return f"the first {form.plain} periods of {period:,} steps are left alone; set a shorter inforeg.period"
+    if state["periods"] < form.plain + WATCHED:
+        return ""
+    if form.when == "window" and not any(opened) and not any(state["ever"]):
+        return (
+            f"no Fisher trace has grown enough over periods of {period:,} steps, so no prime learning window has "
+            "opened; set a shorter inforeg.period, or inforeg.when to always"
+        )
+    if form.when == "always":
+        return "no modality leads by enough; lower inforeg.margin"
+    return "no modality has led in a period in which it could be pulled; set inforeg.when to always"
 
 
 def squares(grad: Tensor, spans: Sequence[Sequence[slice]]) -> Tensor:

@@ -154,6 +154,10 @@ class Bogc(Method):
         state = {"rows": rows, "seen": 0, "made": -1, "jitters": 0, "posterior": {}, "changes": maths.no_changes()}
         return self._refreshed(state, view)
 
+    def idle(self, view: View) -> str:
+        """Return why nothing is weighed: as for every method, a long warm-up, or one loss alone."""
+        return super().idle(view) or told.unweighed(self.params, self.state, _LOSSES[self.params.calibrate], view)
+
     def fuse(self, grads: Tensor, view: View) -> Tensor:
         """Return the sum of the rows (P,) with the encoders' share calibrated."""
         total = grads[0] if len(grads) == 1 else grads.sum(0)

@@ -130,6 +130,15 @@ class FaNoise(Method):
         chosen(self.params.side, view.problem.modalities)
         return {}
 
+    def idle(self, view: View) -> str:
+        """Return why there is no noise: as for every method, or it has faded."""
+        p = self.params
+        if p.alpha > 0.0 and view.step >= max(p.warmup, 1) and self._alpha(view) == 0.0:
+            return (
+                f"FANoise has faded to nothing by step {p.steps:,}; raise fanoise.steps, or set fanoise.anneal to none."
+            )
+        return super().idle(view)
+
     def features(self, features: dict[str, Tensor], view: View) -> dict[str, Tensor]:
         """Return modality to features (B, D) with noise; features that are not finite are left for the loss to show."""
         alpha = self._alpha(view)

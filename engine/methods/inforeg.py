@@ -106,7 +106,13 @@ class InfoReg(Method):
         if not epoch:
             raise InputError(f"InfoReg knows no length of an epoch of {problem.title}; set inforeg.period to steps.")
         alpha = view.theta.new_zeros(len(problem.modalities))
-        return _unread(view) | _begun(view) | {"epoch": epoch, "kind": self._form().trace, "alpha": alpha, "last": {}}
+        own = {"epoch": epoch, "kind": self._form().trace, "alpha": alpha, "pulled": alpha.sum(), "last": {}}
+        return _unread(view) | _begun(view) | own
+
+    def idle(self, view: View) -> str:
+        """Return why no encoder is pulled: as for every method, or no window opens for long."""
+        reason = maths.closed({"pulled": 0} | self.state, self._open(), self._period(), self._form())
+        return super().idle(view) or (reason and f"InfoReg pulls no encoder: {reason}.")
 
     def gradients(self, grads: Tensor, view: View) -> Tensor:
         """Return the rows (K, P) with the pull on the leading encoders in the first row that is no regulariser."""
@@ -134,6 +140,7 @@ class InfoReg(Method):
             "squares": s["squares"] + measured,
             "sums": s["sums"] + sums,
             "alpha": alpha,
+            "pulled": s.get("pulled", 0) + alpha.any().to(alpha.dtype),  # absent from checkpoints of older versions
             "taken": s["taken"] + 1,
         }
         return self._finished(state, view) if state["taken"] >= self._period() else state

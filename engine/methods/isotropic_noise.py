@@ -53,6 +53,11 @@ class IsotropicNoise(Method):
         maths.suits(self.params.kappa, view.problem.layout)
         return maths.fresh(view.theta)
 
+    def idle(self, view: View) -> str:
+        """Return why there is no noise: as for every method, or what sets its size comes to nothing."""
+        reason = maths.stillness(self.name, self.params, self.state["seen"], len(view.batch), view)
+        return super().idle(view) or (reason and f"{self.title} adds no noise: {reason}.")
+
     def update(self, update: Tensor, view: View) -> Tensor:
         """Return the update (P,) with the noise added."""
         step, _ = self._explored(self.params, self.state, view)

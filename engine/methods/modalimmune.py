@@ -62,6 +62,7 @@ class ModalImmune(Method):
     needs = (FUSED,)
     modalities = (2, None)
     neutral = {"collapse": 0.0, "share": 0.0, "feedback": 0.0}
+    silent = {"intervene": 0.0}
     reconstructed = True
 
     @dataclass(frozen=True)
@@ -108,6 +109,10 @@ class ModalImmune(Method):
         state = immunity.fresh(clean, view.theta, apart)
         state |= immunity.following(self.params, state, view.rng, view.step)
         return state | self._looked(state, view)
+
+    def idle(self, view: View) -> str:
+        """Return why nothing is attacked: as for every method, or a long warm-up."""
+        return super().idle(view) or immunity.waiting(self.params.warmup, self.state["age"])
 
     def features(self, features: dict[str, Tensor], view: View) -> dict[str, Tensor]:
         """Return modality to features (B, D), the attacked one replaced in rows or steps unless losses are mixed."""
@@ -246,15 +251,8 @@ class ModalImmune(Method):
     def _hypergradient(self, name: str, view: View) -> HyperGradient:
         """Return d(held-out loss)/d(log λ, log κ) for the loss of this step, certified for the gate that let it act."""
         p, batch, draw = self.params, self._piece(view), view.rng.generator("modalimmune/meta", view.step)
-        view, outer, where = view.having(batch=batch), self._outer(len(batch), view), view.problem.layout.slices[name]
+        outer, where = immunity.judges(p, len(batch), view), view.problem.layout.slices[name]
+        view = view.having(batch=batch)
         terms = partial(self._collapse, name=name, view=view, twice=p.matrix == "hessian")
         mask = partial(immunity.softened, p, self.state, where)
         return self._omission(view).hypergradient(view.theta, name, batch, outer, terms, mask, generator=draw, p=p)
-
-    def _outer(self, count: int, view: View) -> Batch:
-        """Return the rows that judge λ and κ: drawn from the validation rows, or of the next training batch."""
-        if self.params.outer == "train":
-            return view.problem.batch(view.step + 1).rows(slice(0, count))
-        rows = next(iter(view.problem.held_out("val")))
-        order = torch.randperm(len(rows), generator=view.rng.generator("modalimmune/outer", view.step))[:count]
-        return rows.rows(order.to(rows.y.device))

@@ -117,6 +117,16 @@ class ModDrop(Method):
         self._rates(view.problem.modalities)
         return {}
 
+    def idle(self, view: View) -> str:
+        """Return why nothing is ever dropped: as for every method, rates of zero, or a modality that is alone."""
+        names = view.problem.modalities
+        rates = self._rates(names)
+        if any(realised(rates, self.params.rescue)):
+            return super().idle(view)
+        if not any(rates):
+            return "ModDrop drops nothing while the rates of all modalities are 0; raise moddrop.p or moddrop.rates."
+        return f"ModDrop never drops the last modality, and there is only {names[0]}; set moddrop.rescue to none."
+
     def features(self, features: dict[str, Tensor], view: View) -> dict[str, Tensor]:
         """Return modality to features (B, D), some rows of some modalities replaced."""
         rates = self._rates(tuple(features))

@@ -86,6 +86,13 @@ class OgmGe(Method):
         unimodal.comparable(self.title, problem.modalities, few.y, logits)
         return {}
 
+    def idle(self, view: View) -> str:
+        """Return why nothing is modulated: as for every method, or no encoder has what `layers` asks for."""
+        problem, convolutions = view.problem, self.params.layers == "convolutions"
+        if any(places(problem.layout, name, convolutions) for name in problem.modalities):
+            return super().idle(view)
+        return "OGM-GE modulates convolutions alone, and no encoder has one; set ogm_ge.layers to all."
+
     def gradients(self, grads: Tensor, view: View) -> Tensor:
         """Return the rows (K, P) with the leading encoders' slices scaled and noise in the first row."""
         p = self.params
@@ -95,9 +102,10 @@ class OgmGe(Method):
         own = {name: places(view.problem.layout, name, p.layers == "convolutions") for name in view.problem.modalities}
         modulated = grads.clone()
         for name, lead in ratios(view).items():
-            factor = coefficient(lead, p.alpha).to(grads.dtype)
-            torch._foreach_mul_([modulated[:count, where] for where in own[name]], factor)
-        if p.ge:
+            if own[name]:
+                factor = coefficient(lead, p.alpha).to(grads.dtype)
+                torch._foreach_mul_([modulated[:count, where] for where in own[name]], factor)
+        if p.ge and any(own.values()):
             total = grads[:count].sum(0)
             pieces = [where for found in own.values() for where in found if where.stop - where.start > 1]
             noise = view.rng.normal("ogm_ge", view.step, total)

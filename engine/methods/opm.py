@@ -54,6 +54,7 @@ class Opm(Method):
     modalities = (2, None)
     after = ("fanoise",)
     neutral = {"base": 0.0}
+    silent = {"execute": 0.0}
 
     @dataclass(frozen=True)
     class Params:

@@ -1,4 +1,8 @@
-"""Digits with captions: real images of digits and short texts about them, in which noise can be mixed."""
+"""Digits with captions: real images of digits and short texts about them, in which noise can be mixed.
+
+*Source*: the images are of Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning
+Repository, CC BY 4.0, as held by scikit-learn; the captions are made here.
+"""
 
 from __future__ import annotations
 

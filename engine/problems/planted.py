@@ -1,4 +1,7 @@
-"""Planted evidence: the best possible accuracy of each modality, and of all together, is known."""
+"""Planted evidence: the best possible accuracy of each modality, and of all together, is known.
+
+*Source*: generated here, from Gaussian draws of the run's seed.
+"""
 
 from __future__ import annotations
 

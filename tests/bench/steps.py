@@ -39,7 +39,8 @@ SIZES = {
 
 
 def training(settings: dict, methods: tuple[str, ...] = (), device: str = "cpu", data: str | None = None) -> Training:
-    """Return a training on digits_captions, or on a data file."""
+    """Return a training on digits_captions, or on a data file; of the fused loss alone unless the settings say more."""
+    settings = {"unimodal": "none"} | settings
     problem = None if data else "digits_captions"
     config = RunConfig(problem=problem, data=data, methods=methods, steps=10**6, device=device, settings=settings)
     return Training(validated(config, catalog()))

@@ -40,7 +40,7 @@ ARMS = {
 
 def run(home: Path, data: Path, batch: int, watched: dict | None) -> Run:
     """Return a run on the file, ready for its first step."""
-    settings = {"batch": batch, "width": 96, "hidden": 96, "depth": 2, "optimizer.lr": 1e-3}
+    settings = {"unimodal": "none", "batch": batch, "width": 96, "hidden": 96, "depth": 2, "optimizer.lr": 1e-3}
     probes = {} if watched is None else {"hessian": EVERY}
     config = RunConfig(data=str(data), probes=probes, steps=10**6, device="cpu", settings=settings | (watched or {}))
     home.mkdir()

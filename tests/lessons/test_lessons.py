@@ -1,11 +1,12 @@
 """The lessons show what they claim, on seeds of their own and with a margin."""
 
+import json
 import math
 
 import pytest
 
 from engine.catalog import catalog
-from engine.config import RunConfig, validated
+from engine.config import RunConfig, resolved, validated
 from engine.knobs import InputError
 from engine.lesson import Lesson
 from engine.maths.curvature import spectrum
@@ -45,6 +46,19 @@ def test_every_arm_is_a_valid_run_of_known_methods(lesson):
     assert lesson.statistic({lesson.scalar: 2.5, "loss": 1.0}) == 2.5
     with pytest.raises(InputError, match="give it the probe"):
         lesson.statistic({"loss": 1.0})
+
+
+def test_arms_are_what_they_were_when_their_numbers_were_taken():
+    """Every setting that training depends on, defaults included, as written down in `arms.json`."""
+    known, frozen = catalog(), json.loads((ROOT / "tests/lessons/arms.json").read_text())
+    for path, own in frozen["arms"].items():
+        lesson, _, arm = path.partition("/")
+        config = validated(RunConfig.from_json(LESSONS[lesson].arms[arm]), known)
+        wanted, found = frozen["common"] | own, resolved(config, known)
+        what = config.to_json() | {"probes": sorted(config.probes)}
+        assert {key: what[key] for key in wanted[""]} == wanted.pop(""), path
+        assert {key: found[key] for key in wanted} == wanted, path
+    assert {f"{name}/{arm}" for name, lesson in LESSONS.items() for arm in lesson.arms} == set(frozen["arms"])
 
 
 def test_the_two_demonstrations_come_first():

@@ -40,7 +40,7 @@ def built(unique="2.0,1.0", rows=300, batch=64, change=None, **settings) -> Mult
     """Planted evidence with the built-in networks; `change` acts on the data set."""
     data = planted.planted(planted.Params(unique=unique, rows=rows), Rng(0))
     data = data if change is None else change(data)
-    own = RunSettings(**({"width": 8, "hidden": 12, "probe_rows": 16} | settings))
+    own = RunSettings(**({"unimodal": "none", "width": 8, "hidden": 12, "probe_rows": 16} | settings))
     build = lambda: networks.build(data, own)  # noqa: E731
     objective = objectives.build(own, data)
     return Multimodal("planted", "Planted", data.batches(), build, objective, Rng(0), batch=batch, micro=own.micro)

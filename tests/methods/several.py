@@ -6,7 +6,15 @@ from engine.catalog import catalog
 from engine.config import RunConfig, validated
 from engine.training import Training
 
-SMALL = {"batch": 16, "hidden": 8, "width": 6, "dtype": "float64", "optimizer.name": "sgd", "optimizer.lr": 0.05}
+SMALL = {
+    "unimodal": "none",
+    "batch": 16,
+    "hidden": 8,
+    "width": 6,
+    "dtype": "float64",
+    "optimizer.name": "sgd",
+    "optimizer.lr": 0.05,
+}
 
 
 def training(*methods, modalities=2, data=None, seed=0, **settings):

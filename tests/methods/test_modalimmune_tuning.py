@@ -61,7 +61,7 @@ def test_what_is_not_attacked_has_no_part_in_the_mixed_derivative():
         view.theta,
         name,
         view.batch,
-        method._outer(16, view),
+        immunity.judges(method.params, 16, view),
         terms,
         lambda mixed: seen.append(mixed) or mixed,
         generator=torch.Generator(),
@@ -91,7 +91,7 @@ def test_the_hessian_series_solves_the_system_of_the_trained_loss():
     product = Products(lambda theta: loss(theta, torch.zeros(2, dtype=torch.float64)), view.theta)
     outer = Omission(problem, 0.5, neutral=False)
     theta = view.theta.clone().requires_grad_()
-    (g,) = torch.autograd.grad(outer.held_out(theta, method._outer(96, view)), theta)
+    (g,) = torch.autograd.grad(outer.held_out(theta, immunity.judges(method.params, 96, view)), theta)
     again = neumann(lambda v: product(v) + found.damping * v, g, found.alpha, 0)
     torch.testing.assert_close(found.series.residual, again.residual, atol=1e-10, rtol=1e-8)
     assert found.margin > 0

@@ -228,7 +228,7 @@ def test_it_acts_after_the_noise_so_that_what_is_lost_is_silent():
 @pytest.mark.slow
 def test_it_keeps_the_accuracy_without_a_modality(real_data):
     def scores(methods):
-        settings = {"moddrop.p": 0.33, "optimizer.name": "adamw", "optimizer.lr": 1e-3}
+        settings = {"unimodal": "none", "moddrop.p": 0.33, "optimizer.name": "adamw", "optimizer.lr": 1e-3}
         config = RunConfig(
             data=str(real_data / "avdigits.npz"), methods=methods, steps=200, device="cpu", settings=settings
         )

@@ -146,3 +146,11 @@ def test_the_report_says_what_was_done():
     for name in tiny.WIDTHS:
         lead = values[f"ogm_ge/lead/{name}"]
         assert values[f"ogm_ge/coefficient/{name}"] == pytest.approx(1 - math.tanh(0.5 * lead) if lead > 1 else 1.0)
+
+
+def test_convolutions_alone_are_modulated_where_some_encoders_have_none():
+    """A method that finds nothing to modulate in an encoder leaves it alone, and does not end the run."""
+    off, on = (training(*names, unimodal="heads", ogm_ge__layers="convolutions") for names in ((), ("ogm_ge",)))
+    for _ in range(3):
+        off.step(), on.step()
+    assert torch.equal(off.state.theta, on.state.theta)
