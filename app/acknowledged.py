@@ -42,7 +42,9 @@ def controls(now: Standing) -> dict[str, Any]:
         "why": why(now),
         "alive": now.state in ALIVE,
         "over": now.state in DEAD,
-        "methods": {name: {"on": m.on, "asked": m.asked, "words": m.words} for name, m in now.methods.items()},
+        "methods": {
+            name: {"on": m.on, "asked": m.asked, "words": m.words, "idle": m.idle} for name, m in now.methods.items()
+        },
         "values": dict(now.settings or {}),
         "asked": dict(now.asked),
         "probes": dict(now.probes),

@@ -36,7 +36,7 @@ WORDS = {
 
 EVENTS = (
     *("started", "resumed", "applied", "refused", "checkpoint", "paused", "stopped", "finished", "failed", "diverged"),
-    *("note", "probe", "probe failed", "lost", "unsaved", "trouble", "mended"),
+    *("note", "probe", "probe failed", "idle", "lost", "unsaved", "trouble", "mended"),
 )
 """Kinds of event that a run leaves."""
 
@@ -50,6 +50,8 @@ class MethodStand:
     since: int | None
     """Step at which the last toggle took effect; None when it was so from the start."""
     params: Mapping[str, Any]
+    idle: str = ""
+    """Why the method leaves training as it is, and what would give it an effect; or nothing."""
 
     @property
     def words(self) -> str:
@@ -106,7 +108,7 @@ class Standing:
         control = [
             self.state,
             self.pending,
-            sorted((n, m.on, m.asked, m.since, dict(m.params)) for n, m in self.methods.items()),
+            sorted((n, m.on, m.asked, m.since, m.idle, dict(m.params)) for n, m in self.methods.items()),
         ]
         return {
             "control": tag([control, self.refused, sorted(self.probes.items()), self.steps]),
@@ -183,7 +185,7 @@ def _standing(run: str, engine: RunHandle, status: Status) -> Standing:
     newest = reader.newest(*EVENTS)
     known = reader.names()["records"]
     observers = engine.observers(reader)
-    known_facts = reader.facts("probes", "methods", "settings", "pace")
+    known_facts = reader.facts("probes", "methods", "settings", "pace", "idle")
     inline = _inline(status.activity or "")
     return Standing(
         run,
@@ -197,7 +199,7 @@ def _standing(run: str, engine: RunHandle, status: Status) -> Standing:
         status.alive,
         tuple(sentence(command) for command in pending),
         _asked(pending),
-        stands(known_facts.get("methods", {}), events, pending),
+        stands(known_facts.get("methods", {}), events, pending, known_facts.get("idle", {})),
         known_facts.get("probes", {}),
         _refused(events),
         len(known),
@@ -219,8 +221,13 @@ def _inline(activity: str) -> dict[str, str]:
     return {probe: words or "measuring"} if activity.startswith("measuring ") else {}
 
 
-def stands(on: Mapping[str, Any], events: Sequence, pending: Sequence[Mapping[str, Any]]) -> dict[str, MethodStand]:
-    """Return how each method stands that is on, was ever toggled, or is asked for."""
+def stands(
+    on: Mapping[str, Any],
+    events: Sequence,
+    pending: Sequence[Mapping[str, Any]],
+    idle: Mapping[str, str] | None = None,
+) -> dict[str, MethodStand]:
+    """Return how each method stands that is on, was ever toggled, or is asked for; `idle` is method to reason."""
     since = {}
     for event in events:
         command = event.detail.get("command") if event.kind == "applied" else None
@@ -234,6 +241,7 @@ def stands(on: Mapping[str, Any], events: Sequence, pending: Sequence[Mapping[st
             asked.get(name) if asked.get(name) != (name in on) else None,
             since.get(name),
             (on.get(name) or {}).get("params", {}),
+            (idle or {}).get(name, "") if name in on else "",
         )
         for name in dict.fromkeys(names)
     }

@@ -136,8 +136,8 @@ def switch(now: Standing, entry: Mapping[str, Any], place: str, text: str = "") 
     key = f"{place}/{now.id}/{name}={on}"
     made = lambda value: Toggle(name, bool(value))  # noqa: E731  read with the widget below
     st.toggle(text, on, key=key, help=words, disabled=not ready(now), on_change=changed, args=(now.id, key, on, made))
-    if stand and stand.words:
-        st.caption(stand.words)
+    if stand and (stand.idle or stand.words):
+        st.caption(literal(stand.idle or stand.words))
 
 
 def changed(run: str, key: str, drawn: Any, made: Callable[[Any], Command]) -> None:

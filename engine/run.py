@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sqlite3
 import time
 import traceback
@@ -20,6 +19,7 @@ from engine.knobs import InputError
 from engine.measuring import Cancelled, Measuring
 from engine.observers import Observers
 from engine.past import remaining, restored
+from engine.signals import stopped_by_signals
 from engine.snapshots import Offer
 from engine.step_scalars import StepScalars
 from engine.store import RunReader
@@ -111,7 +111,7 @@ class Run:
 
         An error in the loop is recorded with its traceback, the run is `failed`, and the error goes on to the caller.
         """
-        with _stopped_by_signals(self):
+        with stopped_by_signals(self):
             try:
                 self._loop(progress)
                 return self._close()
@@ -385,20 +385,3 @@ class Run:
     def note(self, text: str) -> None:
         """Write a note into the log."""
         self.writer.event(self.training.state.step, "note", {"text": text})
-
-
-class _stopped_by_signals:
-    """Turn SIGTERM and SIGINT into a stop between two steps."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-
-    def __enter__(self) -> None:
-        def stop(number, frame):
-            self.run.stopping = True
-
-        self.before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def __exit__(self, *error) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)

@@ -40,6 +40,7 @@ FACTS = {
     "beat": moment,
     "rows": {str: whole},
     "methods": {str: dict},
+    "idle": {str: str},
     "probes": {str: whole},
     "layout": {str: [whole]},
     "pipeline": {str: [str]},

@@ -176,7 +176,8 @@ function methodSwitch(list, run, method, text, words) {
     const wish = mine ? mine.on : stand.asked;
     set(wish ?? stand.on);
     button.disabled = !controls.ready;
-    told.textContent = mine ? `requested: ${mine.on ? "on" : "off"}` : stand.words;
+    told.textContent = mine ? `requested: ${mine.on ? "on" : "off"}` : stand.idle || stand.words;
+    told.classList.toggle("ms-idle", !mine && Boolean(stand.idle));
     told.hidden = !told.textContent;
   };
 }
