@@ -169,13 +169,15 @@ def spectrum_in_stages(
     memory: float = MEMORY,
     known: tuple[float, float] | None = None,
     early: bool = False,
+    glance: int = 0,
     tally: Tally | None = None,
 ) -> Iterator[Spectrum]:
     """Yield the `spectrum` before any probe is spent, without coupling and with nan for a trace, and then whole.
 
-    With a trace that is `known`, value and standard error, no probe is spent. With `early` the run ends before `steps`
-    where neither the k eigenvalues, the smallest one nor the density would change much (see `quadrature.settled`). A
-    `tally` has the `planned` products in it, and loses those that turn out not to be needed.
+    Where `glance` is positive, first of all after that many steps, with as many of the k pairs as there are. With a
+    trace that is `known`, value and standard error, no probe is spent. With `early` the run ends before `steps` where
+    neither the k eigenvalues, the smallest one nor the density would change much (see `quadrature.settled`). A `tally`
+    has the `planned` products in it, and loses those that turn out not to be needed.
     """
     if parts and mask is not None:
         raise InputError("parts divide all parameters and a mask selects some; give one of the two.")
@@ -183,33 +185,18 @@ def spectrum_in_stages(
     space = Space(loss, theta, mask, generator, tally or Tally("products", expected))
     _check_k(k, space.n)
     steps, note = _affordable(space, k, min(steps, space.n), memory)
-    krylov = Krylov(space, room=steps).extended(min(max(k + 5, 15), steps) if early else steps)
+    krylov = Krylov(space, room=steps)
+    least = min(max(k + 5, 15), steps) if early else steps
+    if glance:
+        yield _read(krylov.extended(min(glance, least)), k, sigma, note)
+    if krylov.size < least:
+        krylov.extended(least - krylov.size)
     while krylov.size < steps and not settled(krylov.result(), k, space.n, sigma):
         krylov.extended(min(5, steps - krylov.size))
-    run, rest = krylov.result(), Complement(krylov, parts)
+    rest = Complement(krylov, parts)
     probes = 0 if known or krylov.complete else probes
     space.product.tally.plan(krylov.size + probes * len(rest.parts) - expected)
-    values, coordinates, residuals = run.ritz()
-    atoms, _ = atoms_of(run, space.n)
-    mass, mass_error = negative_mass(run, atoms, space.n)
-    found = Spectrum(
-        values=values[:k],
-        vectors=space.embed(run.vectors(coordinates[:, :k])),
-        residuals=residuals[:k],
-        smallest=values[-1].item(),
-        trace=math.nan,
-        trace_error=math.nan,
-        density=smoothed([nodes_of(run)], atoms, space.n, sigma, shorter=shorter(run, space.n)),
-        smallest_residual=residuals[-1].item(),
-        products=space.product.count,
-        negative_mass=mass,
-        negative_mass_error=mass_error,
-        traces={},
-        coupling=None,
-        angles=_angles(values, residuals)[:k],
-        note=note,
-    )
-    yield found
+    yield (found := _read(krylov, k, sigma, note))
     rest.probe(probes)
     value, error = known or rest.trace()
     yield replace(
@@ -351,6 +338,31 @@ def _angles(values: Tensor, residuals: Tensor) -> Tensor:
     apart = torch.nn.functional.pad((values[:-1] - values[1:]), (1, 1), value=torch.inf)
     apart = torch.minimum(apart[:-1], apart[1:])
     return torch.where(apart > residuals, residuals / apart, 1.0)
+
+
+def _read(krylov: Krylov, k: int, sigma: float, note: str) -> Spectrum:
+    """Return what a run says so far, without any probe."""
+    run, space = krylov.result(), krylov.space
+    values, coordinates, residuals = run.ritz()
+    atoms, _ = atoms_of(run, space.n)
+    mass, mass_error = negative_mass(run, atoms, space.n)
+    return Spectrum(
+        values=values[:k],
+        vectors=space.embed(run.vectors(coordinates[:, :k])),
+        residuals=residuals[:k],
+        smallest=values[-1].item(),
+        trace=math.nan,
+        trace_error=math.nan,
+        density=smoothed([nodes_of(run)], atoms, space.n, sigma, shorter=shorter(run, space.n)),
+        smallest_residual=residuals[-1].item(),
+        products=space.product.count,
+        negative_mass=mass,
+        negative_mass_error=mass_error,
+        traces={},
+        coupling=None,
+        angles=_angles(values, residuals)[:k],
+        note=note,
+    )
 
 
 def _size(theta: Tensor, mask: Tensor | None) -> int:

@@ -159,7 +159,7 @@ def refine(
     chunk: int = 1,
     tally: Tally | None = None,
 ) -> Iterator[tuple[Slice, ...]]:
-    """Yield ever better slices, one for each of the losses (L,), the last ones final.
+    """Yield ever better slices, one for each of the losses (L,), the last ones final; the first ones are unchecked.
 
     A coarse grid, denser towards the ends and with the ends and the zero of each axis, is spread over the plane by a
     bicubic spline and compared with the truth at random points. Then every interval of either axis is halved; how far
@@ -189,6 +189,8 @@ def refine(
         first = plane.guess is None
         plane.learn(rows, cols)
         plane.fit(rows, cols)
+        if first:
+            yield plane.slices(checked=False)
         order = torch.randperm(int(plane.unknown.sum()), generator=generator, device=generator.device)[:CHECKS]
         for checks in np.array_split(np.argwhere(plane.unknown)[order.cpu().numpy()], CHECKS // AT_ONCE):
             if plane.finite and (plane.bound <= tol or not first):

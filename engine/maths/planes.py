@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -43,8 +44,10 @@ class Cutting:
 
     def plane(self, loss: str, x: Tensor, y: Tensor, found: Slice, seconds: float, own: Mapping[str, Any]) -> Surface:
         """Return a slice over x (X,) and y (Y,); `own` is what this loss's drawing has of its own."""
-        error = f"; interpolated, checked error {found.checked_error:.1e}" if found.checked_error else ""
-        draw = {"checked_error": found.checked_error, "evaluations": found.evaluations}
+        checked = not math.isnan(found.checked_error)
+        how = f"checked error {found.checked_error:.1e}" if checked else f"{found.evaluations} points, not yet checked"
+        error = f"; interpolated, {how}" if found.checked_error else ""
+        draw = {"evaluations": found.evaluations} | ({"checked_error": found.checked_error} if checked else {})
         about = self._about(loss, f"{error}{gaps(found.z)}", seconds, {**draw, **own})
         return Surface(under(self.name, loss), x.numpy(), y.numpy(), found.z.numpy(), **about)
 

@@ -35,14 +35,19 @@ class About:
         return {"n": self.rows, "mode": f"{self.matrix}; error: {error}", "seconds": self.seconds}
 
 
+def largest(found: Spectrum, path: str, about: About) -> Scalar:
+    """Return λ_max under `path`."""
+    draw = {"y": "λ<sub>max</sub>"}
+    return Scalar(f"{path}/lambda_max", found.values[0].item(), found.residuals[0].item(), **about.bound(), draw=draw)
+
+
 def eigenvalues(found: Spectrum, path: str, size: int, about: About) -> Iterator[Record]:
     """Yield the records that a spectrum of `size` parameters allows before its trace is known, under `path`.
 
     λ_max and λ_min; negative mass, largest eigenvalues, density.
     """
     bound, sampled = about.bound(), about.sampled()
-    top, residual = found.values[0].item(), found.residuals[0].item()
-    yield Scalar(f"{path}/lambda_max", top, residual, **bound, draw={"y": "λ<sub>max</sub>"})
+    yield largest(found, path, about)
     yield Scalar(f"{path}/lambda_min", found.smallest, found.smallest_residual, **bound, draw={"y": "λ<sub>min</sub>"})
     yield Scalar(
         f"{path}/negative_mass",

@@ -21,7 +21,7 @@ from engine.knobs import InputError
 from engine.maths.directions import direction_pair
 from engine.maths.landscape import axis_over, line, refine, rise
 from engine.maths.planes import Cutting, under
-from engine.maths.points import fastest_chunk
+from engine.maths.points import at_once
 from engine.maths.progress import Tally, tracked
 from engine.probe import Neighbour, Probe, Record, Scalar, Snapshot, knob
 from engine.problem import Batch
@@ -63,7 +63,7 @@ class Between(Probe):
         if not d.any():
             raise InputError(f"{p.other} has the parameters of this run, so there is nothing between them.")
         tally, n = Tally("points", self.params.line), len(snap.problem.probe_batch())
-        options = {"chunk": fastest_chunk(losses, snap.theta), "tally": tally}
+        options = {"chunk": at_once(losses, snap.theta), "tally": tally}
         yield from self._line(snap, names, losses, d, n, _mode(runs[:1]), options)
         yield from self._plane(snap, runs, names, losses, d, n, options)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,13 +22,15 @@ from torch import Tensor
 from engine.maths.chunks import cut
 from engine.maths.curvature import PartedHessian, Spectrum, planned, spectrum_in_stages
 from engine.maths.krylov import Loss
-from engine.maths.portrait import About, coupled, eigenvalues, labels, traced
+from engine.maths.portrait import About, coupled, eigenvalues, labels, largest, traced
 from engine.maths.progress import Tally
 from engine.probe import Matrix, Probe, Record, Scalar, Snapshot, knob
 from engine.problem import Batch, Problem
 
 MATRIX = "Hessian of the training loss, no method active"
 ANGLE = "bound from the angle to a true eigenvector"
+GLANCE = 6
+"""Lanczos steps after which λ_max is shown for the first time, at a seventh of the whole cost."""
 
 
 class Hessian(Probe):
@@ -64,6 +66,11 @@ class Hessian(Probe):
         sizes = [where.stop - where.start for where in parts.values()]
         tally = Tally("products", products + sum(planned(size, p.part_steps) for size in sizes))
         started = time.perf_counter()
+
+        def told(found: Spectrum, coarse: str = "") -> About:
+            words = "; ".join(filter(None, (MATRIX, how, coarse, found.note)))
+            return About(words, len(batch), time.perf_counter() - started)
+
         stages = spectrum_in_stages(
             [(PartedHessian(_of_parts(problem, piece), layout.slices), share) for piece, share in pieces],
             snap.theta,
@@ -75,17 +82,19 @@ class Hessian(Probe):
             memory=p.memory * 2**20,
             generator=snap.rng.generator("hessian", 0),
             early=True,
+            glance=GLANCE,
             tally=tally,
         )
-        found = next(stages)  # what needs no probe is shown at once
-        seconds = time.perf_counter() - started
-        about = About("; ".join(filter(None, (MATRIX, how, found.note))), len(batch), seconds)
+        found = next(stages)
+        yield largest(found, "hessian", told(found, f"after {found.products} Lanczos steps"))
+        found = next(stages)  # what needs no random vector
+        about = told(found)
         yield from eigenvalues(found, "hessian", layout.size, about)
         yield _concentration(found, about)
         if len(layout.slices) > 1:
             yield _shares(found, snap, about)
         (found,) = stages
-        about = replace(about, seconds=time.perf_counter() - started)
+        about = told(found)
         yield from traced(found, "hessian", layout.size, snap.theta.square().sum().item(), about)
         if found.coupling:
             yield coupled(found.coupling, "hessian", about)
@@ -104,10 +113,9 @@ class Hessian(Probe):
                 early=True,
                 tally=tally,
             )
-            seconds = time.perf_counter() - started
-            said = replace(about, matrix="; ".join(filter(None, (MATRIX, how, inner.note))), seconds=seconds)
-            yield from eigenvalues(inner, f"hessian/{part}", len(block), said)
-            yield from traced(inner, f"hessian/{part}", len(block), block.square().sum().item(), said)
+            about = told(inner)
+            yield from eigenvalues(inner, f"hessian/{part}", len(block), about)
+            yield from traced(inner, f"hessian/{part}", len(block), block.square().sum().item(), about)
 
 
 def _of_parts(problem: Problem, piece: Batch) -> Callable[[Mapping[str, Tensor]], Tensor]:

@@ -23,7 +23,7 @@ from engine.knobs import InputError
 from engine.maths.directions import Parts, curved_pair, direction_pair, downhill_pair, principal_pair
 from engine.maths.landscape import axis_over, line, refine
 from engine.maths.planes import Cutting
-from engine.maths.points import fastest_chunk
+from engine.maths.points import at_once
 from engine.maths.progress import Tally, tracked
 from engine.probe import Probe, Record, Snapshot, knob
 
@@ -101,7 +101,7 @@ class Landscape(Probe):
         names, losses = snap.losses()
         started = time.perf_counter()
         cut = self._cut(snap)
-        options = {"chunk": fastest_chunk(losses, snap.theta), "tally": Tally("points", p.line | 1)}
+        options = {"chunk": at_once(losses, snap.theta), "tally": Tally("points", p.line | 1)}
         x, y = (axis_over(low, high, p.points | 1) for low, high in cut.ends)
         generator = snap.rng.generator("landscape checks", p.draw)
         drawn = False

@@ -69,9 +69,9 @@ class Sharpness(Probe):
         tally = Tally("evaluations", self._planned(snap, len(parts)))
         for part in ["", *parts]:
             mask = layout.mask(part).to(snap.theta) if part else torch.ones_like(snap.theta)
-            found[part or "all"] = sam = self._climb(snap, p.rho, mask, tally)
+            found[part or "all"] = sam = self._climb(snap, part, p.rho, None, tally)
             yield self._scalar(snap, part, "sam", sam, self._mode(part))
-            yield self._stretched(snap, part, mask, tally)
+            yield self._stretched(snap, part, tally)
             yield self._average(snap, part, mask, tally)
             if not part:
                 yield from self._search(snap, sam)
@@ -96,9 +96,12 @@ class Sharpness(Probe):
         lanczos = planned(len(snap.theta), p.lanczos, p.probes) if p.lanczos else 0
         return (1 + parts) * (2 * (2 + p.steps) + p.pairs) + micro + lanczos
 
-    def _climb(self, snap: Snapshot, rho: float, scale: Tensor, tally: Tally) -> Climbed:
+    def _climb(self, snap: Snapshot, part: str, rho: float, eta: float | None, tally: Tally) -> Climbed:
+        """Return the highest point that a part's parameters reach alone, in a ball stretched by |θ| + `eta` if any."""
         started, options = time.perf_counter(), {"generator": snap.rng.generator("sharpness", 0), "tally": tally}
-        found = ascent(_loss(snap), snap.theta, rho, self.params.steps, scale=scale, **options)
+        loss, theta = _loss(snap, part), snap.problem.layout.split(snap.theta)[part] if part else snap.theta
+        scale = None if eta is None else theta.abs() + eta
+        found = ascent(loss, theta, rho, self.params.steps, scale=scale, **options)
         return Climbed(found, time.perf_counter() - started)
 
     def _scalar(self, snap: Snapshot, part: str, name: str, climbed: Climbed, mode: str) -> Scalar:
@@ -106,10 +109,10 @@ class Sharpness(Probe):
         about = {"n": len(snap.problem.probe_batch()), "mode": mode, "seconds": climbed.seconds, "draw": RISE}
         return Scalar(path, climbed.found.rise, climbed.found.gain, **about)
 
-    def _stretched(self, snap: Snapshot, part: str, mask: Tensor, tally: Tally) -> Scalar:
-        """Return ASAM sharpness of the parameters that `mask` marks."""
+    def _stretched(self, snap: Snapshot, part: str, tally: Tally) -> Scalar:
+        """Return ASAM sharpness of a part's parameters."""
         p = self.params
-        found = self._climb(snap, p.rho_adaptive, mask * (snap.theta.abs() + p.eta), tally)
+        found = self._climb(snap, part, p.rho_adaptive, p.eta, tally)
         ball = f"|e / (|θ| + {p.eta:g})|" if p.eta else "|e / θ|"
         return self._scalar(snap, part, "asam", found, self._mode(part, f"{ball} ≤ {p.rho_adaptive:g}"))
 
@@ -231,5 +234,10 @@ def _moved(part: str) -> str:
     return f"{part} parameters alone" if part else "all parameters"
 
 
-def _loss(snap: Snapshot) -> Loss:
-    return partial(snap.problem.loss, batch=snap.problem.probe_batch())
+def _loss(snap: Snapshot, part: str = "") -> Loss:
+    """Return the loss of theta, or of one part's block of it: its gradient goes back through that part alone."""
+    problem, batch, layout = snap.problem, snap.problem.probe_batch(), snap.problem.layout
+    if not part:
+        return partial(problem.loss, batch=batch)
+    blocks = layout.split(snap.theta)
+    return lambda block: problem.loss(layout.joined({**blocks, part: block}), batch)

@@ -207,6 +207,8 @@ def test_the_first_stage_is_the_spectrum_before_its_trace():
     assert torch.equal(first.values, last.values) and torch.equal(first.density.density, last.density.density)
     assert math.isnan(first.trace) and first.coupling is None and not first.traces
     whole = spectrum(loss, theta, 3, 20, 4, parts=layout.slices)
+    glance, *_, same = spectrum_in_stages(loss, theta, 3, 20, 4, parts=layout.slices, glance=2)
+    assert len(glance.values) == glance.products == 2 and same.trace == whole.trace
     assert last.trace == whole.trace and torch.equal(last.coupling.values, whole.coupling.values)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from engine.knobs import InputError
-from engine.maths.points import CHUNKS, Field, fastest_chunk, single
+from engine.maths.points import Field, at_once, batches, single
 from tests.maths.nets import problem
 
 
@@ -28,20 +28,23 @@ def test_points_come_in_order_and_are_those_of_a_loop(chunk):
     assert found[17, 0] == here and not grid()[17].any()
 
 
-def test_the_fastest_chunk_is_one_that_was_tried():
+def test_points_are_batched_where_they_can_be_and_stay_the_same():
     _, _, theta, loss, _ = problem()
-    assert fastest_chunk(single(loss), theta) in (1, *CHUNKS)
+    assert batches(single(loss), theta, 4)
+    assert not batches(lambda w: torch.tensor([w.sum().item()]), torch.ones(3), 4), "vmap cannot"
+    changed = lambda w: torch.ones(1) * (2.0 if torch._C._functorch.is_batchedtensor(w) else 1.0)  # noqa: E731
+    assert not batches(changed, torch.ones(3), 4)
 
 
-def test_losses_that_cannot_be_batched_are_evaluated_one_after_the_other():
-    assert fastest_chunk(lambda w: torch.tensor([w.sum().item()]), torch.ones(3)) == 1
+def test_on_a_cpu_points_are_evaluated_one_after_the_other():
+    _, _, theta, loss, _ = problem()
+    assert at_once(single(loss), theta) == 1
 
 
-def test_losses_that_differ_when_batched_are_evaluated_one_after_the_other():
-    def losses(w):
-        return torch.ones(1) * (2.0 if torch._C._functorch.is_batchedtensor(w) else 1.0)
-
-    assert fastest_chunk(losses, torch.ones(3)) == 1
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no accelerator")
+def test_on_an_accelerator_several_are_evaluated_at_once():
+    theta = torch.ones(3, device="cuda")
+    assert at_once(single(lambda w: (w * w).sum()), theta) > 1
 
 
 def test_a_loss_is_one_number():

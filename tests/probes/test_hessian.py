@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from engine.knobs import InputError
+from engine.maths.progress import listening
 from engine.probes.ggn import Ggn
 from engine.probes.hessian import Hessian
 from tests.probes.snapshots import dense, inside, measured, snapshot
@@ -121,7 +122,21 @@ def test_records_say_rows_matrix_and_seconds():
 def test_eigenvalues_are_shown_before_the_trace_is_sampled():
     seen = [record.name for record in Hessian().measure(snapshot())]
     places = [seen.index(f"hessian/{name}") for name in ("lambda_max", "spectrum", "trace", "coupling")]
-    assert places == sorted(places) and len(seen) == len(set(seen))
+    assert places == sorted(places) and len(seen) == len(set(seen)) + 1
+
+
+@pytest.mark.parametrize("steps", [5, 40])
+def test_the_largest_eigenvalue_is_shown_first_with_its_error(steps):
+    snap, told = snapshot(), []
+    first, *others = Hessian(Hessian.Params(steps=steps)).measure(snap)
+    assert first.name == "hessian/lambda_max" and "Lanczos steps" in first.mode
+    truth = torch.linalg.eigvalsh(dense(snap))
+    assert (truth - first.value).abs().min() <= first.error
+    last = next(record for record in others if record.name == first.name)
+    assert last.value >= first.value - 1e-9 and last.error <= first.error
+    with listening(lambda what, done, planned: told.append(done)):
+        next(Hessian(Hessian.Params(steps=steps)).measure(snap))
+    assert max(told) == min(steps, 6)
 
 
 def test_parts_can_be_left_out():

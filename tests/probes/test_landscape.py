@@ -6,6 +6,7 @@ import torch
 
 from engine.knobs import InputError
 from engine.maths.landscape import direction_pair
+from engine.maths.progress import listening
 from engine.probes.landscape import Landscape
 from tests.probes.snapshots import measured, snapshot
 from tests.tiny import problem
@@ -83,6 +84,14 @@ def test_interpolation_says_its_error_and_comes_coarse_first():
     assert last.draw["evaluations"] < exact.draw["evaluations"] == 41**2
     assert np.abs(last.z - exact.z).max() <= 1e-2 * np.ptp(exact.z)
     assert exact.draw["checked_error"] == 0 and "interpolated" not in exact.mode
+
+
+def test_the_first_plane_comes_before_it_is_checked_and_says_so():
+    told = []
+    with listening(lambda what, done, planned: told.append((what, done))):
+        first = next(small(points=41).measure(snapshot()))
+    assert first.name == "landscape/2d" and "49 points, not yet checked" in first.mode
+    assert told[-1] == ("points", 49) and "checked_error" not in first.draw
 
 
 def test_records_say_rows_mode_and_seconds():
