@@ -50,6 +50,7 @@ def controls(now: Standing) -> dict[str, Any]:
         "probes": dict(now.probes),
         "refused": now.refused[1] if now.refused else "",
         "revision": now.revision,
+        "measurable": measurable(now),
         "pace": now.pace,
         "kept": list(now.kept),
     }

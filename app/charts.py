@@ -53,6 +53,8 @@ def _series(reader, args, look) -> Drawing:
     asked = {name: {} for name in names} | reader.drawn(names)
     scale = Scale(args["half"], args["xlog"], args["ylog"] or any(draw.get("ylog") for draw in asked.values()))
     words, hues = named(names, asked, look, catalog.titles()), colours(names, look)
+    if all(len(line.steps) < 2 for line in drawn):
+        return Drawing(None, empty=_single(drawn, words))
     lines = [_styled(line, words[line.label], hues, asked, look) for line in drawn]
     levels = [] if args["level"] is None else [(args["level"], "")]
     told = dict.fromkeys(pair for draw in asked.values() for pair in named_values(draw.get("levels"), scale.ylog))
@@ -73,6 +75,14 @@ def _series(reader, args, look) -> Drawing:
     if args["half"] > 0:
         caption += f" · smoothed with a half-life of {args['half']:g} steps, measured values behind"
     return Drawing(figure, caption)
+
+
+def _single(drawn: list[Line], words: Mapping[str, str]) -> str:
+    """Return what is said of lines that have one point each, in the place of axes."""
+    values = ", ".join(f"{words[line.label]} {line.values[0]:.4g}" for line in drawn[:3] if len(line.values))
+    more = f" and {len(drawn) - 3} more" if len(drawn) > 3 else ""
+    step = max(int(line.steps[0]) for line in drawn if len(line.steps))
+    return f"One value so far, at step {step:,}: {values}{more}. The line begins with the second."
 
 
 def _cut(lines: list[Line], within: list[float]) -> list[float] | None:

@@ -35,6 +35,7 @@ ICONS = {
     "note": "✎",
     "probe": "◦",
     "probe failed": "✕",
+    "idle": "○",
     "lost": "✕",
     "unsaved": "✕",
     "trouble": "✕",
@@ -121,6 +122,9 @@ def told(event) -> str:
         return str(detail["error"])
     if event.kind == "mended":
         return str(detail["text"])
+    if event.kind == "idle":
+        title = catalog.titles().get(detail.get("method"), detail.get("method"))
+        return f"{title} leaves training as it is: {detail.get('text')}"
     return ", ".join(f"{k} {v}" for k, v in detail.items() if k != "traceback")
 
 

@@ -165,6 +165,12 @@ def probe(name: str) -> dict[str, Any] | None:
     return catalog.named(catalogue()["probes"]).get(name)
 
 
+def asked_for(run: str, probe: str) -> bool:
+    """Return whether the run was started with an interval of its own for a probe, as lessons do that are about it."""
+    asked = (reader(run).meta("config", {}) or {}).get("probes", {})
+    return isinstance(asked, dict) and bool(asked.get(probe))
+
+
 def several(run: str, otherwise: str) -> None:
     """Of a run of one modality say what there is instead of a comparison, `otherwise`, and stop the page there."""
     known = reader(run).meta("modalities", []) or []

@@ -240,6 +240,10 @@ def _shown(home: Path, as_json: bool) -> None:
         click.echo(json.dumps(found))
         return
     click.echo(f"{home}: {found['state']} at step {found['step']} of {found['steps']} after {found['seconds']:.1f} s")
+    for job in found["measuring"]:
+        counted = f": {job['done']:,} of {job['planned']:,} {job['what']}" if job.get("planned") else ""
+        left = f", about {job['left']:.0f} s left" if job.get("left") else ""
+        click.echo(f"  measuring {job['probe']} at step {job['step']:,}{counted}{left}")
     for name, value in sorted(found["scalars"].items()):
         click.echo(f"  {name:36} {value:.6g}" if isinstance(value, float) else f"  {name:36} {value}")
 

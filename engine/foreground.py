@@ -151,7 +151,7 @@ def probe(home: Path, name: str, step: int | None, settings: dict[str, Any]) -> 
     training = recreated(home, step)
     prober = training.probe(name, settings)
     started = time.perf_counter()
-    made = (record for record in prober.measure(training.snapshot()) if record is not None)
+    made = prober.measure(training.snapshot())
     records = list({record.name: record for record in made}.values())  # of a picture that grows finer, the last
     seconds = time.perf_counter() - started
     at = training.state.step

@@ -13,6 +13,9 @@ from engine.knobs import InputError
 def summary(home: Path | str) -> dict[str, Any]:
     """Return home, state, step, seconds, theta (SHA-256 at that step, or None), last scalars, record steps, events.
 
+    `measuring` lists what observers are at, the one at work first: probe, step, what is counted, done, planned, seconds
+    so far and left.
+
     Raises:
         InputError: there is no run, or one of its files cannot be read.
     """
@@ -31,7 +34,8 @@ def summary(home: Path | str) -> dict[str, Any]:
         "scalars": {name: _finite(value) for name, value in reader.last().items()},
         "records": {name: max(reader.history(name), default=0) for name in reader.names()["records"]},
         "events": len(reader.events()),
-        "error": status.error,
+        "error": status.error or reader.damage or None,
+        "measuring": [job for said in handle.observers(reader) for job in said.get("observing", {}).get("jobs", ())],
     }
 
 
@@ -41,6 +45,7 @@ def listed(home: Path | str) -> dict[str, Any]:
         return summary(home)
     except InputError as error:
         nothing = {"step": 0, "steps": 0, "seconds": 0.0, "theta": None, "scalars": {}, "records": {}, "events": 0}
+        nothing |= {"measuring": []}
         return {"home": str(home), "state": UNREADABLE} | nothing | {"error": str(error)}
 
 

@@ -219,7 +219,9 @@ views = {
     "Sharpness measures": measures,
     "Check with PyHessian": opinion,
 } | ({"Noise": noise} if shell.probe("escape") else {})
-for tab, (_, draw) in zip(st.tabs(list(views), key="curvature-view", on_change="rerun"), views.items(), strict=True):
+chosen = "Edge of stability" if shell.asked_for(run, "stability") else "Spectrum"
+tabs = st.tabs(list(views), key="curvature-view", on_change="rerun", default=chosen)
+for tab, (_, draw) in zip(tabs, views.items(), strict=True):
     if tab.open:
         with tab:
             draw(run)

@@ -27,6 +27,9 @@ export function know(run, status, controls) {
 
 export function knownTag(run) { return acknowledged.get(run)?.tag || ""; }
 
+// Whether the run can be measured: it has begun, and its settings are known.
+export function mayMeasure(run) { const known = acknowledged.get(run); return Boolean(known && known.measurable); }
+
 export function drop(sub) { shown.delete(sub); }
 
 function redraw(run) {
@@ -324,7 +327,7 @@ function interval(sub) {
   };
 }
 
-function pressable(text, pressed) {
+export function pressable(text, pressed) {
   const button = element("button", "ms-button", text);
   button.type = "button";
   button.addEventListener("click", pressed);

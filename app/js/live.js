@@ -1,8 +1,8 @@
 // One hub a page: every chart, panel and watch subscribes to it, and it asks the server once a tick for all of them.
 
-import { CONTROLS, disconnected, drop, know, knownTag } from "./controls.js";
+import { CONTROLS, disconnected, drop, know, knownTag, mayMeasure, pressable } from "./controls.js";
 import { child, dark, element, styled, theme } from "./dom.js";
-import { confirm, through } from "./outbox.js";
+import { ask as request, confirm, through } from "./outbox.js";
 import { momentOf, onMoment, show } from "./time.js";
 
 await styled;
@@ -185,8 +185,9 @@ const DRAW = {
       sub.drawn = sub.turned = false;
       sub.figure = null;
       sub.plot.classList.add("ms-empty");
-      sub.plot.style.height = `${Math.min(sub.data.height, 150)}px`;
+      sub.plot.style.height = "auto";
       sub.absent = drawn.empty;
+      sub.said = "";
       absent(sub, sub.status);
       return;
     }
@@ -210,15 +211,24 @@ const DRAW = {
   },
 };
 
-// What stands in the place of a figure: why there is none, and how far the probe that it waits for is.
+// What stands in the place of a figure, in one line: what is missing, how far that is, and the button that makes it.
 function absent(sub, status) {
   sub.status = status;
-  const probe = ((sub.data.args.names || [])[0] || "").split("/")[0];
-  const waits = status && (!status.measured.includes(probe) || sub.absent.includes("Measure now"));
-  const words = waits && status.progress[probe];
-  const lines = [element("div", "", sub.absent)];
-  if (words) lines.push(element("div", "ms-progress", words));
-  sub.plot.replaceChildren(...lines);
+  const probe = ((sub.data.args.names || [])[0] || "").split("/")[0], run = sub.data.run;
+  const words = status && status.progress[probe], makes = sub.absent.includes("Measure now") && measurable(run, probe);
+  const said = JSON.stringify([sub.absent, words, makes]);
+  if (sub.said === said) return;
+  sub.said = said;
+  const line = [element("span", "", sub.absent)];
+  if (words) line.push(element("span", "ms-progress", words));
+  if (makes) line.push(pressable("Measure now", () => request(run, { do: "measure", probe })));
+  sub.plot.replaceChildren(...line);
+}
+
+// Whether the page may ask for a measurement with a probe.
+function measurable(run, probe) {
+  const steering = [...subs.values()].find((sub) => sub.data.kind === "steering" && sub.data.run === run);
+  return Boolean(steering && steering.data.probes.includes(probe) && mayMeasure(run));
 }
 
 // Surfaces of one link have one scale, and what is done to the view of one is done to all.

@@ -7,7 +7,7 @@ import platform
 
 import torch
 
-from tests.bench import growth, steps, viewers, watched
+from tests.bench import growth, observed, steps, viewers
 
 
 def main() -> None:
@@ -17,7 +17,7 @@ def main() -> None:
         f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} thread(s)"
     )
     steps.report()
-    watched.report()
+    observed.report()
     growth.report()
     viewers.report()
 
