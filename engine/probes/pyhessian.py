@@ -31,6 +31,8 @@ from engine.probe import Bars, Probe, Record, Scalar, Snapshot, knob
 
 THEIRS = f"PyHessian {importlib.metadata.version('pyhessian')}"
 OURS = "Hessian of the training loss, no method active"
+ONE = "error: one standard error"
+TITLE = "Largest eigenvalues by magnitude"
 
 
 class PyHessian(Probe):
@@ -53,7 +55,7 @@ class PyHessian(Probe):
         probes: int = knob(8, 1, 200, "Our random vectors for the trace outside the Lanczos basis.")
 
     def measure(self, snap: Snapshot) -> Iterator[Record]:
-        """Yield the eigenvalues of both, their difference, both traces, and the seconds that each took."""
+        """Yield our eigenvalues and trace, then PyHessian's, their difference, and the products that each took."""
         p, size, n = self.params, len(snap.theta), len(snap.problem.probe_batch())
         loss = partial(snap.problem.loss, batch=snap.problem.probe_batch())
         k, steps = min(p.k, p.steps, size), min(p.steps, size)
@@ -66,36 +68,36 @@ class PyHessian(Probe):
         own_seconds = time.perf_counter() - started
         largest = ours.values.abs().argsort(descending=True)[:k]
         values, residuals = ours.values[largest].numpy(), ours.residuals[largest].numpy()
+        labels, draw = np.array([f"λ{i + 1}" for i in range(k)]), {"y": "eigenvalue", "title": TITLE}
+        mode = f"{OURS}, {steps} Lanczos steps, largest by magnitude; error: Lanczos residual bound"
+        about = {"n": n, "seconds": own_seconds}
+        yield Bars("pyhessian/ours/top", labels, values, residuals, mode=mode, **about, draw=draw)
+        mode = f"{OURS}, {steps} Lanczos steps and {probes} products outside them; {ONE}"
+        yield Scalar("pyhessian/ours/trace", ours.trace, ours.trace_error, mode=mode, **about, draw={"y": "trace"})
 
         module = _Module(loss, snap.theta, tally)
         with _own_draws(snap.rng.key("pyhessian"), snap.theta.device):
-            started = time.perf_counter()
-            theirs = np.array(module.eigenvalues(k, p.most, p.tol))
-            eigen_seconds, products = time.perf_counter() - started, module.products
-            started = time.perf_counter()
-            samples = np.array(module.trace(p.most, p.tol))
-            trace_seconds = time.perf_counter() - started
+            try:
+                started = time.perf_counter()
+                theirs = np.array(module.eigenvalues(k, p.most, p.tol))
+                eigen_seconds, products = time.perf_counter() - started, module.products
+                started = time.perf_counter()
+                samples = np.array(module.trace(p.most, p.tol))
+                trace_seconds = time.perf_counter() - started
+            finally:
+                module.theta.grad = None  # ends the cycle that its gradient makes
         tally.finish()
 
-        labels = np.array([f"λ{i + 1}" for i in range(k)])
         loops = f"until two iterates agree to {p.tol:g}, {products} products; it gives no error"
-        lanczos = f"{OURS}, {steps} Lanczos steps, largest by magnitude; error: Lanczos residual bound"
-        draw = {"y": "eigenvalue", "title": "Largest eigenvalues by magnitude"}
-        about = {"n": n, "mode": f"{THEIRS}, power iteration on one batch, largest by magnitude, {loops}"}
-        yield Bars("pyhessian/top", labels, theirs, **about, seconds=eigen_seconds, draw=draw)
-        about = {"n": n, "seconds": own_seconds}
-        yield Bars("pyhessian/ours/top", labels, values, residuals, mode=lanczos, **about, draw=draw)
+        mode = f"{THEIRS}, power iteration on one batch, largest by magnitude, {loops}"
+        yield Bars("pyhessian/top", labels, theirs, n=n, mode=mode, seconds=eigen_seconds, draw=draw)
         mode, draw = f"{THEIRS} minus ours; error: our Lanczos residual bound", {"y": "difference"}
         about["seconds"] = eigen_seconds + own_seconds
         yield Bars("pyhessian/difference", labels, theirs - values, residuals, mode=mode, **about, draw=draw)
-        draw, error_of_one = {"y": "trace"}, "error: one standard error"
         mode = f"{THEIRS}, Hutchinson on one batch, until two means agree to {p.tol:g}, {len(samples)} products"
-        about = {"n": n, "seconds": trace_seconds, "draw": draw}
+        about = {"n": n, "seconds": trace_seconds, "draw": {"y": "trace"}}
         mean, deviation = float(samples.mean()), _standard_error(samples)
-        yield Scalar("pyhessian/trace", mean, deviation, mode=f"{mode}; {error_of_one}, computed here", **about)
-        mode, about["seconds"] = f"{OURS}, {steps} Lanczos steps and {probes} products outside them", own_seconds
-        trace, error = ours.trace, ours.trace_error
-        yield Scalar("pyhessian/ours/trace", trace, error, mode=f"{mode}; {error_of_one}", **about)
+        yield Scalar("pyhessian/trace", mean, deviation, mode=f"{mode}; {ONE}, computed here", **about)
         names = np.array(["PyHessian, eigenvalues", "PyHessian, trace", "ours, both"])
         counts = np.array([products, len(samples), steps + probes])
         seconds, draw = eigen_seconds + trace_seconds + own_seconds, {"y": "products with the Hessian"}
