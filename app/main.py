@@ -17,6 +17,7 @@ if str(ROOT) not in sys.path:
 
 from app import api, catalog, live  # noqa: E402  the root has to be on the path first
 from app.origin import OwnOrigin  # noqa: E402
+from engine import launching  # noqa: E402
 
 
 @asynccontextmanager
@@ -25,7 +26,9 @@ async def lifespan(app):
     live.serving(True)
     threading.Thread(target=catalog.titles, daemon=True).start()
     threading.Thread(target=api.plotly_script, daemon=True).start()
+    launching.keep_warm()
     yield
+    launching.let_go()
     live.serving(False)
 
 

@@ -19,7 +19,7 @@ CORE = {
 }
 CORE |= BASE | {"engine.maths", "engine.step"}
 FREE = {f"engine.{m}" for m in ("config", "control", "store", "reader", "stored", "handle", "export", "summary")} | BASE
-FREE |= {f"engine.{m}" for m in ("folder", "pulse", "streams")}
+FREE |= {f"engine.{m}" for m in ("folder", "launching", "pulse", "streams")}
 
 
 def allowed(path: Path) -> set[str] | None:

@@ -32,6 +32,7 @@ export function mount({ key, data, parentElement, setTriggerValue }) {
   sub.trigger = setTriggerValue;
   sub.fired = "";
   BUILD[data.kind](sub);
+  ahead(data);
   if (redrawn) hurryUntil = performance.now() + NUDGED;
   soon(redrawn || !sub.tag ? 0 : 1000);
 }
@@ -289,6 +290,14 @@ function scrubWords(sub) {
   const step = sub.steps[place];
   sub.words.textContent = step === undefined ? "" : `step ${step.toLocaleString("en")} (${place + 1} of ${sub.steps.length})`;
   sub.latest.disabled = following;
+}
+
+// The library is there before the first chart: fetched at once where one is waiting, when the page is idle elsewhere.
+function ahead(data) {
+  if (plotly) return;
+  const fetched = () => plotlyReady(data.plotly).catch(() => {});
+  if (data.name && data.kind === "chart") fetched();
+  else (window.requestIdleCallback || setTimeout)(fetched);
 }
 
 function plotlyReady(url) {
