@@ -103,12 +103,14 @@ async function ask(run, own) {
     if (sub.data.topic && pulse.tags && changed(sub, pulse.tags[sub.data.topic], waits)) waits += 300;
   }
   if (charts.length) await plotlyReady(any.data.plotly);
-  charts.forEach((sub, i) => {
+  for (const [i, sub] of charts.entries()) {
     const drawn = pulse.charts[i];
-    if (!drawn || JSON.stringify([sub.data.name, timed(sub), sub.tag]) !== asked[i]) return;
+    if (!drawn || JSON.stringify([sub.data.name, timed(sub), sub.tag]) !== asked[i]) continue;
+    const first = !sub.tag;
     sub.tag = drawn.tag;
     try { DRAW[sub.data.kind](sub, drawn); } catch (error) { console.error(error); }
-  });
+    if (first) await new Promise((go) => setTimeout(go)); // a new page shows its first chart before it draws its last
+  }
   return pulse.next;
 }
 
