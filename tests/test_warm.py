@@ -99,6 +99,17 @@ def test_theta_is_the_same_bit_for_bit(warm, tmp_path):
         assert said[0]["theta"] == said[1]["theta"] and said[0]["scalars"] == said[1]["scalars"]
 
 
+@pytest.mark.skipif(not Path("/dev/nvidiactl").exists(), reason="no GPU")
+def test_a_fork_trains_on_a_gpu_as_a_fresh_process_does(warm, tmp_path):
+    line = ["run", "--problem", "digits_captions", "--steps", "40", "--device", "cuda", "--json"]
+    said = []
+    for kind, options in ((Forked, {}), (subprocess.Popen, {"program": (sys.executable, "-um", "engine")})):
+        found, code, words = ended([*line, "--home", str(tmp_path / kind.__name__)], tmp_path / "log.txt", **options)
+        assert (found, code) == (kind, 0), words
+        said.append(json.loads(words[words.index('{"home"') :])["theta"])
+    assert said[0] == said[1]
+
+
 def facts(pid):
     """Return what a process has from its birth: session, folder, signals, files."""
     status = Path(f"/proc/{pid}/status").read_text()
