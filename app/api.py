@@ -40,11 +40,13 @@ MOST_CHARTS = 96
 LONGEST = 200_000
 """Characters of a request for charts."""
 FAST, SLOW, RESTING = 250, 1000, 3000
-"""Milliseconds to the next tick: while a command waits, while a run lives, when nothing can change."""
+"""Milliseconds to the next tick: while a command or a start waits, while a run lives, when nothing can change."""
 REREAD = 0.2
 """Seconds for which it is known how a run stands."""
 REDRAW = 0.8
 """Seconds for which a drawing is good enough, however fast the run records."""
+NEW = 3.0
+"""Seconds after it was first asked for in which a drawing follows its run as fast as it records: both may be new."""
 _LOG = logging.getLogger(__name__)
 _FOREVER = {"Cache-Control": "public, max-age=31536000, immutable"}
 _NEVER = {"Cache-Control": "no-store"}
@@ -57,23 +59,29 @@ class Kept:
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self.values: OrderedDict[Any, tuple[Any, Any, float]] = OrderedDict()
+        self.values: OrderedDict[Any, tuple[Any, Any, float, float]] = OrderedDict()
         self.locks: dict[Any, threading.Lock] = {}
         self.guard = threading.Lock()
 
-    def get(self, key: Any, stamp: Callable[[], Any], make: Callable[[], Any], fresh: float = 0.0) -> Any:
-        """Return the value kept under `key` if it is younger than `fresh` seconds or has this stamp; else make it."""
+    def get(
+        self, key: Any, stamp: Callable[[], Any], make: Callable[[], Any], fresh: float = 0.0, new: float = 0.0
+    ) -> Any:
+        """Return the value kept under `key` if it is younger than `fresh` seconds or has this stamp; else make it.
+
+        For `new` seconds after it was first asked for, only the stamp counts.
+        """
         with self.guard:
             lock = self.locks.setdefault(key, threading.Lock())
         with lock:
             held = self.values.get(key)
             now = time.monotonic()
-            if held is not None and now - held[2] < fresh:
+            first = held[3] if held is not None else now
+            if held is not None and now - held[2] < fresh and now - first >= new:
                 return held[1]
             mark = stamp()
             value = held[1] if held is not None and held[0] == mark else make()
             with self.guard:
-                self.values[key] = (mark, value, now)
+                self.values[key] = (mark, value, now, first)
                 self.values.move_to_end(key)
                 while len(self.values) > self.most:
                     old, _ = self.values.popitem(last=False)
@@ -108,7 +116,7 @@ class Desk:
         key = (run, name, json.dumps(args, sort_keys=True), dark)
         make = lambda: packed(chart.draw(reader, args, looks(reader, dark)))  # noqa: E731  made only when it is needed
         try:
-            return self.drawings.get(key, lambda: chart.stamp(reader, args), make, fresh=REDRAW)
+            return self.drawings.get(key, lambda: chart.stamp(reader, args), make, fresh=REDRAW, new=NEW)
         except ChartError:
             raise
         except InputError as error:
@@ -141,7 +149,8 @@ class Desk:
 
 def _head(stands: Standing) -> tuple[bytes, str, bytes]:
     """Return the start of a tick, and the tag and JSON of what the run acknowledges to its controls."""
-    wait = FAST if stands.pending else RESTING if stands.state in DEAD and not stands.busy else SLOW
+    hurry = stands.pending or stands.state == "starting"
+    wait = FAST if hurry else RESTING if stands.state in DEAD and not stands.busy else SLOW
     head = json.dumps({"next": wait, "tags": stands.tags, "status": stands.to_json()})[:-1].encode()
     found = controls(stands)
     return head, found["tag"], f',"controls":{json.dumps(found)}'.encode()

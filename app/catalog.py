@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.knobs import InputError
+from engine.launching import stamp
 
 ROOT = Path(__file__).resolve().parents[1]
 LOOK_AGAIN = 5.0
@@ -36,15 +36,6 @@ def load() -> dict[str, Any]:
 @lru_cache(maxsize=1)
 def _stamped(period: int) -> str:
     return stamp(ROOT / "engine")
-
-
-def stamp(package: Path) -> str:
-    """Return a text that changes whenever a file of the engine does."""
-    digest = hashlib.sha256(sys.executable.encode())
-    for path in sorted(package.rglob("*.py")):
-        about = path.stat()
-        digest.update(f"{path.relative_to(package)} {about.st_mtime_ns} {about.st_size}\n".encode())
-    return digest.hexdigest()[:24]
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import threading
 from contextlib import asynccontextmanager
@@ -17,16 +18,24 @@ if str(ROOT) not in sys.path:
 
 from app import api, catalog, live  # noqa: E402  the root has to be on the path first
 from app.origin import OwnOrigin  # noqa: E402
+from engine import launching  # noqa: E402
 
 
 @asynccontextmanager
 async def lifespan(app):
-    """While the server runs, pages may rely on its routes; the catalogue is read ahead, since torch takes seconds."""
+    """While the server runs, pages may rely on its routes; what takes a while is done ahead of the first click."""
     live.serving(True)
-    threading.Thread(target=catalog.titles, daemon=True).start()
-    threading.Thread(target=api.plotly_script, daemon=True).start()
+    launching.keep_warm()
+    for ahead in (catalog.titles, api.plotly_script, _widgets):
+        threading.Thread(target=ahead, daemon=True).start()
     yield
+    launching.let_go()
     live.serving(False)
+
+
+def _widgets() -> None:
+    """Import what Streamlit imports for its first choice among several."""
+    importlib.import_module("pandas")
 
 
 def allowed_hosts() -> list[str]:

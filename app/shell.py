@@ -13,6 +13,7 @@ from app.naming import spoken as words
 from app.status import Standing, folder, home_of, listed, standing
 from app.supervisor import note_of
 from app.text import literal
+from engine.config import read
 from engine.handle import RunHandle
 from engine.knobs import InputError
 from engine.store import RunReader
@@ -158,6 +159,14 @@ def reader(run: str) -> RunReader:
 def now(run: str) -> Standing:
     """Return how a run stands."""
     return standing(run, folder() / run)
+
+
+def switched_on(run: str) -> list[str]:
+    """Return the methods that are on in a run or, before its engine has said anything, on from its start."""
+    known = now(run)
+    if known.settings is None:
+        return list(read(folder() / run).methods)
+    return [name for name, stand in known.methods.items() if stand.on]
 
 
 def probe(name: str) -> dict[str, Any] | None:

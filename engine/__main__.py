@@ -337,4 +337,10 @@ def _said(words: Exception | str, code: int) -> int:
 
 if __name__ == "__main__":
     streams.guard()
+    if sys.argv[1:] == ["warm"]:  # for the dashboard alone; on the command line there is no such command
+        from engine import warm
+
+        control = warm.owner()
+        if control is not None and not warm.serve(control):
+            sys.exit(0)
     sys.exit(entry())

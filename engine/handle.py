@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Generator, Mapping
@@ -19,7 +17,8 @@ from engine import control, pulse
 from engine.control import Command, Mailbox, set_meta
 from engine.folder import ROOT, RUN_ID, Busy, founded, held_since, is_locked, lock, runs, runs_folder
 from engine.knobs import InputError
-from engine.observers import observed_now, started
+from engine.launching import PROGRAM, Launched, launched
+from engine.observers import beside, observed_now, started
 from engine.outside import brief, opened, text_of, value_of
 from engine.store import RunReader
 from engine.stored import Unreadable
@@ -145,7 +144,7 @@ def mailbox(home: Path | str) -> Generator[Mailbox]:
 class RunHandle:
     """One run, from outside."""
 
-    program: ClassVar[tuple[str, ...]] = (sys.executable, "-m", "engine")
+    program: ClassVar[tuple[str, ...]] = PROGRAM
     """What is started, before the words `run HOME` or `resume HOME`."""
 
     def __init__(self, home: Path | str) -> None:
@@ -195,26 +194,36 @@ class RunHandle:
         Raises:
             InputError: a file of the home is damaged or cannot be written.
         """
-        launched = time.time()
-        line = [*self.program, command, str(self.home.absolute()), "--attended", *arguments]
+        moment = time.time()
+        line = [command, str(self.home.absolute()), "--attended", *arguments]
         try:
             set_meta(self.home, "exit_code", None)
-            set_meta(self.home, "launched", launched)
+            set_meta(self.home, "launched", moment)
             # Without waiting: something else than a file may lie in its place.
             log = os.open(self.home / "log.txt", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666)
             with open(log, "ab") as file:
-                process = subprocess.Popen(
-                    line,
-                    cwd=ROOT,
-                    stdin=subprocess.DEVNULL,
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                    env={"OMP_NUM_THREADS": "1", **os.environ},
-                )
+                process = launched(line, file.fileno(), program=self.program)
+            self._observed()
         except (OSError, sqlite3.Error) as error:
             raise InputError(f"No engine could be started in {self.home} ({brief(error)}); mend that folder.") from None
-        threading.Thread(target=self._reap, args=(process, launched), daemon=True).start()
+        threading.Thread(target=self._reap, args=(process, moment), daemon=True).start()
+
+    def _observed(self) -> None:
+        """Start the observers of a run that is just being started, so that nobody waits for them.
+
+        Raises:
+            OSError: they cannot be started.
+        """
+        try:
+            count = beside(value_of(text_of(self.home / "config.json")))
+        except (OSError, ValueError, AttributeError):  # the engine says what is wrong with its configuration
+            return
+        for number in range(1, count + 1) if self.program == PROGRAM else ():
+            if not observed_now(self.home, number):
+                self._waited(started(self.home, number))
+
+    def _waited(self, process: Launched) -> None:
+        threading.Thread(target=process.wait, daemon=True).start()
 
     def resume(self, steps: int | None = None) -> None:
         """Start an engine that goes on from the last checkpoint, to a new length if `steps` is given.
@@ -275,7 +284,7 @@ class RunHandle:
         except OSError as error:
             words = f"No process could be started in {self.home} to measure it ({brief(error)}); mend that folder."
             raise InputError(words) from None
-        threading.Thread(target=process.wait, daemon=True).start()
+        self._waited(process)
 
     def observers(self, reader: RunReader) -> list[dict[str, Any]]:
         """Return what the observers that are at work on the run said last."""
@@ -364,13 +373,13 @@ class RunHandle:
             return ""
         return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
-    def _reap(self, process: subprocess.Popen, launched: float) -> None:
+    def _reap(self, process: Launched, launched: float) -> None:
         """Wait for the engine, so that it leaves no zombie, and record its exit code unless a newer one was started."""
         code = process.wait()
         try:
             with self._mailbox() as mailbox:
                 newer = mailbox.meta("launched") != launched
-            if not newer:
+            if code is not None and not newer:
                 set_meta(self.home, "exit_code", code)
         except (InputError, OSError, sqlite3.Error):  # the folder was deleted or damaged: there is no run to tell of
             return

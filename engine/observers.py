@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any
 
-from engine.folder import ROOT, held_since
+from engine.folder import held_since
+from engine.launching import PROGRAM, Launched, launched
 from engine.outside import brief, text_of
 from engine.stored import Unreadable
 
@@ -30,6 +30,7 @@ MOST = 16
 BUSY = 3
 """Exit code of an observer that found another in its place."""
 LOG = "observer.log"
+_ANOTHER = "another takes its place, and training goes on."
 
 
 def locked(number: int) -> str:
@@ -37,24 +38,23 @@ def locked(number: int) -> str:
     return f"observer-{number}.lock"
 
 
-def started(home: Path, number: int = 1) -> subprocess.Popen:
+def started(home: Path, number: int = 1, program: Sequence[str] = PROGRAM) -> Launched:
     """Start an observer of the run in `home`, a process in a session of its own.
 
     Raises:
         OSError: it cannot be started, or the folder cannot be written.
     """
-    words = [*Observers.program, "observe", str(Path(home).absolute()), "--number", str(number)]
+    words = ["observe", str(Path(home).absolute()), "--number", str(number)]
     log = os.open(Path(home) / LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666)
     with open(log, "ab") as file:
-        return subprocess.Popen(
-            words,
-            cwd=ROOT,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env={"OMP_NUM_THREADS": "1", **os.environ},
-        )
+        return launched(words, file.fileno(), program=program)
+
+
+def beside(config: Mapping[str, Any]) -> int:
+    """Return how many observers are started with a run of these JSON values that a page starts."""
+    settings = config.get("settings") or {}
+    count = settings.get("observers", 1)
+    return count if settings.get("measure", "auto") != "inline" and isinstance(count, int) else 0
 
 
 def observed_now(home: Path | str, number: int = 1) -> bool:
@@ -85,23 +85,27 @@ def dismissed(home: Path | str, patience: float = 3.0) -> None:
 class _Place:
     """The place of one observer."""
 
-    process: subprocess.Popen | None = None
+    process: Launched | None = None
+    code: int | None = None
+    """Exit code of the process, once it has ended."""
     since: float = 0.0
     next: float = 0.0
     wait: float = WAIT
+    seen: bool = False
+    """Whether somebody else's observer was there."""
 
 
 class Observers:
     """Keeps so many observers of a run at work; whoever trains calls `turn` now and then."""
 
-    program: ClassVar[tuple[str, ...]] = (sys.executable, "-m", "engine")
-    """What is started, before the words `observe HOME`."""
+    def __init__(self, home: Path, count: int, say: Callable[[str], None], *, patience: float = 0.0) -> None:
+        """Keep `count` observers of the run in `home`; `say` is told in a sentence when one had to be replaced.
 
-    def __init__(self, home: Path, count: int, say: Callable[[str], None]) -> None:
-        """Keep `count` observers of the run in `home`; `say` is told in a sentence when one had to be replaced."""
+        For `patience` seconds nothing is done: whoever started the run has started its observers, too.
+        """
         self.home, self.say = Path(home), say
         self._places = {number: _Place() for number in range(1, count + 1)}
-        self._next = 0.0
+        self._next = time.monotonic() + patience
 
     def turn(self) -> None:
         """Start what is not there, if it is time."""
@@ -110,23 +114,32 @@ class Observers:
             return
         self._next = now + LOOK_EVERY
         for number, place in self._places.items():
-            if place.process is not None:
-                code = place.process.poll()
-                if code is None:
-                    continue
-                self._ended(number, place, code, now)
-            if now >= place.next:
+            if place.process is not None and place.code is not None:
+                self._ended(number, place, now)
+            if place.process is None and now >= place.next:
                 self._start(number, place, now)
 
     def _start(self, number: int, place: _Place, now: float) -> None:
+        if observed_now(self.home, number):
+            place.seen = True
+            return
+        if place.seen:
+            place.seen = False
+            self.say(f"The process that measures this run ended; {_ANOTHER}")
         try:
-            place.process, place.since = started(self.home, number), now
+            place.process, place.since, place.code = started(self.home, number), now, None
         except OSError as error:
             place.next = now + WAIT_MOST
             self.say(f"No observer could be started ({brief(error)}), so nothing is measured for now.")
+            return
+        threading.Thread(target=self._reap, args=(place, place.process), daemon=True).start()
 
-    def _ended(self, number: int, place: _Place, code: int, now: float) -> None:
-        place.process = None
+    def _reap(self, place: _Place, process: Launched) -> None:
+        code = process.wait()
+        place.code = 1 if code is None else code
+
+    def _ended(self, number: int, place: _Place, now: float) -> None:
+        code, place.process = place.code, None
         if now - place.since > STEADY:
             place.wait = WAIT
         place.next = now + place.wait
@@ -134,4 +147,4 @@ class Observers:
             return
         place.wait = min(2 * place.wait, WAIT_MOST)
         how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
-        self.say(f"The process that measures this run {how}; another takes its place, and training goes on.")
+        self.say(f"The process that measures this run {how}; {_ANOTHER}")

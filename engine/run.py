@@ -27,6 +27,8 @@ from engine.training import Training, obey_due
 
 _IDLE = 0.05
 """Seconds between two looks into the mailbox while a run is paused."""
+HANDED_OVER = 5.0
+"""Seconds in which the observers come that a dashboard started with the run."""
 _LONG = 2000
 """Characters of a command that is refused, beyond which its event holds only the beginning."""
 
@@ -50,7 +52,9 @@ class Run:
         self.live = own.measure == "live" or (own.measure == "auto" and attended)
         """Whether observers measure beside the training."""
         self.measuring = Measuring(training, self.writer, inline=not self.live, breathe=self._breathe)
-        self.observers = Observers(self.home, own.observers if self.live else 0, self._trouble)
+        self.observers = Observers(
+            self.home, own.observers if self.live else 0, self._trouble, patience=HANDED_OVER if attended else 0.0
+        )
         self.offer = Offer(self.home)
         self.rate = own.pace
         """Steps a second, at most; 0 for as fast as it can."""

@@ -31,6 +31,8 @@ __all__ = ["Event", "RunReader", "RunWriter", "create", "thinned"]
 
 FLUSH_EVERY = 0.25
 """Seconds between two writes to disk."""
+_FIRST = 0.02
+"""The same when the run has just begun and its first numbers are waited for; then ever more."""
 RETRY_EVERY = 2.0
 """Seconds between two attempts, at most, while the disk refuses."""
 MOST_BUFFERED = 500_000
@@ -112,7 +114,7 @@ def _founded(path: Path, home: Path) -> None:
         (mode,) = db.execute("PRAGMA journal_mode=WAL").fetchone()
         if mode != "wal":
             raise InputError(f"{home} cannot hold a run: its file system has no shared memory; use a local disk.")
-        db.executescript(_SCHEMA)
+        db.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
     finally:
         db.close()
 
@@ -147,6 +149,7 @@ class RunWriter:
         self._meta: dict[str, Any] = {}
         self._gap = FLUSH_EVERY
         self._next = 0.0
+        self._opened = time.monotonic()
         self.lost = 0
         """Rows given up so far because the disk refused them and the buffer was full."""
         self.error: str | None = None
@@ -225,7 +228,8 @@ class RunWriter:
         self._written |= changed
         self._scalars, self._arrays, self._events, self._meta, self._unsaid = [], [], [], {}, 0
         self.error, self._gap = None, FLUSH_EVERY
-        self._next = time.monotonic() + self._gap
+        now = time.monotonic()
+        self._next = now + min(self._gap, max(_FIRST, (now - self._opened) / 4))
         return True
 
     def close(self) -> bool:

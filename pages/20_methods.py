@@ -19,7 +19,7 @@ if not catalogue["methods"]:
     st.info("No methods are installed: put one into engine/methods.")
     st.stop()
 
-chosen = methods.choice(catalogue["methods"], [name for name, now in shell.now(run).methods.items() if now.on])
+chosen = methods.choice(catalogue["methods"], shell.switched_on(run))
 methods.card(run, chosen["name"])
 methods.evidence(run, chosen)
 methods.measured(run, chosen)

@@ -32,6 +32,7 @@ export function mount({ key, data, parentElement, setTriggerValue }) {
   sub.trigger = setTriggerValue;
   sub.fired = "";
   BUILD[data.kind](sub);
+  ahead(data);
   if (redrawn) hurryUntil = performance.now() + NUDGED;
   soon(redrawn || !sub.tag ? 0 : 1000);
 }
@@ -102,12 +103,14 @@ async function ask(run, own) {
     if (sub.data.topic && pulse.tags && changed(sub, pulse.tags[sub.data.topic], waits)) waits += 300;
   }
   if (charts.length) await plotlyReady(any.data.plotly);
-  charts.forEach((sub, i) => {
+  for (const [i, sub] of charts.entries()) {
     const drawn = pulse.charts[i];
-    if (!drawn || JSON.stringify([sub.data.name, timed(sub), sub.tag]) !== asked[i]) return;
+    if (!drawn || JSON.stringify([sub.data.name, timed(sub), sub.tag]) !== asked[i]) continue;
+    const first = !sub.tag;
     sub.tag = drawn.tag;
     try { DRAW[sub.data.kind](sub, drawn); } catch (error) { console.error(error); }
-  });
+    if (first) await new Promise((go) => setTimeout(go)); // a new page shows its first chart before it draws its last
+  }
   return pulse.next;
 }
 
@@ -312,6 +315,14 @@ function probesHere(run, known) {
   const names = [...subs.values()].filter((sub) => sub.data.run === run && sub.data.group && sub.data.kind === "chart").flatMap((sub) => sub.data.args.names || []);
   const found = new Set(names.map((name) => name.split("/")[0]));
   return known.filter((probe) => found.has(probe));
+}
+
+// The library is there before the first chart: fetched at once where one is waiting, when the page is idle elsewhere.
+function ahead(data) {
+  if (plotly) return;
+  const fetched = () => plotlyReady(data.plotly).catch(() => {});
+  if (data.name && data.kind === "chart") fetched();
+  else (window.requestIdleCallback || setTimeout)(fetched);
 }
 
 function plotlyReady(url) {

@@ -79,6 +79,13 @@ def test_a_fresh_drawing_is_good_enough_without_looking_at_the_run():
     assert kept.get("a", lambda: 2, lambda: "second") == "second"
 
 
+def test_a_drawing_that_was_just_asked_for_is_looked_at_again():
+    kept = Kept(2)
+    made = [kept.get("a", lambda v=v: v, lambda v=v: v, fresh=60, new=60) for v in (1, 1, 2)]
+    assert made == [1, 1, 2]
+    assert kept.get("a", lambda: pytest.fail("looked"), lambda: 3, fresh=60, new=0.0) == 2
+
+
 def test_a_new_version_is_drawn_anew_and_old_drawings_are_let_go():
     kept = Kept(2)
     assert [kept.get("a", lambda v=version: v, lambda v=version: v) for version in (1, 2)] == [1, 2]

@@ -130,6 +130,15 @@ def test_every_page_bears_a_run_that_has_not_begun(page):
     assert not at.exception and not at.error
 
 
+def test_the_methods_page_of_a_run_that_is_on_its_way_opens_on_the_method_it_has_on():
+    from engine.handle import RunHandle
+
+    asked = {"problem": "planted", "methods": ["inforeg"], "probes": {}, "steps": 10, "settings": {}}
+    RunHandle(folder() / RUN).prepare(asked)
+    at = opened("20_methods.py", RUN)
+    assert not at.exception and "InfoReg" in [head.value for head in at.subheader]
+
+
 def test_an_empty_landscape_says_what_to_switch_on(served):
     with held("paused", records=False):
         at = opened("30_landscape.py", RUN)

@@ -113,9 +113,8 @@ def spread(values: list[float]) -> str:
 
 def report(repeats: int = 5, seconds: float = 20.0, long: float = 200.0, *more: str) -> None:
     """Print the table."""
-    print(
-        f"# {' '.join(what())} {' '.join(more)}: n = {repeats} alternating pairs of {seconds:g} s, one run of {long:g} s"
-    )
+    words = " ".join((*what(), *more))
+    print(f"\n{words}: {repeats} alternating pairs of {seconds:g} s, one run of {long:g} s")
     pairs = [(rate([], 0, seconds, *more), rate(USUAL, 1, seconds, *more)) for _ in range(repeats)]
     print(f"steps/s with no observer     {spread([a for a, _ in pairs])}")
     print(f"steps/s with an observer     {spread([b for _, b in pairs])}")
