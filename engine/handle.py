@@ -68,7 +68,7 @@ class Status:
     step: int
     steps: int
     rate: float | None
-    """Steps per second over the run so far."""
+    """Steps per second over the run so far, or its pace where that is lower."""
     eta: float | None
     """Seconds to the last step, or None while that cannot be told."""
     age: float | None
@@ -322,6 +322,8 @@ class RunHandle:
         step, steps = facts.get("step", 0), facts.get("steps") or self._planned()
         seconds = facts.get("seconds", 0.0)
         rate = step / seconds if seconds > 0.5 and step else None
+        pace = facts.get("pace") or 0.0
+        rate = min(rate, pace) if rate and pace > 0 else rate
         eta = (steps - step) / rate if rate and state == "running" else None
         error = self._error(reader, state, step, age, signs.code) or facts.get("waiting") or None
         return Status(state, step, steps, rate, eta, age, signs.activity if alive else "", error, alive, signs.code)
@@ -332,7 +334,7 @@ class RunHandle:
         # The lock before the words: an engine writes its last word while it still holds the lock.
         held = held_since(self.home)
         begun = (self.home / "lock").exists()
-        facts = reader.facts("state", "beat", "activity", "step", "steps", "seconds", "waiting")
+        facts = reader.facts("state", "beat", "activity", "step", "steps", "seconds", "waiting", "pace")
         facts |= pulse.newer(self.home, facts.get("beat"))
         activity = facts.get("activity", "")
         return Signs(facts.get("state"), facts.get("beat"), held, begun, launched, code, activity), facts
