@@ -209,7 +209,7 @@ def _standing(run: str, engine: RunHandle, status: Status) -> Standing:
         tuple(probe for facts in observers for probe in facts.get("observing", {}).get("costs", ())),
         known_facts.get("settings"),
         tuple(pending),
-        max(numbers, default=0) + (newest.id if newest is not None else 0),
+        max(numbers, default=0) + reader.last_ids(),
         kept_steps(engine.home),
         known_facts.get("pace", 0.0),
     )

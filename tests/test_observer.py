@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from engine.control import Cancel, Measure, Watch, post
+from engine.control import Cancel, Measure, Stop, post
 from engine.folder import held_since
 from engine.handle import RunHandle
 from engine.observers import locked
@@ -76,8 +76,7 @@ def test_an_observer_measures_while_a_run_trains_and_theta_is_the_same(home, tmp
 
 
 def test_a_killed_observer_is_replaced_and_training_does_not_notice(home, tmp_path):
-    plain = trained(tmp_path / "plain", small(steps=500))
-    process = begun(home, steps=500, probes={"imbalance": 10}, settings=LIVE | {"pace": 25.0})
+    process = begun(home, steps=10**6, probes={"imbalance": 10}, settings=LIVE | {"pace": 25.0})
     reader = RunReader(home)
     first = wait_for(lambda: reader.history("imbalance/grad_norm") and pid_of(home), what="the first observer")
     step = reader.meta("step")
@@ -89,10 +88,13 @@ def test_a_killed_observer_is_replaced_and_training_does_not_notice(home, tmp_pa
         "The process that measures this run was ended by signal 9; another takes its place, and training goes on."
     ]
     os.kill(pid_of(home), signal.SIGKILL)
+    post(home, Stop())
     assert process.wait(60) == 0
     done = [(d["name"], s) for _, s, d in events(home, "probe")]
     assert len(done) == len(set(done)), "nothing twice"
-    assert json_of("show", home)["theta"] == json_of("show", plain.home)["theta"]
+    found = json_of("show", home)
+    plain = trained(tmp_path / "plain", small(steps=found["step"]))
+    assert found["theta"] == json_of("show", plain.home)["theta"] and json_of("replay", home)["identical"]
 
 
 def test_a_killed_trainer_loses_nothing_beside_an_observer(home, tmp_path):
@@ -222,15 +224,11 @@ def test_an_observer_of_a_run_that_is_deleted_ends_with_a_sentence(home):
 
 
 def test_two_observers_share_the_work(home):
-    process = begun(
-        home,
-        steps=400,
-        probes={"imbalance": 10, "spectra": 10, "hessian": 20},
-        settings=LIVE | QUICK | {"pace": 40.0, "observers": 2},
-    )
+    probes = {"imbalance": 10, "spectra": 10, "hessian": 20}
+    process = begun(home, steps=10**6, probes=probes, settings=LIVE | QUICK | {"pace": 40.0, "observers": 2})
     reader = RunReader(home)
     wait_for(lambda: {1, 2} <= set(reader.observing()) and len(events(home, "probe")) > 6, what="both at work")
-    post(home, Watch("hessian", False))
+    post(home, Stop())
     assert process.wait(60) == 0
     done = [(d["name"], s) for _, s, d in events(home, "probe")]
     assert len(done) == len(set(done)), "nothing twice"

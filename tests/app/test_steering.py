@@ -10,7 +10,7 @@ from app.api import Desk
 from app.status import folder, standing
 from engine.control import Mailbox, Pause, Resume, Toggle, Tune, Watch, post
 from engine.handle import RunHandle, lock
-from engine.store import RunWriter
+from engine.store import RunWriter, create_observed
 from tests.app.test_pages import RUN, held, mounted, opened
 from tests.fixture_run import write_run
 
@@ -138,15 +138,24 @@ def test_the_tag_and_the_revision_follow_what_was_asked_and_acknowledged(alive):
     seen = [acknowledged.controls(standing(RUN, alive))]
     number = post(alive, Toggle("sam", True))
     seen.append(acknowledged.controls(standing(RUN, alive)))
-    assert seen[1]["methods"]["sam"] == {"on": False, "asked": True, "words": "requested: on"}
+    assert seen[1]["methods"]["sam"] == {"on": False, "asked": True, "words": "requested: on", "idle": ""}
     writer = RunWriter(alive)
     writer.event(405, "applied", {"id": number, "command": Toggle("sam", True).to_json()})
     writer.meta("methods", {"sam": {"params": {}}})
     writer.close()
     seen.append(acknowledged.controls(standing(RUN, alive)))
-    assert seen[2]["methods"]["sam"] == {"on": True, "asked": None, "words": "on · applied at step 405"}
+    assert seen[2]["methods"]["sam"] == {"on": True, "asked": None, "words": "on · applied at step 405", "idle": ""}
     assert len({controls["tag"] for controls in seen}) == 3
-    assert seen[0]["revision"] < seen[1]["revision"] < seen[2]["revision"]
+    observer = RunWriter(alive, create_observed(alive, 1))
+    observer.event(405, "probe", {"name": "hessian", "seconds": 1.0, "records": 1})
+    observer.close()
+    seen.append(acknowledged.controls(standing(RUN, alive)))
+    writer = RunWriter(alive)
+    writer.event(406, "note", {"text": "later than what was observed"})
+    writer.close()
+    seen.append(acknowledged.controls(standing(RUN, alive)))
+    revisions = [controls["revision"] for controls in seen]
+    assert revisions == sorted(set(revisions)), "whichever file the newest event lies in"
 
 
 def test_a_tick_brings_the_controls_unless_the_page_has_them(alive):
