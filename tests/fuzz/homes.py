@@ -32,8 +32,9 @@ SECONDS = 60.0
 """Seconds that a command may take."""
 FILES = (
     *("run.db",) * 4,
-    *("control.db", "config.json") * 2,
+    *("control.db", "config.json", "observed.db") * 2,
     *("run.db-wal", "run.db-shm", "control.db-wal", "control.db-shm", "run.db-journal"),
+    *("observed.db-wal", "observer-1.lock", "snapshot.pt"),
     *("lock", "pulse", "log.txt", "note.txt", "checkpoints", "path", "checkpoints/newest", "path/newest"),
 )
 KINDS = ("changed", "changed", "missing", "folder", "loop", "dangling", "pipe", "socket")
@@ -46,7 +47,7 @@ def damage(rng: random.Random, home: Path) -> str:
     path = home / name
     if name.endswith("/newest"):
         path = max(path.parent.glob("[0-9]*"))
-    if name in ("run.db", "control.db") and rng.random() < 0.5:
+    if name in ("run.db", "control.db", "observed.db") and rng.random() < 0.5:
         return f"{name}: {_rows(rng, path)}"
     if name == "config.json" and rng.random() < 0.5:
         values = json.loads(path.read_text())
