@@ -33,6 +33,8 @@ class Job:
     step: int = -1
     records: Iterator[Record] | None = None
     made: int = 0
+    before: float = 0.0
+    """Seconds of work before the present stretch."""
     progress: tuple[str, int, int] | None = None
     """What is counted, how many are done, how many are planned."""
     given_up: bool = False

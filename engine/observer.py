@@ -47,6 +47,8 @@ LINGER = 30.0
 """Seconds for which an observer waits for requests once the run is over."""
 PATIENCE = 2.0
 """Seconds for which it waits until the engine hands over a state."""
+LENT = 0.5
+"""Seconds for measurements of low and medium cost that one of high cost earns them by each of its own."""
 TRIES = 2
 """Times that a measurement may end its process before it is given up."""
 
@@ -78,6 +80,8 @@ class Observer:
         """Probes of which something was shown, so that their next picture has time."""
         self.ends: dict[str, int] = {}
         """Probe to how often, one after the other, its scheduled measurement ended the process."""
+        self.credit = 0.0
+        """Seconds that measurements of low and medium cost may take before one of high cost has to get on."""
         self.alive = self.inline = False
         self._several = self.training.own.observers > 1
         self.step, self.length = -1, 0
@@ -111,7 +115,10 @@ class Observer:
 
     def _advance(self, job: Job) -> None:
         """Work at a measurement to its end, or as long as nothing goes before it."""
+        job.before = job.seconds
         ending = self.bench.advance(job, self._others_first)
+        spent = job.seconds - job.before
+        self.credit = min(self.credit + LENT * spent, LATE) if job.dear else self.credit - spent
         if job.step >= 0:
             self.begun.add(job.probe)
         if ending is None:
@@ -199,11 +206,15 @@ class Observer:
         first = [probe for probe in due if probe not in self.begun]
         if first:
             return Job(min(first, key=rank))
-        light = [probe for probe in due if rank(probe) < 2]
         waiting = sorted(self.bench.waiting, key=lambda job: (job.asked is None, job.dear))
-        if waiting and not (light and waiting[0].dear and waiting[0].asked is None):
+        light, dear = [p for p in due if rank(p) < 2], [p for p in due if rank(p) == 2]
+        if waiting and (waiting[0].asked is not None or not waiting[0].dear):
             return waiting[0]
-        return Job(min(light or due, key=self._shown)) if due else None
+        if light and (self.credit >= 0.0 or not (waiting or dear)):
+            return Job(min(light, key=self._shown))
+        if waiting:
+            return waiting[0]
+        return Job(min(dear, key=self._shown)) if dear else None
 
     def _due(self) -> list[str]:
         """Return the scheduled probes of which a newer measurement is wanted."""
@@ -263,7 +274,7 @@ class Observer:
         if self.asked and job.asked is None and not job.given_up:
             self._advance(self.asked.popleft())
         late = [p for p in self._due() if rank(p) < 2 and time.monotonic() - self._shown(p) >= LATE]
-        if late and not job.given_up:
+        if late and not job.given_up and self.credit + LENT * (job.seconds - job.before) >= 0.0:
             self._advance(Job(min(late, key=self._shown)))
 
     # Measuring.
