@@ -39,7 +39,7 @@ IDLE = 0.05
 """Seconds of rest where there is nothing to measure."""
 FRESH = 5.0
 """Seconds after which a probe is measured anew, even before its interval is over, if the run has gone on."""
-LATE = 7.0
+LATE = 6.0
 """Seconds after which a probe of low or medium cost is measured while one of high cost is held for it."""
 APART = 1.0
 """Seconds between two scheduled measurements of a probe, at least."""
