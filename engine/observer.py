@@ -1,8 +1,8 @@
 """An observer: a process beside the training that measures the newest state of a run, or a kept one that is asked for.
 
-It only reads the run, and writes what it measures into a store of its own. What a person asks for comes first, then the
-first picture of each probe, then what costs little, then whatever has waited longest. A measurement of high cost is
-held, at its own reports of progress, for one that was asked for and for those of low cost that have grown old.
+What it measures goes into a store of its own. What a person asks for comes first, then the first picture of each probe,
+then what costs little, a third of the time, then what has waited longest. A measurement of high cost is held at its own
+reports of progress, for one that was asked for and for those of low cost that have grown old.
 """
 
 from __future__ import annotations
@@ -88,8 +88,7 @@ class Observer:
         self.read_up_to = 0
         self._said: dict[str, str] = {}
         """What was told once: about what, and the sentence."""
-        self._looked = 0.0
-        self._quiet = time.monotonic()
+        self._looked, self._quiet = 0.0, time.monotonic()
         self._recall()
 
     def go(self) -> None:
@@ -115,10 +114,11 @@ class Observer:
 
     def _advance(self, job: Job) -> None:
         """Work at a measurement to its end, or as long as nothing goes before it."""
-        job.before = job.seconds
+        job.before, first = job.seconds, job.probe not in self.begun
         ending = self.bench.advance(job, self._others_first)
         spent = job.seconds - job.before
-        self.credit = min(self.credit + LENT * spent, LATE) if job.dear else self.credit - spent
+        earned = LENT * spent if job.dear else 0.0 if first else -spent
+        self.credit = min(self.credit + earned, LATE)
         if job.step >= 0:
             self.begun.add(job.probe)
         if ending is None:

@@ -102,8 +102,7 @@ def test_without_dear_measurements_the_others_have_all_the_time_that_they_want(m
 def test_what_is_asked_for_comes_first_whatever_is_at_work(monkeypatch, asked):
     costs = dict.fromkeys(LIGHT, 0.35) | dict.fromkeys(DEAR, 20.0)
     stage = Stage(monkeypatch, costs)
-    stage.ask = {150.0: asked}
-    stage.go(150)
-    before = stage.last.get(asked, 0.0)
-    stage.go(150 + costs[asked] + 3.0)
-    assert stage.last[asked] > max(before, 150.0)
+    start = stage.go(150).now
+    stage.ask = {start + 0.1: asked}
+    stage.go(start + 1.0)
+    assert start < stage.last[asked] < start + 1.5 * costs[asked] + 3.0, "beside what costs little"
