@@ -8,10 +8,13 @@ from typing import Any
 
 from engine.handle import UNREADABLE, RunHandle
 from engine.knobs import InputError
+from engine.lineage import fork_of
 
 
 def summary(home: Path | str) -> dict[str, Any]:
     """Return home, state, step, seconds, theta (SHA-256 at that step, or None), last scalars, record steps, events.
+
+    Of a fork also `fork`, the run and the step that it comes from.
 
     Raises:
         InputError: there is no run, or one of its files cannot be read.
@@ -32,7 +35,13 @@ def summary(home: Path | str) -> dict[str, Any]:
         "records": {name: max(reader.history(name), default=0) for name in reader.names()["records"]},
         "events": len(reader.events()),
         "error": status.error,
-    }
+    } | _origin(home)
+
+
+def _origin(home: Path | str) -> dict[str, Any]:
+    """Return, of a fork, where it comes from."""
+    fork = fork_of(home)
+    return {"fork": {"of": fork["of"], "step": fork["step"]}} if fork else {}
 
 
 def listed(home: Path | str) -> dict[str, Any]:
