@@ -52,6 +52,7 @@ def controls(now: Standing) -> dict[str, Any]:
         "revision": now.revision,
         "pace": now.pace,
         "kept": list(now.kept),
+        "forks": bool(now.kept) and now.state != "unreadable",
     }
     return found | {"tag": tag(found)}
 

@@ -94,6 +94,8 @@ def _picked(key: str, drawn: str) -> None:
 
 def _steering(run: str) -> None:
     """Draw state, buttons and one switch per method; drawn again when the run's state is another."""
+    if st.session_state.get("run", run) != run:  # what was asked for leads to another run: the whole page is to show it
+        st.rerun()
     home = home_of(folder(), run)
     if home is None:
         st.caption("This run has been deleted.")
