@@ -67,24 +67,24 @@ def _series(reader, args, look) -> Drawing:
     scale = Scale(args["half"], args["xlog"], args["ylog"] or any(draw.get("ylog") for draw in asked.values()))
     words, hues = named(names, asked, look, catalog.titles()), colours(names, look)
     lines = [_styled(line, words[line.label], hues, asked, look) for line in drawn]
-    lines += parents_way(reader, names, look, log=args["xlog"]) if args["parent"] else []
+    beside = parents_way(reader, names, look, log=args["xlog"]) if args["parent"] else []
     levels = [] if args["level"] is None else [(args["level"], "")]
     told = dict.fromkeys(pair for draw in asked.values() for pair in named_values(draw.get("levels"), scale.ylog))
     levels += [(value, text) for text, value in told]
     y = args["y"] or next((draw["y"] for draw in asked.values() if draw.get("y")), "")
     shades, seen = windows.windows(reader, args["shade"], look, catalog.titles())
     bands = [(shade.spans, shade.colour) for shade in shades]
-    figure = series(lines, look, scale=scale, y=y, marks=marks(reader, look), levels=levels, bands=bands)
+    figure = series(beside + lines, look, scale=scale, y=y, marks=marks(reader, look), levels=levels, bands=bands)
     within = None if scale.ylog else next((draw["within"] for draw in asked.values() if draw.get("within")), None)
     cut = _cut(lines, within) if within else None
     if cut:
         figure.update_yaxes(range=cut)
         seen += f" · drawn from {within[0]:g} to {within[1]:g}, though some values lie beyond"
-    last = max(int(line.steps[-1]) for line in lines if not line.beside)
+    last = max(int(line.steps[-1]) for line in lines)
     caption = f"through step {last:,}" + _measured_as(reader, words) + seen
     if lines[0].own_from is not None:
         caption += f" · thin up to step {lines[0].own_from:,}: shared with the parent"
-        caption += ", whose own way is grey" if any(line.beside for line in lines) else ""
+        caption += ", whose own way is grey" if beside else ""
     if any(line.thinned for line in lines):
         caption += f" · thinned to at most {POINTS:,} points, extremes kept"
     if args["half"] > 0:

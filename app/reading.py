@@ -25,20 +25,23 @@ POINTS = 1000
 """Points of one curve on the page; the store keeps each bucket's minimum and maximum."""
 ERRORS = 150
 """Measurements whose error is read for one curve."""
-MARKED = ("applied", "resumed", "diverged", "failed", "note")
+MARKED = ("started", "applied", "resumed", "diverged", "failed", "note")
 """Kinds of event that belong on a time axis."""
 
 
 def marks(reader, look: Look) -> list[Mark]:
     """Return the events of a run that belong on a time axis."""
-    found, titles = [], catalog.titles()
+    found, titles, forks = [], catalog.titles(), set()
     for event in reader.events(kinds=MARKED):
-        if event.kind == "applied":
+        if event.kind == "started" and "of" in event.detail:
+            forks.add(event.step)
+            found.append(Mark(event.step, "fork", look.muted))
+        elif event.kind == "applied":
             command = event.detail.get("command", {})
             if command.get("do") in ("toggle", "tune"):
                 colour = look.methods.get(command["method"], look.muted)
                 found.append(Mark(event.step, sentence(command, titles), colour))
-        elif event.kind == "resumed":
+        elif event.kind == "resumed" and event.step not in forks:
             found.append(Mark(event.step, "resumed", look.muted))
         elif event.kind in ("diverged", "failed"):
             found.append(Mark(event.step, event.kind, look.alarm))

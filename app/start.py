@@ -264,10 +264,14 @@ def _row(run: str, now, depth: int) -> None:
     with place.container(border=True, key=f"row-{run}"):
         what, state, further, more = st.columns([5, 3, 4, 1.6], vertical_alignment="center")
         with what:
-            st.page_link(shell.page_path("live"), label=shell.words(run), query_params={"run": run})
+            comes = origin(folder() / run) if depth else None
+            label, begun = shell.words(run), f"from step {comes[1]:,}" if comes else ""
+            if comes and begun in label:  # what stands above it says the rest
+                label = label[label.index(begun) :]
+            st.page_link(shell.page_path("live"), label=label, query_params={"run": run})
             note = shell.note(run)
-            if depth:
-                st.caption(f"from step {origin(folder() / run)[1]:,}")
+            if begun not in label:
+                st.caption(begun)
             if note:
                 st.caption(literal(note))
         state.badge(literal(WORDS.get(now.state, now.state)), color=COLOURS.get(now.state, "gray"))

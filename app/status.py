@@ -52,6 +52,8 @@ class MethodStand:
     since: int | None
     """Step at which the last toggle took effect; None when it was so from the start."""
     params: Mapping[str, Any]
+    first: int = 0
+    """The step at which the run began: that of a fork, where it left its parent."""
     idle: str = ""
     """Why the method leaves training as it is, and what would give it an effect; or nothing."""
 
@@ -62,7 +64,8 @@ class MethodStand:
             return f"requested: {'on' if self.asked else 'off'}"
         if self.since is not None:
             return f"{'on' if self.on else 'off'} · applied at step {self.since:,}"
-        return "on from the start" if self.on else ""
+        begun = f"on where it was forked, at step {self.first:,}" if self.first else "on from the start"
+        return begun if self.on else ""
 
 
 @dataclass(frozen=True)
@@ -232,6 +235,7 @@ def _standing(run: str, engine: RunHandle, status: Status) -> Standing:
     known = reader.names()["records"]
     observers = engine.observers(reader)
     known_facts = reader.facts("probes", "methods", "settings", "pace", "idle", "first_step")
+    first = known_facts.get("first_step", 0)
     inline = _inline(status.activity or "")
     return Standing(
         run,
@@ -241,11 +245,11 @@ def _standing(run: str, engine: RunHandle, status: Status) -> Standing:
         status.rate or 0.0,
         status.eta,
         status.activity or progress.activity(observers),
-        status.error or reader.damage or None,
+        status.error or reader.damage.replace(str(engine.home.absolute()), run) or None,
         status.alive,
         tuple(sentence(command) for command in pending),
         _asked(pending),
-        stands(known_facts.get("methods", {}), events, pending, known_facts.get("idle", {})),
+        stands(known_facts.get("methods", {}), events, pending, known_facts.get("idle", {}), first),
         known_facts.get("probes", {}),
         _refused(events),
         len(known),
@@ -258,7 +262,7 @@ def _standing(run: str, engine: RunHandle, status: Status) -> Standing:
         max(numbers, default=0) + (newest.id if newest is not None else 0),
         kept_steps(engine.home),
         known_facts.get("pace", 0.0),
-        known_facts.get("first_step", 0),
+        first,
     )
 
 
@@ -273,8 +277,12 @@ def stands(
     events: Sequence,
     pending: Sequence[Mapping[str, Any]],
     idle: Mapping[str, str] | None = None,
+    first: int = 0,
 ) -> dict[str, MethodStand]:
-    """Return how each method stands that is on, was ever toggled, or is asked for; `idle` is method to reason."""
+    """Return how each method stands that is on, was ever toggled, or is asked for.
+
+    `idle` is method to reason, `first` the step at which the run began.
+    """
     since = {}
     for event in events:
         command = event.detail.get("command") if event.kind == "applied" else None
@@ -288,6 +296,7 @@ def stands(
             asked.get(name) if asked.get(name) != (name in on) else None,
             since.get(name),
             (on.get(name) or {}).get("params", {}),
+            first,
             (idle or {}).get(name, "") if name in on else "",
         )
         for name in dict.fromkeys(names)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config import RunConfig, read, resolved, settings_known, validated
-from engine.control import Toggle, Tune, from_json
+from engine.control import Pace, Toggle, Tune, Watch, from_json
 from engine.folder import kept_steps
 from engine.knobs import InputError, checked, nearest, shown
 from engine.lineage import fork_of, reference, within
@@ -98,11 +98,11 @@ def reachable(parent: Path, step: int) -> None:
 
 
 def stood(config: RunConfig, reader: RunReader, step: int, newest: int) -> RunConfig:
-    """Return a run's configuration with methods and settings as its log left them at `step`.
+    """Return a run's configuration with methods, settings, pace and probes as its log left them at `step`.
 
     Of the log those events count that are not after number `newest`.
     """
-    methods, settings = set(config.methods), dict(config.settings)
+    methods, settings, probes = set(config.methods), dict(config.settings), dict(config.probes)
     for event in reader.events(kinds=("applied",)):
         if event.step > step or event.id > newest:
             continue
@@ -111,7 +111,12 @@ def stood(config: RunConfig, reader: RunReader, step: int, newest: int) -> RunCo
             (methods.add if command.on else methods.discard)(command.method)
         elif isinstance(command, Tune):
             settings[f"{command.method}.{command.knob}"] = command.value
-    return replace(config, methods=tuple(sorted(methods)), settings=settings)
+        elif isinstance(command, Pace):
+            settings["pace"] = float(command.rate)
+        elif isinstance(command, Watch):
+            probes.pop(command.probe, None)
+            probes |= {command.probe: command.every} if command.on else {}
+    return replace(config, methods=tuple(sorted(methods)), settings=settings, probes=probes)
 
 
 def new_id(parent: str, step: int, four: str) -> str:

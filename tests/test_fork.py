@@ -9,16 +9,17 @@ import time
 
 import pytest
 
-from engine import checkpoint
+from engine import checkpoint, observer
 from engine.catalog import catalog
 from engine.config import read
-from engine.control import Toggle, Tune, post
+from engine.control import Measure, Pace, Toggle, Tune, Watch, post
 from engine.folder import founded, kept_steps, lock
 from engine.fork import planned
 from engine.handle import RunHandle
 from engine.past import recreated
 from engine.run import Run
 from engine.store import RunReader
+from engine.trail import kept
 from engine.training import Training, deterministic
 from tests.homes import engine, json_of, said, small, trained, wait_for
 
@@ -301,6 +302,31 @@ def test_a_parent_whose_checkpoints_are_all_damaged_is_repeated_from_its_start(c
     for step in kept_steps(copied):
         (copied / "checkpoints" / checkpoint.named(step)).write_bytes(b"nothing")
     assert json_of("fork", copied, "--step", N, "--home", copied.parent / "child")["theta"] == good
+
+
+def test_a_fork_is_observed_and_looks_back_along_the_path_of_its_parent(copied, monkeypatch):
+    child = forked(copied, "child", N)
+    said("resume", child)
+    monkeypatch.setattr(observer, "LINGER", 1.0)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    number = post(child, Measure("trajectory", {}, 60))
+    observer.observe(child)
+    answers = [e.detail["id"] for e in RunReader(child, inherited=False).events(kinds=("applied",))]
+    assert answers == [number] and not RunHandle(child).pending()
+    steps = RunReader(child).latest("trajectory/path")[1].draw["step"]
+    assert steps[0] == 0 and steps[-1] == 60
+    points = kept(child, 61, recreated(child).state.theta)
+    assert [step for step, _ in points] == sorted({step for step, _ in points}) and points[0][0] == 0
+    assert checkpoint.sha256(dict(points)[30]) == checkpoint.sha256(recreated(copied, 30).state.theta)
+
+
+def test_a_fork_watches_what_its_parent_watched_at_that_step(tmp_path):
+    parent = tmp_path / "runs" / "parent"
+    commands = {10: [Watch("imbalance", True, 5), Pace(500.0)], 30: [Watch("imbalance", False)]}
+    trained(parent, small(probes={"spectra": 20}), commands)
+    config = read(forked(parent, "child", 20))
+    assert config.probes == {"spectra": 20, "imbalance": 5} and config.settings["pace"] == 500.0
+    assert read(forked(parent, "later", 40)).probes == {"spectra": 20}
 
 
 @pytest.mark.parametrize("fork", [5, {}, {"of": "parent"}, {"of": "", "step": 1}, "x", [1]], ids=str)

@@ -67,6 +67,6 @@ def story(browser, address, parent):
     (steps, own), (_, other) = (RunReader(run).scalars("loss/fused", points=None) for run in (home, parent))
     assert len(steps) == 400 and np.array_equal(own[:251], other[:251]) and not np.array_equal(own[251:], other[251:])
     assert read(home).fork["of"] == parent.name and len(list(parent.parent.glob("*-fork-*"))) == 1
-    page.goto(f"{address}/start", wait_until="domcontentloaded")
-    page.get_by_text("from step 250", exact=True).wait_for()
+    page.goto(address, wait_until="domcontentloaded")
+    page.get_by_text("from step 250 ·").last.wait_for()
     assert page.problems == []
