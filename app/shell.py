@@ -10,7 +10,7 @@ import streamlit as st
 from app import catalog, live, steering
 from app.acknowledged import why
 from app.naming import spoken as words
-from app.status import Standing, folder, home_of, listed, standing
+from app.status import Standing, folder, home_of, listed, origin, standing
 from app.supervisor import note_of
 from app.text import literal
 from engine.handle import RunHandle
@@ -190,6 +190,8 @@ def facts(run: str) -> str:
         f"{optimizer['name']}, learning rate {rate:g}" if optimizer.get("name") and rate else "",
         known.meta("device"),
     ]
+    comes = origin(folder() / run)
+    said += [f"from step {comes[1]:,} of {words(comes[0])}"] if comes else []
     return " · ".join(word for word in said if word)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -251,15 +252,16 @@ def runs() -> None:
         st.info("No run yet. Start one with a lesson, or with the form.", icon=":material/science:")
         return
     rows = branches(known)
+    forks = Counter(comes[0] for _, home in known if (comes := origin(home)))
     with st.container(gap="xsmall", key="run-list"):
         for run, home, depth in rows if st.session_state.get("all-runs") else rows[:SHOWN]:
-            _row(run, standing(run, home), depth)
+            _row(run, standing(run, home), depth, forks[run])
     if len(known) > SHOWN:
         st.toggle(f"Show all {len(known):,}", key="all-runs")
 
 
-def _row(run: str, now, depth: int) -> None:
-    """Draw a run; a fork is moved in below its parent, `depth` times."""
+def _row(run: str, now, depth: int, forks: int) -> None:
+    """Draw a run that has so many `forks`; a fork is moved in below its parent, `depth` times."""
     place = st.columns([INDENT * min(depth, DEEPEST), 1 - INDENT * min(depth, DEEPEST)])[1] if depth else st
     with place.container(border=True, key=f"row-{run}"):
         what, state, further, more = st.columns([5, 3, 4, 1.6], vertical_alignment="center")
@@ -295,6 +297,9 @@ def _row(run: str, now, depth: int) -> None:
                 disabled=now.state in ALIVE,
                 help="A run that trains cannot be deleted: stop it first.",
             )
+            if forks:
+                which = "One fork shows" if forks == 1 else f"{forks} forks show"
+                st.caption(f"{which} the first steps of this run. Without it only what a fork trained itself is left.")
             st.button(
                 "Delete for good",
                 key=f"delete-{run}",

@@ -92,7 +92,7 @@ def _said(path: Path, mark: tuple) -> Any:
 
 def parent_of(home: Path | str, fork: Mapping[str, Any]) -> Path:
     """Return the folder of the run from which the fork in `home` comes, whether it is there or not."""
-    return Path(os.path.normpath(Path(home).absolute().parent / fork["of"]))
+    return Path(os.path.normpath(Path(home).absolute().parent.resolve() / fork["of"]))
 
 
 def reference(parent: Path, home: Path) -> str:

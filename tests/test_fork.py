@@ -13,7 +13,7 @@ from engine import checkpoint, observer
 from engine.catalog import catalog
 from engine.config import read
 from engine.control import Measure, Pace, Toggle, Tune, Watch, post
-from engine.folder import founded, kept_steps, lock
+from engine.folder import founded, kept_steps, lock, rewritten
 from engine.fork import planned
 from engine.handle import RunHandle
 from engine.past import recreated
@@ -229,6 +229,28 @@ def test_a_prepared_fork_recreates_its_first_step_when_its_engine_starts(copied)
     assert read(child).fork["theta"] == checkpoint.sha256(recreated(copied, N).state.theta)
     assert sorted(series(child)) == list(range(60))
     assert json_of("replay", child)["identical"] is True
+
+
+def test_a_fork_whose_engine_was_killed_at_its_first_step_begins_there_again(copied):
+    child, plain = copied.parent / "killed", forked(copied, "plain")
+    said("resume", plain)
+    RunHandle(child).prepare(planned(copied, N, catalog(), beside=child.parent).to_json())
+    rewritten(child, read(plain).to_json())  # killed before it recorded anything
+    said("resume", child, "--steps", 45)
+    shutil.rmtree(child / "checkpoints")  # killed before there was a checkpoint
+    said("resume", child, "--steps", 60)
+    assert theta(child) == theta(plain) and kept_steps(child)[0] == N
+    assert json_of("replay", child)["identical"] is True
+
+
+def test_a_fork_in_another_folder_finds_its_parent_by_a_relative_path(copied, tmp_path):
+    child = tmp_path / "elsewhere" / "deep" / "child"
+    said("fork", copied, "--step", N, "--home", child)
+    assert read(child).fork["of"] == "../../runs/parent"
+    (tmp_path / "link").symlink_to(child.parent)
+    assert series(tmp_path / "link" / "child").keys() == set(range(N))
+    said("resume", child)
+    assert json_of("replay", tmp_path / "link" / "child")["identical"] is True
 
 
 @pytest.mark.parametrize("moment", [0.0, 0.3, 0.6])

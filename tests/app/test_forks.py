@@ -194,6 +194,7 @@ def test_the_list_of_runs_shows_forks_below_their_parent(parent):
     assert list(tree.values()) == [0, 0, 1, 1, 2]
     at = opened()
     links = [json.loads(json.dumps(str(element.proto))) for element in at.main.get("page_link")]
+    assert any("2 forks show the first steps" in str(caption.value) for caption in at.caption)
     assert not at.exception and any("from step 50 · 0f3c" in link for link in links)
     shutil.rmtree(parent)
     assert sorted(depth for *_, depth in branches(listed(folder()))) == [0, 0, 0, 1]
