@@ -53,6 +53,7 @@ def controls(now: Standing) -> dict[str, Any]:
         "measurable": measurable(now),
         "pace": now.pace,
         "kept": list(now.kept),
+        "forks": bool(now.kept) and now.state != "unreadable",
     }
     return found | {"tag": tag(found)}
 

@@ -143,6 +143,8 @@ def _alike(own: RunConfig, alone: RunConfig, catalogue: Mapping[str, Any]) -> bo
 
 
 def _changed(home: Path) -> bool:
-    """Return whether methods or values were changed while the run trained."""
+    """Return whether methods or values were changed while the run trained, or it goes on from a step of another."""
+    if read(home).fork:
+        return True
     applied = RunReader(home).events(kinds=("applied",))
     return any(event.detail.get("command", {}).get("do") in ("toggle", "tune") for event in applied)

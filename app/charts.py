@@ -22,7 +22,20 @@ from app.figures.spectrum import density, sharpness, top
 from app.figures.styles import in_order, styles
 from app.figures.surface import surface
 from app.naming import colours, matching, named, part_of, ranked
-from app.reading import ERRORS, POINTS, about, located, marked, marks, measured, moving, recorded, said
+from app.reading import (
+    ERRORS,
+    POINTS,
+    about,
+    located,
+    marked,
+    marks,
+    measured,
+    moving,
+    own_from,
+    parents_way,
+    recorded,
+    said,
+)
 from app.theme import Look
 
 FAR = 4.0
@@ -56,13 +69,14 @@ def _series(reader, args, look) -> Drawing:
     if all(len(line.steps) < 2 for line in drawn):
         return Drawing(None, empty=_single(drawn, words))
     lines = [_styled(line, words[line.label], hues, asked, look) for line in drawn]
+    beside = parents_way(reader, names, look, log=args["xlog"]) if args["parent"] else []
     levels = [] if args["level"] is None else [(args["level"], "")]
     told = dict.fromkeys(pair for draw in asked.values() for pair in named_values(draw.get("levels"), scale.ylog))
     levels += [(value, text) for text, value in told]
     y = args["y"] or next((draw["y"] for draw in asked.values() if draw.get("y")), "")
     shades, seen = windows.windows(reader, args["shade"], look, catalog.titles())
     bands = [(shade.spans, shade.colour) for shade in shades]
-    figure = series(lines, look, scale=scale, y=y, marks=marks(reader, look), levels=levels, bands=bands)
+    figure = series(beside + lines, look, scale=scale, y=y, marks=marks(reader, look), levels=levels, bands=bands)
     within = None if scale.ylog else next((draw["within"] for draw in asked.values() if draw.get("within")), None)
     cut = _cut(lines, within) if within else None
     if cut:
@@ -70,6 +84,9 @@ def _series(reader, args, look) -> Drawing:
         seen += f" · drawn from {within[0]:g} to {within[1]:g}, though some values lie beyond"
     last = max(int(line.steps[-1]) for line in lines)
     caption = f"through step {last:,}" + _measured_as(reader, words) + seen
+    if lines[0].own_from is not None:
+        caption += f" · thin up to step {lines[0].own_from:,}: shared with the parent"
+        caption += ", whose own way is grey" if beside else ""
     if any(line.thinned for line in lines):
         caption += f" · thinned to at most {POINTS:,} points, extremes kept"
     if args["half"] > 0:
@@ -184,7 +201,8 @@ def _record(reader, args, look) -> Drawing:
     kept = tuple(reader.history(name))
     if record.kind == "scalar" and len(kept) > 1:
         records = [(s, r) for s in kept[-ERRORS:] if (r := reader.at(name, s)) is not None]
-        return Drawing(history(records, look, marks=marks(reader, look)), said(step, record), steps=kept)
+        drawn = history(records, look, marks=marks(reader, look), own_from=own_from(reader))
+        return Drawing(drawn, said(step, record), steps=kept)
     if record.kind == "surface":
         draw = surface if args["as"] == "surface" else figures.FOR_KIND["surface"]
         return Drawing(draw(record, look, log=args["log"]), said(step, record), steps=kept)

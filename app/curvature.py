@@ -18,7 +18,7 @@ from app.figures.curves import Line, Scale, series
 from app.figures.spectrum import density, top
 from app.figures.styles import hue
 from app.naming import matching
-from app.reading import ERRORS, about, located, marks, recorded, said
+from app.reading import ERRORS, about, located, marks, own_from, recorded, said
 from app.theme import Look
 from engine.records import Bars
 
@@ -42,8 +42,8 @@ def leading(reader, args: Mapping[str, Any], look: Look) -> Drawing:
         values[: len(record.values), i] = record.values
         if record.error is not None:
             errors[: len(record.error), i] = record.error
-    shades = [look.part(name)] + [hue(rank, look) for rank in range(ranks - 1)]
-    lines = [Line(f"λ{r + 1}", at, values[r], shades[r], errors[r], sparse=True) for r in range(ranks)]
+    since, shades = own_from(reader), [look.part(name)] + [hue(rank, look) for rank in range(ranks - 1)]
+    lines = [Line(f"λ{r + 1}", at, values[r], shades[r], errors[r], sparse=True, own_from=since) for r in range(ranks)]
     figure = series(lines, look, scale=Scale(ylog=args["ylog"]), y="eigenvalue", marks=marks(reader, look))
     return Drawing(figure, f"through {said(*found[-1])}")
 

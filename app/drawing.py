@@ -129,5 +129,5 @@ def arguments(args: Mapping[str, Any]) -> dict[str, Any]:
         "as": str(args.get("as", ""))[:20],
         "y": str(args.get("y", ""))[:80],
         "empty": str(args.get("empty", ""))[:300],
-        **{flag: bool(args.get(flag, False)) for flag in ("xlog", "ylog", "log")},
+        **{flag: bool(args.get(flag, False)) for flag in ("xlog", "ylog", "log", "parent")},
     }

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from os.path import commonprefix
 from typing import Any
 
 from app.theme import METHOD_HUES, Look
+
+_FORK = re.compile(r"(.+)-fork-(\d{1,12})-([0-9a-f]{4})")
 
 
 def matching(known, patterns) -> list[str]:
@@ -109,7 +112,14 @@ def part_of(name: str, whole: str) -> str:
 
 
 def spoken(run: str) -> str:
-    """Return a run's id as a person would say it: what, day and time."""
+    """Return a run's id as a person would say it: what, day and time; of a fork also the step and four letters.
+
+    >>> spoken("planted-261128-050112-ab12-fork-1200-0f3c")
+    'planted · 28 Nov 05:01:12 · from step 1,200 · 0f3c'
+    """
+    forked = _FORK.fullmatch(run)
+    if forked:
+        return f"{spoken(forked[1])} · from step {int(forked[2]):,} · {forked[3]}"
     stem, _, tail = run.rpartition("-")
     what, _, stamp = stem.rpartition("-")
     what, _, day = what.rpartition("-")

@@ -6,6 +6,7 @@ Free of Streamlit.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,26 +17,31 @@ from app.figures.marks import Mark
 from app.naming import matching
 from app.status import sentence
 from app.theme import Look
-from engine.reader import thinned
+from engine.knobs import InputError
+from engine.lineage import fork_of, parent_of
+from engine.reader import RunReader, thinned
 
 POINTS = 1000
 """Points of one curve on the page; the store keeps each bucket's minimum and maximum."""
 ERRORS = 150
 """Measurements whose error is read for one curve."""
-MARKED = ("applied", "resumed", "diverged", "failed", "note")
+MARKED = ("started", "applied", "resumed", "diverged", "failed", "note")
 """Kinds of event that belong on a time axis."""
 
 
 def marks(reader, look: Look) -> list[Mark]:
     """Return the events of a run that belong on a time axis."""
-    found, titles = [], catalog.titles()
+    found, titles, forks = [], catalog.titles(), set()
     for event in reader.events(kinds=MARKED):
-        if event.kind == "applied":
+        if event.kind == "started" and "of" in event.detail:
+            forks.add(event.step)
+            found.append(Mark(event.step, "fork", look.muted))
+        elif event.kind == "applied":
             command = event.detail.get("command", {})
             if command.get("do") in ("toggle", "tune"):
                 colour = look.methods.get(command["method"], look.muted)
                 found.append(Mark(event.step, sentence(command, titles), colour))
-        elif event.kind == "resumed":
+        elif event.kind == "resumed" and event.step not in forks:
             found.append(Mark(event.step, "resumed", look.muted))
         elif event.kind in ("diverged", "failed"):
             found.append(Mark(event.step, event.kind, look.alarm))
@@ -49,14 +55,51 @@ def recorded(reader, names: Sequence[str], look: Look, *, log: bool = False) -> 
 
     Long ones are thinned, evenly over the steps or, for a `log` axis, over their logarithms.
     """
-    found = []
+    found, since = [], own_from(reader)
     for name in names:
         at, values = reader.scalars(name, points=None)
         whole, (at, values) = len(at), thinned(at, values, POINTS, log=log)
         if whole:
             sparse = 1 < whole < POINTS and (at[-1] - at[0]) >= 2 * (len(at) - 1)
             error = errors(reader, name, at) if sparse else None
-            found.append(Line(name, at, values, look.ink, error, sparse=sparse or whole == 1, thinned=len(at) < whole))
+            line = Line(name, at, values, look.ink, error, sparse=sparse or whole == 1, thinned=len(at) < whole)
+            found.append(replace(line, own_from=since))
+    return found
+
+
+def own_from(reader) -> int | None:
+    """Return the step from which a fork trained by itself, None of any other run."""
+    try:
+        fork = fork_of(reader.path.parent)
+    except InputError:  # the reader's own `damage` says so
+        return None
+    return fork["step"] if fork else None
+
+
+def parent(reader):
+    """Return the reader of the run that a fork comes from, or None where there is none to read."""
+    try:
+        fork, home = fork_of(reader.path.parent), reader.path.parent
+        if fork is None:
+            return None
+        there, tails = parent_of(home, fork), getattr(reader, "tails", None)
+        return RunReader(there) if tails is None else tails.reader(there)
+    except InputError:
+        return None
+
+
+def parents_way(reader, names: Sequence[str], look: Look, *, log: bool = False) -> list[Line]:
+    """Return the numbers of a fork's parent from the step at which the fork left it, to be drawn beside its own."""
+    other, since, found = parent(reader), own_from(reader), []
+    try:
+        for name in names if other is not None else ():
+            at, values = other.scalars(name, points=None)
+            first = int(np.searchsorted(at, since))
+            at, values = thinned(at[first:], values[first:], POINTS, log=log)
+            if len(at) > 1:
+                found.append(Line(f"{name} of the parent", at, values, look.muted, width=1.0, beside=True))
+    except InputError:  # a parent that is damaged only takes its line away
+        return found
     return found
 
 
@@ -112,8 +155,18 @@ def about(record, *, cost: bool = True) -> str:
 def moving(reader, args) -> Any:
     """Return what changes when a series gets a new point or a time axis a new mark."""
     names = matching(reader.names()["scalars"], args["names"])[:24]
-    ends = [(name, int(steps[-1])) for name in names if len(steps := reader.scalars(name, points=2)[0])]
+    ends = _ends(reader, names)
+    other = parent(reader) if args.get("parent") else None
+    if other is not None:
+        try:
+            ends += _ends(other, names)
+        except InputError:  # drawn without it, too
+            other = None
     return ends, marked(reader), windows.stamp(reader, args["shade"])
+
+
+def _ends(reader, names: Sequence[str]) -> list[tuple[str, int]]:
+    return [(name, int(steps[-1])) for name in names if len(steps := reader.scalars(name, points=2)[0])]
 
 
 def marked(reader) -> int:

@@ -10,7 +10,7 @@ import streamlit as st
 from app import catalog, live, steering
 from app.acknowledged import why
 from app.naming import spoken as words
-from app.status import Standing, folder, home_of, listed, standing
+from app.status import Standing, folder, home_of, listed, origin, standing
 from app.supervisor import note_of
 from app.text import literal
 from engine.config import read
@@ -95,6 +95,8 @@ def _picked(key: str, drawn: str) -> None:
 
 def _steering(run: str) -> None:
     """Draw state, buttons and one switch per method; drawn again when the run's state is another."""
+    if st.session_state.get("run", run) != run:  # what was asked for leads to another run: the whole page is to show it
+        st.rerun()
     home = home_of(folder(), run)
     if home is None:
         st.caption("This run has been deleted.")
@@ -203,6 +205,8 @@ def facts(run: str) -> str:
         f"{optimizer['name']}, learning rate {rate:g}" if optimizer.get("name") and rate else "",
         known.meta("device"),
     ]
+    comes = origin(folder() / run)
+    said += [f"from step {comes[1]:,} of {words(comes[0])}"] if comes else []
     return " · ".join(word for word in said if word)
 
 

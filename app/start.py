@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import streamlit as st
 
 from app import catalog, controls, limits, live, shell, steering
 from app.api import roll
-from app.status import ALIVE, DEAD, WORDS, folder, home_of, listed, standing, tag
+from app.status import ALIVE, DEAD, WORDS, branches, folder, home_of, listed, origin, standing, tag
 from app.supervisor import delete, write_note
 from app.text import literal
 from engine.config import RunConfig, validated
@@ -26,6 +27,8 @@ MINUTE = 60
 """Seconds that an arm of a lesson takes at its pace, about."""
 SHOWN = 40
 """Runs listed at first."""
+INDENT, DEEPEST = 0.05, 6
+"""Part of the width by which a fork is moved in below its parent, and how often at most."""
 
 
 def lessons(catalogue: Mapping[str, Any]) -> None:
@@ -248,20 +251,29 @@ def runs() -> None:
     if not known:
         st.info("No run yet. Start one with a lesson, or with the form.", icon=":material/science:")
         return
-    shown = known if st.session_state.get("all-runs") else known[:SHOWN]
+    rows = branches(known)
+    forks = Counter(comes[0] for _, home in known if (comes := origin(home)))
     with st.container(gap="xsmall", key="run-list"):
-        for run, home in shown:
-            _row(run, standing(run, home))
+        for run, home, depth in rows if st.session_state.get("all-runs") else rows[:SHOWN]:
+            _row(run, standing(run, home), depth, forks[run])
     if len(known) > SHOWN:
         st.toggle(f"Show all {len(known):,}", key="all-runs")
 
 
-def _row(run: str, now) -> None:
-    with st.container(border=True, key=f"row-{run}"):
+def _row(run: str, now, depth: int, forks: int) -> None:
+    """Draw a run that has so many `forks`; a fork is moved in below its parent, `depth` times."""
+    place = st.columns([INDENT * min(depth, DEEPEST), 1 - INDENT * min(depth, DEEPEST)])[1] if depth else st
+    with place.container(border=True, key=f"row-{run}"):
         what, state, further, more = st.columns([5, 3, 4, 1.6], vertical_alignment="center")
         with what:
-            st.page_link(shell.page_path("live"), label=shell.words(run), query_params={"run": run})
+            comes = origin(folder() / run) if depth else None
+            label, begun = shell.words(run), f"from step {comes[1]:,}" if comes else ""
+            if comes and begun in label:  # what stands above it says the rest
+                label = label[label.index(begun) :]
+            st.page_link(shell.page_path("live"), label=label, query_params={"run": run})
             note = shell.note(run)
+            if begun not in label:
+                st.caption(begun)
             if note:
                 st.caption(literal(note))
         state.badge(literal(WORDS.get(now.state, now.state)), color=COLOURS.get(now.state, "gray"))
@@ -285,6 +297,9 @@ def _row(run: str, now) -> None:
                 disabled=now.state in ALIVE,
                 help="A run that trains cannot be deleted: stop it first.",
             )
+            if forks:
+                which = "One fork shows" if forks == 1 else f"{forks} forks show"
+                st.caption(f"{which} the first steps of this run. Without it only what a fork trained itself is left.")
             st.button(
                 "Delete for good",
                 key=f"delete-{run}",

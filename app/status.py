@@ -14,6 +14,8 @@ from app import progress
 from engine.folder import kept_steps
 from engine.handle import OVER, RUN_ID, UNREADABLE, RunHandle, Status, runs, runs_folder
 from engine.knobs import InputError
+from engine.lineage import fork_of
+from engine.reader import RunReader
 
 ALIVE = ("starting", "running", "paused", "stopping", "stalled")
 DEAD = OVER
@@ -50,6 +52,8 @@ class MethodStand:
     since: int | None
     """Step at which the last toggle took effect; None when it was so from the start."""
     params: Mapping[str, Any]
+    first: int = 0
+    """The step at which the run began: that of a fork, where it left its parent."""
     idle: str = ""
     """Why the method leaves training as it is, and what would give it an effect; or nothing."""
 
@@ -60,7 +64,8 @@ class MethodStand:
             return f"requested: {'on' if self.asked else 'off'}"
         if self.since is not None:
             return f"{'on' if self.on else 'off'} · applied at step {self.since:,}"
-        return "on from the start" if self.on else ""
+        begun = f"on where it was forked, at step {self.first:,}" if self.first else "on from the start"
+        return begun if self.on else ""
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,8 @@ class Standing:
     """Steps whose state was kept, so that they can be measured."""
     pace: float = 0.0
     """Steps a second that the run takes at most; 0 for as fast as it can."""
+    first_step: int = 0
+    """The step at which the run itself began to train: that of a fork is where it left its parent."""
 
     @property
     def tags(self) -> dict[str, str]:
@@ -159,6 +166,48 @@ def listed(folder: Path | str) -> list[tuple[str, Path]]:
     return [(run, Path(home)) for run, home in runs(folder) if RUN_ID.fullmatch(run)]
 
 
+def origin(home: Path) -> tuple[str, int] | None:
+    """Return the run beside it from which a fork comes, and the step; None of a run that is none or does not say."""
+    try:
+        fork = fork_of(home)
+    except InputError:  # the run's own status says so
+        return None
+    return (fork["of"], fork["step"]) if fork else None
+
+
+def branches(known: Sequence[tuple[str, Path]]) -> list[tuple[str, Path, int]]:
+    """Return (id, home, depth) of runs, newest first: each fork below its parent, one deeper, by step.
+
+    A fork whose parent is not among them stands by itself.
+    """
+    homes, below, roots = dict(known), {}, []
+    for run, home in known:
+        comes = origin(home)
+        if comes and comes[0] in homes and not _within_itself(run, homes):
+            below.setdefault(comes[0], []).append((comes[1], run))
+        else:
+            roots.append(run)
+    found: list[tuple[str, Path, int]] = []
+    waiting = [(run, 0) for run in reversed(roots)]
+    while waiting:
+        run, depth = waiting.pop()
+        found.append((run, homes[run], depth))
+        waiting += [
+            (child, depth + 1) for _, child in sorted(below.get(run, ()), key=lambda pair: pair[0], reverse=True)
+        ]
+    return found
+
+
+def _within_itself(run: str, homes: Mapping[str, Path]) -> bool:
+    """Return whether a damaged run comes from itself, by way of others."""
+    seen, here = set(), run
+    while here in homes and here not in seen:
+        seen.add(here)
+        comes = origin(homes[here])
+        here = comes[0] if comes else ""
+    return here in seen
+
+
 def standing(run: str, home: Path) -> Standing:
     """Return how the run in `home` stands, from its two databases and its lock; one that cannot be read says so."""
     engine = RunHandle(home)
@@ -177,15 +226,16 @@ def _unreadable(run: str, home: Path, status: Status, reason: str) -> Standing:
 
 
 def _standing(run: str, engine: RunHandle, status: Status) -> Standing:
-    reader = engine.reader()
+    reader, own = engine.reader(), RunReader(engine.home, inherited=False)
     waiting = engine.pending()
     pending = [_json(command) for _, command in waiting]
-    events = reader.events(kinds=("applied", "refused"))
+    events = own.events(kinds=("applied", "refused"))
     numbers = [number for number, _ in waiting] + [event.detail.get("id", 0) for event in events[-1:]]
-    newest = reader.newest(*EVENTS)
+    newest = own.newest(*EVENTS)
     known = reader.names()["records"]
     observers = engine.observers(reader)
-    known_facts = reader.facts("probes", "methods", "settings", "pace", "idle")
+    known_facts = reader.facts("probes", "methods", "settings", "pace", "idle", "first_step")
+    first = known_facts.get("first_step", 0)
     inline = _inline(status.activity or "")
     return Standing(
         run,
@@ -195,11 +245,11 @@ def _standing(run: str, engine: RunHandle, status: Status) -> Standing:
         status.rate or 0.0,
         status.eta,
         status.activity or progress.activity(observers),
-        status.error or reader.damage or None,
+        status.error or reader.damage.replace(str(engine.home.absolute()), run) or None,
         status.alive,
         tuple(sentence(command) for command in pending),
         _asked(pending),
-        stands(known_facts.get("methods", {}), events, pending, known_facts.get("idle", {})),
+        stands(known_facts.get("methods", {}), events, pending, known_facts.get("idle", {}), first),
         known_facts.get("probes", {}),
         _refused(events),
         len(known),
@@ -212,6 +262,7 @@ def _standing(run: str, engine: RunHandle, status: Status) -> Standing:
         max(numbers, default=0) + reader.last_ids(),
         kept_steps(engine.home),
         known_facts.get("pace", 0.0),
+        first,
     )
 
 
@@ -226,8 +277,12 @@ def stands(
     events: Sequence,
     pending: Sequence[Mapping[str, Any]],
     idle: Mapping[str, str] | None = None,
+    first: int = 0,
 ) -> dict[str, MethodStand]:
-    """Return how each method stands that is on, was ever toggled, or is asked for; `idle` is method to reason."""
+    """Return how each method stands that is on, was ever toggled, or is asked for.
+
+    `idle` is method to reason, `first` the step at which the run began.
+    """
     since = {}
     for event in events:
         command = event.detail.get("command") if event.kind == "applied" else None
@@ -241,6 +296,7 @@ def stands(
             asked.get(name) if asked.get(name) != (name in on) else None,
             since.get(name),
             (on.get(name) or {}).get("params", {}),
+            first,
             (idle or {}).get(name, "") if name in on else "",
         )
         for name in dict.fromkeys(names)

@@ -8,7 +8,9 @@ controls are a component of our own, which hands over what was clicked and nothi
 
 from __future__ import annotations
 
+import hashlib
 import math
+import secrets
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -16,12 +18,13 @@ from typing import Any
 
 import streamlit as st
 
-from app import live
+from app import catalog, live
 from app.acknowledged import already, measurable, ready
 from app.status import ALIVE, DEAD, Standing, folder, home_of, sentence, standing
 from app.supervisor import Supervisor
 from app.text import literal
 from engine.control import Command, Measure, Pace, Pause, Resume, Stop, Toggle, Tune, Watch, from_json
+from engine.fork import new_id, planned
 from engine.handle import RunHandle
 from engine.knobs import InputError
 
@@ -61,6 +64,25 @@ def measure(run: str, command: Measure, token: str = "") -> None:
         st.toast(f"Nobody could be started to measure: {literal(error)}", icon=":material/error:")
 
 
+def forked(now: Standing, step: Any, token: str = "") -> None:
+    """Make a new run that goes on from a step of this one, let it rest there, and show it.
+
+    Raises:
+        InputError: that is no step of the run, or the run, its data or the room for another are not there.
+    """
+    if isinstance(step, bool) or not isinstance(step, int):
+        raise InputError("A run is forked at one of its steps, a whole number.")
+    parent = home_of(folder(), now.id)
+    if parent is None:
+        raise InputError(f"There is no run {now.id} any more.")
+    four = hashlib.sha256(token.encode()).hexdigest()[:4] if token else secrets.token_hex(2)
+    run = new_id(now.id, max(step, 0), four)
+    if not token or home_of(folder(), run) is None:  # else another session has handed it over already
+        config = planned(parent, step, catalog.load(), beside=folder())
+        supervisor().fork(config.to_json(), run)
+    st.session_state["run"] = st.query_params["run"] = run
+
+
 def resumed(now: Standing) -> None:
     """Go on with a run: from its last checkpoint when its engine has ended, else from its pause."""
     if now.state in DEAD:
@@ -77,8 +99,12 @@ def leave(now: Standing) -> None:
 
 COSTS = {"cheap": "low", "fair": "medium", "dear": "high"}
 """Cost of a probe to the word for it on a page."""
-ACTIONS: dict[str, Callable[[Standing], None]] = {"go on": resumed, "leave": leave}
-"""What a page may ask for that is no command to an engine."""
+ACTIONS: dict[str, Callable[[Standing, Mapping[str, Any], str], None]] = {
+    "go on": lambda now, act, token: resumed(now),
+    "leave": lambda now, act, token: leave(now),
+    "fork": lambda now, act, token: forked(now, act.get("step"), token),
+}
+"""What a page may ask for that is no command to an engine, and how that is done: of a run, as asked, under a token."""
 
 
 def confirmed() -> list[str]:
@@ -105,10 +131,10 @@ def taken(run: str, act: Any, token: str = "") -> None:
         st.toast(f"There is no run {literal(run[:60])}.", icon=":material/error:")
         return
     now, action = standing(run, home), ACTIONS.get(str(act.get("do"))) if isinstance(act, Mapping) else None
-    if action is not None:
-        action(now)
-        return
     try:
+        if action is not None:
+            action(now, act, token)
+            return
         command = from_json(act)
         if not isinstance(command, OFFERED):
             raise InputError(f"A page does not ask for {command.word}.")
@@ -117,7 +143,8 @@ def taken(run: str, act: Any, token: str = "") -> None:
         if isinstance(command, Measure) and not measurable(now):
             raise InputError("The run cannot be measured now: it has not begun.")
     except InputError as error:
-        st.toast(f"The command was not sent: {literal(error)}", icon=":material/error:")
+        what = "The command was not sent" if action is None else "This cannot be done"
+        st.toast(f"{what}: {literal(error)}", icon=":material/error:")
         return
     if isinstance(command, Measure):
         measure(run, command, token)

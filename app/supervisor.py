@@ -20,6 +20,7 @@ from app.status import folder, home_of, listed
 from engine.config import read
 from engine.handle import RunHandle, lock
 from engine.knobs import InputError
+from engine.lineage import fork_of
 from engine.observers import dismissed
 from engine.outside import brief, text_of
 
@@ -39,6 +40,18 @@ def new_id(config: Mapping[str, Any]) -> str:
     return f"{stem}-{time.strftime('%y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
+def launched(handle: RunHandle) -> None:
+    """Start the engine of a run that was prepared; a fork rests at its first step.
+
+    Raises:
+        InputError: a file of the home is damaged or cannot be written.
+    """
+    if fork_of(handle.home):
+        handle.launch("resume", "--paused")
+    else:
+        handle.launch("run")
+
+
 class Supervisor:
     """The engines of one server: those at work, and the queue of those that wait.
 
@@ -50,6 +63,8 @@ class Supervisor:
         self.most = most or parallel()
         self._queue: deque[tuple[str, Callable[[RunHandle], None]]] = deque()
         self._working: set[str] = set()
+        self._forks: set[str] = set()
+        """Forks that wait for their first start."""
         self._change = threading.Condition()
         self._tender: threading.Thread | None = None
         self.problems: dict[str, str] = {}
@@ -69,8 +84,23 @@ class Supervisor:
             handle.prepare(config)
             if note:
                 write_note(handle.home, note)
-            self._enqueue(run, lambda handle: handle.launch("run"))
+            self._enqueue(run, launched)
         return run
+
+    def fork(self, config: Mapping[str, Any], run: str) -> None:
+        """Prepare a fork under the id `run` and start it before all others that wait, at rest at its first step.
+
+        One fork may start where all places are taken: whoever asks for it looks at its parent, which has one.
+
+        Raises:
+            InputError: the folder of runs cannot be written, or this server takes no such run, or none now.
+        """
+        limits.bounded(config)
+        with self._change:
+            limits.room(len(self._queue))
+            RunHandle(folder() / run).prepare(config)
+            self._forks.add(run)
+            self._enqueue(run, launched)
 
     def resume(self, run: str, steps: int | None = None) -> None:
         """Put a run that has ended into the queue, to go on from its last checkpoint, up to `steps` if given.
@@ -111,7 +141,7 @@ class Supervisor:
                 with self._change:
                     self._working.add(run)
         for run in found:
-            self._enqueue(run, lambda handle: handle.launch("run"))
+            self._enqueue(run, launched)
         return found
 
     def waiting(self) -> list[str]:
@@ -135,7 +165,7 @@ class Supervisor:
             if run in self._working or any(waiting == run for waiting, _ in self._queue):
                 return
             self.problems.pop(run, None)
-            self._queue.append((run, launch))
+            (self._queue.appendleft if run in self._forks else self._queue.append)((run, launch))
             self._advance()
             if self._tender is None:
                 self._tender = threading.Thread(target=self._tend, daemon=True, name="supervisor")
@@ -151,8 +181,9 @@ class Supervisor:
     def _advance(self) -> None:
         """Let go of engines that have ended and launch those that may; the condition is held."""
         self._release()
-        while self._queue and len(self._working) < self.most:
+        while self._queue and len(self._working) < self.most + (self._queue[0][0] in self._forks):
             run, launch = self._queue.popleft()
+            self._forks.discard(run)
             home = home_of(folder(), run)
             if home is None:
                 continue

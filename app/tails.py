@@ -69,7 +69,7 @@ class Tails:
     """The series of every run of one server."""
 
     def __init__(self) -> None:
-        self.kept: OrderedDict[tuple[str, str], Tail] = OrderedDict()
+        self.kept: OrderedDict[tuple, Tail] = OrderedDict()
         self.readers: OrderedDict[str, TailReader] = OrderedDict()
         self.lock = threading.Lock()
 
@@ -82,11 +82,12 @@ class Tails:
                 self.readers.popitem(last=False)
             return reader
 
-    def of(self, home: Path, name: str) -> Tail:
-        """Return the series `name` of the run in `home`."""
+    def of(self, home: Path, name: str, lineage: tuple = ()) -> Tail:
+        """Return the series `name` of the run in `home`; of a fork another one whenever its `lineage` is another."""
+        key = (str(home), name, lineage)
         with self.lock:
-            tail = self.kept.setdefault((str(home), name), Tail())
-            self.kept.move_to_end((str(home), name))
+            tail = self.kept.setdefault(key, Tail())
+            self.kept.move_to_end(key)
             while len(self.kept) > MOST:
                 self.kept.popitem(last=False)
             return tail
@@ -98,18 +99,18 @@ class TailReader:
     def __init__(self, home: Path, tails: Tails) -> None:
         self.home, self.tails = home, tails
         self.reader = RunReader(home)
-        self._known: tuple[int, dict[str, Any]] = (-1, {})
+        self._known: tuple[tuple | None, dict[str, Any]] = (None, {})
 
     def names(self) -> dict[str, Any]:
         """Return the names of numbers and records, read anew when the run has recorded something."""
-        version = self.reader.version()
+        version = (self.reader.version(), self.reader.lineage)
         if version != self._known[0]:
             self._known = (version, self.reader.names())
         return self._known[1]
 
     def scalars(self, name: str, points: int | None = 1000) -> tuple[np.ndarray, np.ndarray]:
         """Return steps and values, thinned to at most `points` (None: all), each bucket's extremes kept."""
-        steps, values = self.tails.of(self.home, name).extended(self.reader, name)
+        steps, values = self.tails.of(self.home, name, self.reader.lineage).extended(self.reader, name)
         return (steps, values) if points is None else thinned(steps, values, points)
 
     def __getattr__(self, key: str) -> Any:

@@ -1,4 +1,4 @@
-"""The command line: `python -m engine run | resume | replay | probe | show | list | catalog | export | claim`."""
+"""The command line: `python -m engine run | resume | fork | replay | probe | show | list | catalog | export | …`."""
 
 from __future__ import annotations
 
@@ -86,12 +86,31 @@ def run(prepared, problem, data, methods, pairs, probes, steps, seed, device, ho
 @_HOME
 @click.option("--steps", type=int, help="A new length for the run.")
 @click.option("--attended", is_flag=True, hidden=True)
+@click.option("--paused", is_flag=True, hidden=True, help="Rest before the first step of a run that begins.")
 @_JSON
-def resume(home, steps, attended, as_json) -> None:
+def resume(home, steps, attended, paused, as_json) -> None:
     """Go on with a run that was stopped, crashed or finished."""
     from engine import foreground
 
-    _end(foreground.resume(home, steps, attended=attended), home, as_json)
+    _end(foreground.resume(home, steps, attended=attended, paused=paused), home, as_json)
+
+
+@main.command()
+@_HOME
+@click.option("--step", type=int, required=True, help="The step of the run from which the new one goes on.")
+@click.option("--home", "new", type=_Path(), help="Folder of the new run; default: beside the other.")
+@click.option("--method", "methods", multiple=True, help="Switch a method on from that step.")
+@click.option("--without", multiple=True, help="Switch a method off from that step.")
+@click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="A setting, such as optimizer.lr=0.1.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Source of random draws from that step; data stay.")
+@click.option("--steps", type=int, help="Length of the new run and of its schedule; default: as the other's.")
+@_JSON
+def fork(home, step, new, methods, without, pairs, seed, steps, as_json) -> None:
+    """Make a new run that has the first steps of another and then goes its own way; `resume` trains it."""
+    from engine import foreground
+
+    changes = {"methods": methods, "without": without, "settings": _settings(pairs), "seed": seed, "steps": steps}
+    _shown(foreground.fork(home, step, new, **changes), as_json)
 
 
 @main.command()

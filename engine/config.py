@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.knobs import InputError, checked, knob, nearest, shown
+from engine.lineage import FORK
 from engine.needs import met
 from engine.outside import brief, fits, text_of, value_of
 
@@ -90,10 +91,28 @@ class RunConfig:
     device: str = "auto"
     settings: dict[str, Any] = field(default_factory=dict)
     """Key, such as `optimizer.lr` or `gani.sigma`, to value."""
+    fork: dict[str, Any] | None = None
+    """Where a run comes from that goes on from a step of another, with the fields of `engine.lineage.FORK`."""
+
+    @property
+    def data_seed(self) -> int:
+        """The seed of the data and of the first theta: a fork has those of its parent, whatever its own seed is."""
+        return self.fork["seed"] if self.fork else self.seed
+
+    @property
+    def horizon(self) -> int:
+        """Steps over which the learning rate is scheduled; a fork has those of its parent unless told otherwise."""
+        return self.fork["horizon"] if self.fork else self.steps
+
+    @property
+    def first_step(self) -> int:
+        """The step at which the run itself begins to train."""
+        return self.fork["step"] if self.fork else 0
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values, from which `from_json` makes the same configuration."""
-        return asdict(self) | {"methods": list(self.methods), "defaults": DEFAULTS}
+        values = asdict(self) | {"methods": list(self.methods), "defaults": DEFAULTS}
+        return values if self.fork else {key: value for key, value in values.items() if key != "fork"}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> RunConfig:
@@ -147,6 +166,7 @@ _FIELDS: dict[str, tuple[Any, str]] = {
     "seed": (_integer, "a whole number"),
     "device": (_line, "a name such as cpu"),
     "settings": ({str: (str, bool, _integer, float)}, "an object of keys with a number, text, or true or false each"),
+    "fork": ((FORK, _absent), "an object with of, step, theta, seed, event and horizon, as `fork` writes it"),
 }
 """Field of a configuration to its shape and that in words."""
 
@@ -218,6 +238,7 @@ def validated(config: RunConfig, catalog: Mapping[str, Any]) -> RunConfig:
         checked({"type": "int", "low": 0, "high": 2**63 - 1}, config.seed, "seed"),
         config.device,
         settings,
+        config.fork,
     )
     values = resolved(made, catalog)
     chosen = [entry for entry in catalog["methods"] if entry["name"] in made.methods]

@@ -77,6 +77,14 @@ class Source:
         self.path = path
         self._local = threading.local()
 
+    def opened(self) -> sqlite3.Connection:
+        """Return a connection to the file, for one thread.
+
+        Raises:
+            Unreadable: there is no such file, or something else.
+        """
+        return readonly(self.path)
+
     def all(self, query: str, *values: Any) -> list[tuple]:
         """Return the rows of a query; none where there is no file.
 
@@ -87,5 +95,5 @@ class Source:
         if db is None:
             if not os.path.lexists(self.path):
                 return []
-            db = self._local.db = readonly(self.path)
+            db = self._local.db = self.opened()
         return db.execute(query, values).fetchall()

@@ -17,6 +17,7 @@ def described(training: Training, steps: int) -> dict[str, Any]:
     return {
         "config": training.config.to_json() | {"steps": steps},
         "steps": steps,
+        "first_step": training.config.first_step,
         "title": problem.title,
         "modalities": list(problem.modalities),
         "parts": list(problem.layout.slices),

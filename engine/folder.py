@@ -141,6 +141,23 @@ def _claim(home: Path, values: Mapping[str, Any]) -> None:
             partial.unlink(missing_ok=True)
 
 
+def rewritten(home: Path, values: Mapping[str, Any]) -> None:
+    """Put another configuration in the place of that of a run, whose lock the caller holds; whole or not at all.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    partial = home / f"config.{os.getpid()}.partial"
+    try:
+        partial.write_text(json.dumps(dict(values), indent=1))
+        partial.replace(home / "config.json")
+    except OSError as error:
+        raise InputError(f"The home {home} cannot be written ({brief(error)}); see its permissions.") from None
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
 def _given_back(home: Path) -> None:
     """Take back what was claimed, and the folder where nothing else is in it."""
     with suppress(OSError):

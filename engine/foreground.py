@@ -18,10 +18,12 @@ from engine import checkpoint
 from engine.catalog import catalog
 from engine.config import MOST_STEPS, RunConfig, read, validated
 from engine.folder import cleared, founded, lock
+from engine.fork import new_id, planned
+from engine.fork_base import first_training, made, vacant
 from engine.handle import mailbox
 from engine.knobs import InputError, checked
 from engine.outside import brief
-from engine.past import recreated
+from engine.past import Differs, recreated
 from engine.records import Record
 from engine.run import Run
 from engine.store import RunReader, RunWriter, create
@@ -85,12 +87,31 @@ def run_prepared(home: Path, *, attended: bool = False) -> int:
             raise InputError(f"The home {home} cannot be written ({brief(error)}); give another.") from None
         if _sound(home).newest("started") is not None:
             raise InputError(f"{home} already holds a run; resume it with `resume {home}`.")
-        training = _recorded(home, lambda: Training(validated(config, catalog())))
+        training = _recorded(home, lambda: first_training(validated(config, catalog()), home))
         return _go(_opened(training, home, attended), begin=True)
 
 
-def resume(home: Path, steps: int | None = None, *, attended: bool = False) -> int:
+def fork(home: Path, step: int, new: Path | None, **changes: Any) -> Path:
+    """Make a new run that goes on from `step` of the run in `home`, with `changes` as `engine.fork.planned` takes them.
+
+    Return its folder, `new` or one beside the parent.
+
+    Raises:
+        InputError: there is no such run or step, a change is impossible, or `new` cannot be made.
+    """
+    deterministic()
+    read(home)
+    parent = Path(home).resolve()
+    new = Path(new or parent.with_name(new_id(parent.name, max(step, 0), secrets.token_hex(2)))).absolute()
+    vacant(new)
+    made(planned(parent, step, catalog(), beside=new.parent, **changes), new)
+    return new
+
+
+def resume(home: Path, steps: int | None = None, *, attended: bool = False, paused: bool = False) -> int:
     """Go on with the run in `home`, to a new length if `steps` is given; return the exit code.
+
+    One that begins now rests at its first step where `paused` says so.
 
     Raises:
         InputError: there is no run, its data is gone, or it has already come further than `steps`.
@@ -103,17 +124,18 @@ def resume(home: Path, steps: int | None = None, *, attended: bool = False) -> i
         begun = reader.newest("started") is not None
         length = steps if steps is not None else reader.meta("steps", config.steps)
         checked({"type": "int", "high": MOST_STEPS}, length, "--steps")
-        reached = reader.meta("step", 0)
+        reached = max(reader.meta("step", 0), config.first_step)
         if length < reached or length < 1:
             raise InputError(
                 f"The run in {home} has come to step {reached}; give --steps of at least that, not {length}."
             )
-        training = _recorded(home, lambda: Training(validated(config, catalog())))
+        settled = validated(config, catalog())
+        training = _recorded(home, lambda: Training(settled) if begun else first_training(settled, home))
         run = _opened(training, home, attended)
         run.steps = length
         if begun:
             run.resume_recorded()
-        return _go(run, begin=not begun)
+        return _go(run, begin=not begun, paused=paused and not begun)
 
 
 def replay(home: Path) -> dict[str, Any]:
@@ -127,15 +149,13 @@ def replay(home: Path) -> dict[str, Any]:
     recorded = RunReader(home).meta("theta", None)
     if recorded is None:
         raise InputError(f"{home} has no checkpoint to compare a replay with; let it train first.")
-    training = recreated(home, recorded["step"], from_start=True)
-    found = checkpoint.sha256(training.state.theta)
-    return {
-        "home": str(home),
-        "step": recorded["step"],
-        "identical": found == recorded["sha256"],
-        "theta": recorded["sha256"],
-        "replayed": found,
-    }
+    step, wanted = recorded["step"], recorded["sha256"]
+    try:
+        found = checkpoint.sha256(recreated(home, step, from_start=True).state.theta)
+    except Differs as error:  # where a fork leaves its parent
+        checkpoint.said(str(error))
+        step, wanted, found = error.step, error.wanted, error.found
+    return {"home": str(home), "step": step, "identical": found == wanted, "theta": wanted, "replayed": found}
 
 
 def probe(home: Path, name: str, step: int | None, settings: dict[str, Any]) -> dict[str, Any]:
@@ -160,10 +180,12 @@ def probe(home: Path, name: str, step: int | None, settings: dict[str, Any]) -> 
     return {"home": str(home), "probe": name, "step": at, "seconds": seconds, "stored": stored, "records": listed}
 
 
-def _go(run: Run, *, begin: bool) -> int:
+def _go(run: Run, *, begin: bool, paused: bool = False) -> int:
     """Train with a progress bar on stderr; return the exit code."""
     if begin:
         run.begin()
+    if paused:
+        run.pause()
     bar = tqdm(
         total=run.steps,
         initial=run.training.state.step,
@@ -175,7 +197,7 @@ def _go(run: Run, *, begin: bool) -> int:
     with bar:
         run.go(lambda step: bar.update(step - bar.n))
     if run.diverged:
-        last = RunReader(run.home).newest("diverged")
+        last = RunReader(run.home, inherited=False).newest("diverged")
         words = last.detail.get("error") if last is not None else None
         print(words or "The loss diverged.", file=sys.stderr)
         return DIVERGED
@@ -191,7 +213,7 @@ def _sound(home: Path) -> RunReader:
     Raises:
         InputError: one of its databases is damaged, or of a version without all that is needed.
     """
-    reader = RunReader(home)
+    reader = RunReader(home, inherited=False)
     reader.check()
     with mailbox(home) as found:
         found.unread()

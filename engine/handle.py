@@ -253,7 +253,7 @@ class RunHandle:
             InputError: an engine has just taken it up, or the folder cannot be written.
         """
         with lock(self.home):
-            signs, _ = self._signs(self.reader())
+            signs, _ = self._signs(self._own())
             if signs.said is not None or signs.launched is not None:
                 return False
             shutil.rmtree(self.home, ignore_errors=True)
@@ -264,7 +264,7 @@ class RunHandle:
         reader = RunReader(self.home, measured=False)
         answered = [reader.newest("applied"), reader.newest("refused")]
         obeyed = max((event.detail.get("id") or 0 for event in answered if event), default=0)
-        measured = max((facts.get("read_up_to", 0) for facts in self.reader().observing().values()), default=0)
+        measured = max((facts.get("read_up_to", 0) for facts in self._own().observing().values()), default=0)
         if reader.meta("measure", "inline") == "inline":
             measured = max(measured, obeyed)
         with self._mailbox() as mailbox:
@@ -291,8 +291,11 @@ class RunHandle:
         return [facts for number, facts in reader.observing().items() if observed_now(self.home, number)]
 
     def reader(self) -> RunReader:
-        """Return a reader of what the run recorded."""
+        """Return a reader of what the run recorded, and of the past that a fork shares with its parent."""
         return RunReader(self.home)
+
+    def _own(self) -> RunReader:
+        return RunReader(self.home, inherited=False)
 
     def status(self) -> Status:
         """Return how the run stands: what it last said, checked against its lock, heartbeat and exit code.
@@ -311,7 +314,7 @@ class RunHandle:
             return False
 
     def _status(self) -> Status:
-        reader = self.reader()
+        reader = self._own()
         signs, facts = self._signs(reader)
         state = signs.state(time.time())
         if state == "crashed":  # perhaps an engine took the lock between two looks; a second look tells
@@ -320,8 +323,8 @@ class RunHandle:
         alive = signs.held is not None
         age = None if signs.beat is None else max(time.time() - signs.beat, 0.0)
         step, steps = facts.get("step", 0), facts.get("steps") or self._planned()
-        seconds = facts.get("seconds", 0.0)
-        rate = step / seconds if seconds > 0.5 and step else None
+        seconds, taken = facts.get("seconds", 0.0), step - facts.get("first_step", 0)
+        rate = taken / seconds if seconds > 0.5 and taken > 0 else None
         pace = facts.get("pace") or 0.0
         rate = min(rate, pace) if rate and pace > 0 else rate
         eta = (steps - step) / rate if rate and state == "running" else None
@@ -334,7 +337,8 @@ class RunHandle:
         # The lock before the words: an engine writes its last word while it still holds the lock.
         held = held_since(self.home)
         begun = (self.home / "lock").exists()
-        facts = reader.facts("state", "beat", "activity", "step", "steps", "seconds", "waiting", "pace")
+        keys = ("state", "beat", "activity", "step", "steps", "seconds", "waiting", "pace", "first_step")
+        facts = reader.facts(*keys)
         facts |= pulse.newer(self.home, facts.get("beat"))
         activity = facts.get("activity", "")
         return Signs(facts.get("state"), facts.get("beat"), held, begun, launched, code, activity), facts

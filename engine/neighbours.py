@@ -70,4 +70,4 @@ def _data(own: RunConfig, other: RunConfig) -> str:
     if (own.problem, own.data) != (other.problem, other.data):
         what = Path(other.data).name if other.data else other.problem
         return f"trained on other data, {what}"
-    return "" if own.seed == other.seed else f"trained from seed {other.seed}, so perhaps on other rows"
+    return "" if own.data_seed == other.data_seed else f"trained from seed {other.seed}, so perhaps on other rows"

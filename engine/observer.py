@@ -66,7 +66,7 @@ class Observer:
         self.training = Training(validated(read(self.home), catalog()))
         self.training.home = self.home
         self.place = Place(self.home)
-        self.reader = RunReader(self.home)
+        self.reader = RunReader(self.home, inherited=False)
         self.mailbox = Mailbox(self.home, patience=0.1)
         self.writer = self._writer()
         self.schedule = Schedule(preferred)

@@ -155,6 +155,7 @@ class Multimodal:
         objective: Objective,
         rng: Rng,
         *,
+        source: Rng | None = None,
         batch: int,
         micro: int = 0,
         probe_rows: int = 512,
@@ -163,12 +164,14 @@ class Multimodal:
         """Assemble the problem on `device`.
 
         `rows` maps `train`, `val` and `test` to all their rows, already standardised. `build` makes the network; it is
-        called once, under a seed of its own, so that the first theta is a function of the run's seed.
+        called once, under a seed of its own, so that the first theta is a function of the run's seed. `rng` orders the
+        batches; the first theta and the rows that are measured come from `source`, where that is another.
         """
         self.name, self.title, self.rng, self.micro = name, title, rng, micro
+        self._source = rng if source is None else source
         self.modalities = tuple(rows["train"].x)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(rng.key("init"))
+            torch.manual_seed(self._source.key("init"))
             net = build()
         self.layout = Layout.of(net, net.part_of)
         dtype = next(iter(net.parameters())).dtype
@@ -292,7 +295,7 @@ class Multimodal:
 
     def _drawn(self, purpose: str, count: int) -> Batch:
         rows = self.rows["train"]
-        order = torch.randperm(len(rows), generator=self.rng.generator(purpose))[:count].sort().values
+        order = torch.randperm(len(rows), generator=self._source.generator(purpose))[:count].sort().values
         return rows.rows(order.to(rows.y.device))
 
     def _unpacked(self, theta: Tensor | Named) -> Named:

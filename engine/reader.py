@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from engine import stored
 from engine.database import Source
 from engine.knobs import InputError, shown
+from engine.lineage import Inherited, ancestors
 from engine.outside import brief, moment, whole
 from engine.records import Record
 from engine.stored import Unreadable, unpacked
@@ -32,6 +34,8 @@ _LOOK_EVERY = 0.5
 """Seconds between two looks for stores of observers."""
 _APART = 10**9
 """Numbers between the first events of two files."""
+_GENERATION = 100
+"""Numbers between the first files of a run and of its parent: 0 is the run's own, those up to here its observers'."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +53,17 @@ class Event:
 class RunReader:
     """The reader of a run: what its engine wrote into `run.db` and what observers measured, as if it were one file.
 
+    A fork shows the past that it shares with its parent as its own, see `engine.lineage`; facts are the run's alone.
+
     Every call is a few short reads. Whatever lies in the files, a call returns what an engine or an observer may have
-    written, or raises `Unreadable`; where what an observer wrote is damaged, `damage` says so and the rest is read.
+    written, or raises `Unreadable`; where what an observer or an ancestor wrote is damaged or gone, `damage` says so
+    and the rest is read.
     """
 
-    def __init__(self, home: Path | str, *, measured: bool = True) -> None:
+    def __init__(self, home: Path | str, *, measured: bool = True, inherited: bool = True) -> None:
         """Open the run in `home`; a run that waits for its engine has recorded nothing yet.
 
-        Without `measured`, only what the engine itself wrote is read.
+        Without `measured`, only what the engine itself wrote is read; without `inherited`, nothing of a fork's parent.
 
         Raises:
             InputError: there is no run in it.
@@ -65,11 +72,11 @@ class RunReader:
         if not any(map(os.path.lexists, (self.path, self.path.with_name("config.json")))):
             raise InputError(f"{home} holds no run: there is no run.db in it; give the folder of a run.")
         self._own = Source(self.path)
-        self._measured = measured
-        self._known: dict[int, tuple[tuple[int, int], Source]] = {}
+        self._measured, self._inherited = measured, inherited and measured
+        self._known: dict[int, tuple[tuple, Source]] = {}
         self._looked = -1.0
         self.damage = ""
-        """Why what an observer wrote cannot be read, in a sentence, or nothing."""
+        """Why what an observer or an ancestor wrote cannot be read, in a sentence, or nothing."""
 
     def names(self) -> dict[str, Any]:
         """Return `scalars`, a sorted list of names, and `records`, a dict of name to kind."""
@@ -92,7 +99,7 @@ class RunReader:
         """
         query = """SELECT step, value FROM number WHERE name = (SELECT id FROM name WHERE name = ?) AND step > ?
                    ORDER BY step LIMIT ?"""
-        parts = [rows for source in self._sources() if (rows := source.all(query, name, since, most))]
+        parts = [rows for _, rows in self._parts(query, name, since, most)]
         # Where two files have a step, the later one's value holds.
         rows = parts[0] if len(parts) == 1 else sorted(dict(row for rows in parts for row in rows).items())
         rows = rows[:most] if most >= 0 else rows
@@ -140,12 +147,12 @@ class RunReader:
     def history(self, name: str) -> list[int]:
         """Return the steps at which a record of that name was made, in order."""
         query = "SELECT step FROM array WHERE name = ? ORDER BY step"
-        return sorted({step for source in self._sources() for (step,) in source.all(query, name) if whole(step)})
+        return sorted({step for _, (step,) in self._rows(query, name) if whole(step)})
 
     def stamp(self, name: str) -> tuple[int, int | None, int | None]:
         """Return what changes with every record of that name: their count, the newest step, the newest writes."""
         query = "SELECT count(*), max(step), max(id) FROM array WHERE name = ?"
-        found = [row for source in self._sources() for row in source.all(query, name) if row[0]]
+        found = [row for _, row in self._rows(query, name) if row[0]]
         if not found:
             return (0, None, None)
         return sum(row[0] for row in found), max(row[1] for row in found), sum(row[2] for row in found)
@@ -161,15 +168,19 @@ class RunReader:
         kinds = tuple(kinds)
         chosen = f"WHERE kind IN ({', '.join('?' * len(kinds))})" if kinds else ""
         rows = self._rows(f"SELECT id, step, time, kind, detail FROM event {chosen} ORDER BY id", *kinds)
-        found = [_event(number * _APART + row[0], *row[1:]) for number, row in rows]
-        return found if not found or found[-1].id < _APART else sorted(found, key=lambda event: event.time)
+        found = self._told(rows)
+        return found if all(event.id < _APART for event in found) else sorted(found, key=lambda event: event.time)
 
     def newest(self, *kinds: str) -> Event | None:
         """Return the newest event of any of these kinds."""
         marks = ", ".join("?" * len(kinds))
         query = f"SELECT id, step, time, kind, detail FROM event WHERE kind IN ({marks}) ORDER BY id DESC LIMIT 1"
-        found = [_event(number * _APART + row[0], *row[1:]) for number, row in self._rows(query, *kinds)]
-        return max(found, key=lambda event: event.time, default=None)
+        return max(self._told(self._rows(query, *kinds)), key=lambda event: event.time, default=None)
+
+    def newest_number(self) -> int:
+        """Return the number of the newest event that the run's own engine wrote; 0 before the first."""
+        number = self._own.all("SELECT max(id) FROM event")
+        return (number[0][0] if number else None) or 0
 
     def last_ids(self) -> int:
         """Return a number that grows with every event, in whichever file it lies."""
@@ -188,6 +199,8 @@ class RunReader:
         """Return the number of each observer to the facts that it wrote: `beat`, `step`, `observing` and others."""
         found = {}
         for number, (_, source) in list(self._files().items()):
+            if number >= _GENERATION:
+                continue
             try:
                 found[number] = stored.facts(source.path, source.all("SELECT key, value FROM meta"))
             except Unreadable as error:
@@ -210,45 +223,83 @@ class RunReader:
         if found and found != [("ok",)]:
             raise Unreadable(self.path, shown(found[0][0]))
 
-    def _rows(self, query: str, *values: Any) -> list[tuple[int, tuple]]:
-        """Return (number of the file, row); what is damaged in an observer's file is left out, and `damage` says so."""
-        rows = [(0, row) for row in self._own.all(query, *values)]
-        for number, (_, source) in list(self._files().items()):
+    @property
+    def lineage(self) -> tuple:
+        """What differs when other files of ancestors are read: each one's number, and what tells it from others."""
+        return tuple((number, mark) for number, (mark, _) in self._files().items() if number >= _GENERATION)
+
+    def _parts(self, query: str, *values: Any) -> list[tuple[int, list[tuple]]]:
+        """Return (number of the file, its rows) of the files that have any, later ones last.
+
+        What is damaged in a file that the run's own engine did not write is left out, and `damage` says so.
+        """
+        files = list(self._files().items())
+        before = [(number, source) for number, (_, source) in files if number >= _GENERATION]
+        beside = [(number, source) for number, (_, source) in files if number < _GENERATION]
+        found = []
+        for number, source in [*before, (0, self._own), *beside]:
             try:
-                rows += [(number, row) for row in source.all(query, *values)]
+                rows = source.all(query, *values)
             except Unreadable as error:
+                if not number:
+                    raise
                 self.damage = str(error)
-        return rows
+                continue
+            found += [(number, rows)] if rows else []
+        return found
+
+    def _rows(self, query: str, *values: Any) -> list[tuple[int, tuple]]:
+        """Return (number of the file, row), as `_parts` does."""
+        return [(number, row) for number, rows in self._parts(query, *values) for row in rows]
+
+    def _told(self, rows: list[tuple[int, tuple]]) -> list[Event]:
+        """Return events; of an ancestor's, those that are damaged are left out, and `damage` says so."""
+        found = []
+        for number, (first, *rest) in rows:
+            try:
+                found.append(_event(number * _APART + first, *rest))
+            except Unreadable as error:
+                if number < _GENERATION:
+                    raise
+                self.damage = str(error)
+        return found
 
     def _newest(self, query: str, name: str, *values: Any) -> tuple:
         """Return the row of the highest step, its first field, over all files; the later file's where two have it."""
         found: tuple = ()
-        for source in self._sources():
-            for row in source.all(query, name, *values):
-                if not whole(row[0]):
-                    raise Unreadable(f"The record {name}", f"its step is {shown(row[0])}")
+        for number, row in self._rows(query, name, *values):
+            if whole(row[0]):
                 found = row if not found or row[0] >= found[0] else found
+            elif number < _GENERATION:
+                raise Unreadable(f"The record {name}", f"its step is {shown(row[0])}")
         return found
 
-    def _sources(self) -> list[Source]:
-        return [self._own, *(source for _, source in list(self._files().values()))]
-
-    def _files(self) -> dict[int, tuple[tuple[int, int], Source]]:
-        """Return the number of each observer that has a store to what tells the file from others, and the file."""
+    def _files(self) -> dict[int, tuple[tuple, Source]]:
+        """Return number of each file beside the run's own to what tells it from others, and the file; oldest first."""
         now = time.monotonic()
         if not self._measured or now - self._looked < _LOOK_EVERY:
             return self._known
-        found = {}
+        found: dict[int, tuple[tuple, Source]] = {}
+        line, wrong = ancestors(self.path.parent) if self._inherited else ([], "")
+        self.damage = wrong or self.damage
+        for depth, ancestor in reversed(list(enumerate(line, 1))):
+            for number, path in ({0: ancestor.home / "run.db"} | stores(ancestor.home)).items():
+                make = partial(Inherited, path, ancestor, observed=number > 0)
+                self._look_at(found, depth * _GENERATION + number, path, (ancestor.step, ancestor.event), make)
         for number, path in stores(self.path.parent).items():
-            try:
-                seen = path.stat()
-            except OSError:
-                continue
-            mark = seen.st_dev, seen.st_ino
-            known = self._known.get(number)
-            found[number] = known if known is not None and known[0] == mark else (mark, Source(path))
+            self._look_at(found, number, path, (), partial(Source, path))
         self._known, self._looked = found, now
         return found
+
+    def _look_at(self, found: dict, number: int, path: Path, limits: tuple, make: Callable[[], Source]) -> None:
+        """Put a file into `found`: as it was known, unless another lies there now."""
+        try:
+            seen = path.stat()
+        except OSError:
+            return
+        mark = (str(path), seen.st_dev, seen.st_ino, *limits)
+        known = self._known.get(number)
+        found[number] = known if known is not None and known[0] == mark else (mark, make())
 
 
 def observed(number: int) -> str:

@@ -74,12 +74,15 @@ class Run:
         """Method that leaves training as it is to why, as it was told last."""
         self._measured_up_to = 0
         """Number of the last command that observers have answered."""
-        self._evaluate_every = own.evaluate or min(max(self.steps // 40, 20), 1000)
+        self._evaluate_every = own.evaluate or min(max(training.config.horizon // 40, 20), 1000)
 
     def begin(self) -> None:
         """Write what a reader needs to know of the run before its first step."""
         self._describe()
-        self.writer.event(0, "started", {"seed": self.training.config.seed, "device": str(self.training.device)})
+        config = self.training.config
+        about = {"of": config.fork["of"]} if config.fork else {}
+        about |= {"seed": config.seed, "device": str(self.training.device)}
+        self.writer.event(self.training.state.step, "started", about)
         self._evaluate()
         self._tell_idle()
         self.keeping.save()
@@ -101,7 +104,9 @@ class Run:
         self.keeping.resumed(found, reader, self.caught_up)
         if found is None:
             self._evaluate()
-        everything = RunReader(self.home)
+            if self.training.config.fork:  # its base, recreated
+                self.keeping.save()
+        everything = RunReader(self.home, inherited=False)
         self._measured_up_to = max((facts.get("read_up_to", 0) for facts in everything.observing().values()), default=0)
         self.measuring.recall(everything)
         self.rate = reader.meta("pace", self.rate)

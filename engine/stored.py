@@ -31,7 +31,7 @@ def _observing(value: Any) -> bool:
 
 FACTS = {
     **dict.fromkeys(("state", "activity", "waiting", "title", "protocol", "score", "device", "measure"), str),
-    **dict.fromkeys(("step", "steps", "version", "parameters", "threads", "batch", "read_up_to"), whole),
+    **dict.fromkeys(("step", "steps", "version", "parameters", "threads", "batch", "read_up_to", "first_step"), whole),
     **dict.fromkeys(("seconds", "learning_rate", "pace"), finite),
     **dict.fromkeys(("modalities", "parts"), [str]),
     **dict.fromkeys(("settings", "measuring", "config", "versions", "trying"), dict),

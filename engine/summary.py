@@ -8,6 +8,7 @@ from typing import Any
 
 from engine.handle import UNREADABLE, RunHandle
 from engine.knobs import InputError
+from engine.lineage import fork_of
 
 
 def summary(home: Path | str) -> dict[str, Any]:
@@ -15,6 +16,7 @@ def summary(home: Path | str) -> dict[str, Any]:
 
     `measuring` lists what observers are at, the one at work first: probe, step, what is counted, done, planned, seconds
     so far and left.
+    Of a fork also `fork`, the run and the step that it comes from.
 
     Raises:
         InputError: there is no run, or one of its files cannot be read.
@@ -36,7 +38,13 @@ def summary(home: Path | str) -> dict[str, Any]:
         "events": len(reader.events()),
         "error": status.error or reader.damage or None,
         "measuring": [job for said in handle.observers(reader) for job in said.get("observing", {}).get("jobs", ())],
-    }
+    } | _origin(home)
+
+
+def _origin(home: Path | str) -> dict[str, Any]:
+    """Return, of a fork, where it comes from."""
+    fork = fork_of(home)
+    return {"fork": {"of": fork["of"], "step": fork["step"]}} if fork else {}
 
 
 def listed(home: Path | str) -> dict[str, Any]:

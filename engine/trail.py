@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from engine import checkpoint
+from engine.lineage import ancestors
 
 MOST = 48
 """Points kept at most; a long run has between half as many and all."""
@@ -101,10 +102,18 @@ def kept(
 ) -> list[tuple[int, Tensor]]:
     """Return (step, theta) of the kept steps before step `before`, oldest first, thetas (P,) like `like`.
 
-    A run that kept no path, made by an older version, has at least its checkpoints. `say` is told of points that are
-    damaged, which are left out.
+    Those of a fork begin with its ancestors', as far as these are there. A run that kept no path, made by an older
+    version, has at least its checkpoints. `say` is told of points that are damaged, which are left out.
     """
-    points = checkpoint.numbered(Path(home) / "path", ".npy")
+    line, _ = ancestors(home)
+    ends = {ancestor.home: min(before, ancestor.step) for ancestor in reversed(line)} | {Path(home): before}
+    found = {step: theta for place, end in ends.items() for step, theta in _kept(place, end, like, say)}
+    return sorted(found.items())
+
+
+def _kept(home: Path, before: int, like: Tensor, say: Callable[[str], None]) -> list[tuple[int, Tensor]]:
+    """Return (step, theta) of what one run kept itself, as `kept` does."""
+    points = checkpoint.numbered(home / "path", ".npy")
     if not points:
         found = [(c["step"], c["theta"]) for c in checkpoint.newest_first(home, before - 1, like.device, say=say)]
         return [(step, theta.to(like)) for step, theta in reversed(found) if theta.shape == like.shape]

@@ -53,13 +53,13 @@ class Training:
         torch.set_num_threads(own.threads)
         self.own = own
         self.device = device(config.device)
-        self.rng = Rng(config.seed)
+        self.rng, self._source = Rng(config.seed), Rng(config.data_seed)
         self.data = self._data()
         if len(self.data.modalities) == 1 and "unimodal" not in config.settings:  # the fused loss is its own
             self.settings["unimodal"] = "none"
             self.own = replace(own, unimodal="none")
         self.problem = self._problem()
-        self.optimizer = Optimizer(self._params(Settings, "optimizer"), config.steps)
+        self.optimizer = Optimizer(self._params(Settings, "optimizer"), config.horizon)
         self.state = State(0, self.problem.init(), self.optimizer.init())
         self.view: View | None = None
         """The settled view of the last step."""
@@ -203,7 +203,7 @@ class Training:
         return kind(**{key: self.settings[f"{prefix}.{key}"] for key in kind.__dataclass_fields__})
 
     def _data(self) -> Dataset:
-        rng = self.rng.within("data")
+        rng = self._source.within("data")
         if self.config.data:
             data = npz.read(Path(self.config.data), rng, self.own.split)
         else:
@@ -222,6 +222,7 @@ class Training:
             lambda: networks.build(data, own).to(dtype),
             objectives.build(own, data),
             self.rng,
+            source=self._source,
             batch=own.batch,
             micro=own.micro,
             probe_rows=own.probe_rows,

@@ -18,7 +18,7 @@ waiting = "Nothing yet: the first steps appear here as soon as the engine trains
 
 left, right = st.columns(2, gap="medium")
 with left:
-    live.chart(run, "series", key=f"loss/{run}", title="Loss", names=["loss/*"], empty=waiting, **scale)
+    live.chart(run, "series", key=f"loss/{run}", title="Loss", names=["loss/*"], empty=waiting, parent=True, **scale)
 with right:
     live.chart(
         run,
@@ -27,6 +27,7 @@ with right:
         title="Score",
         names=["accuracy/train", "accuracy/val", "accuracy/val/*", "error/train", "error/val*", "recall@*/val"],
         empty="Held-out scores appear here at the first evaluation.",
+        parent=True,
         **(scale | {"ylog": False}),
     )
 

@@ -19,7 +19,7 @@ CORE = {
 }
 CORE |= BASE | {"engine.maths", "engine.step"}
 FREE = {f"engine.{m}" for m in ("config", "control", "store", "reader", "stored", "handle", "export", "summary")} | BASE
-FREE |= {f"engine.{m}" for m in ("folder", "pulse", "streams", "database", "observers", "launching")}
+FREE |= {f"engine.{m}" for m in ("folder", "pulse", "streams", "database", "observers", "launching", "lineage", "fork")}
 
 
 def allowed(path: Path) -> set[str] | None:

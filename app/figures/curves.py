@@ -29,6 +29,10 @@ class Line:
     width: float = 1.8
     thinned: bool = False
     """Whether only some of what was recorded is drawn."""
+    own_from: int | None = None
+    """Step from which a fork trained by itself; what comes before is its parent's and is drawn thinner."""
+    beside: bool = False
+    """Drawn for comparison only, without a name in the legend."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ def series(
         layout={
             "template": template(look),
             "uirevision": f"series/{scale.xlog}/{scale.ylog}",
-            "showlegend": len(lines) > 1,
+            "showlegend": sum(not line.beside for line in lines) > 1,
             "hovermode": "x unified",
             "xaxis": {"title": {"text": "step"}, "rangemode": "nonnegative", "exponentformat": "none"}
             | (LOGARITHMIC if scale.xlog else _whole(span)),
@@ -102,6 +106,10 @@ def series(
         }
         | axis,
     )
+
+
+THIN = 0.5
+"""Width of what a fork shares with its parent, as a part of the width of its own line."""
 
 
 def _reach(lines: Sequence[Line]) -> list[np.ndarray]:
@@ -164,7 +172,7 @@ def _traces(line: Line, scale: Scale, look: Look) -> list[dict]:
     if scale.half_life > 0 and not line.sparse and len(x) > 2:
         faint = {"color": look.faint(line.colour, 0.28), "width": 1}
         raw = {"type": "scatter", "x": x, "y": y, "mode": "lines", "line": faint}
-        out.append(raw | {"hoverinfo": "skip", "showlegend": False})
+        out += [] if line.beside else [raw | {"hoverinfo": "skip", "showlegend": False}]
         y = numbers(smoothed(x, y, scale.half_life))
     dotted = line.sparse and len(x) <= 80
     trace = {
@@ -176,8 +184,27 @@ def _traces(line: Line, scale: Scale, look: Look) -> list[dict]:
         "line": {"color": line.colour, "width": line.width, "dash": line.dash},
         "hovertemplate": "%{y:.5~g}",
     }
-    out.append(trace | ({"marker": {"size": 5, "color": line.colour}} if dotted else {}))
-    return out
+    trace |= {"marker": {"size": 5, "color": line.colour}} if dotted else {}
+    trace |= {"showlegend": False, "hoverinfo": "skip", "hovertemplate": None} if line.beside else {}
+    return out + (_parted(trace, line.own_from) if line.own_from is not None else [trace])
+
+
+def _parted(trace: dict, own_from: int) -> list[dict]:
+    """Return a line in two: up to step `own_from` thinner, and the rest; they share one name in the legend."""
+    x, y = trace["x"], trace["y"]
+    cut = int(np.searchsorted(x, own_from))
+    if cut == 0:
+        return [trace]
+    slim = trace["line"] | {"width": THIN * trace["line"]["width"]}
+    before = trace | {"x": x[:cut], "y": y[:cut], "line": slim, "legendgroup": trace["name"]}
+    if trace.get("marker"):
+        before |= {"marker": trace["marker"] | {"size": 3}}
+    if cut == len(x):
+        return [before]
+    bridge = {"x": x[cut - 1 : cut + 1], "y": y[cut - 1 : cut + 1], "mode": "lines", "hoverinfo": "skip"}
+    bridge |= {"hovertemplate": None, "showlegend": False}
+    own = trace | {"x": x[cut:], "y": y[cut:], "legendgroup": trace["name"]}
+    return [before | {"showlegend": False}, before | bridge, own]
 
 
 def curve(record, look: Look) -> go.Figure:
@@ -261,11 +288,16 @@ def named_values(values, log: bool = False) -> list[tuple[str, float]]:
     return [(str(text), value) for text, value in pairs if isinstance(value, int | float) and (value > 0 or not log)]
 
 
-def history(records: Sequence[tuple[int, object]], look: Look, *, marks: Sequence[Mark] = ()) -> go.Figure:
-    """Return the history of a `scalar` record, (step, record) pairs, with error bars where they are known."""
+def history(
+    records: Sequence[tuple[int, object]], look: Look, *, marks: Sequence[Mark] = (), own_from: int | None = None
+) -> go.Figure:
+    """Return the history of a `scalar` record, (step, record) pairs, with error bars where they are known.
+
+    What comes before step `own_from` is drawn thinner.
+    """
     at = np.array([step for step, _ in records], dtype=np.int64)
     values = np.array([record.value for _, record in records], dtype=np.float64)
     errors = np.array([np.nan if record.error is None else record.error for _, record in records], dtype=np.float64)
     name = records[-1][1].name
-    line = Line(name, at, values, look.part(name), errors, sparse=True)
+    line = Line(name, at, values, look.part(name), errors, sparse=True, own_from=own_from)
     return series([line], look, y=records[-1][1].draw.get("y", ""), marks=marks)

@@ -78,7 +78,7 @@ export function time(host, run, probesHere) {
   field.addEventListener("input", () => { const step = kept[Number(field.value)]; show(null, step ?? null); });
   newest.addEventListener("click", () => show(null, null));
   here.addEventListener("click", () => { for (const probe of probesHere()) ask(run, { do: "measure", probe, step: at() }); });
-  apart.addEventListener("click", () => ask(run, { do: "fork", step: at() }));
+  apart.addEventListener("click", () => { ask(run, { do: "fork", step: at() }); show(null, null); });
   onMoment(redraw);
   return (controls) => { kept = controls.kept || []; apart.hidden = !controls.forks; redraw(); };
 }

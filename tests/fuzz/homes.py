@@ -51,7 +51,7 @@ def damage(rng: random.Random, home: Path) -> str:
         return f"{name}: {_rows(rng, path)}"
     if name == "config.json" and rng.random() < 0.5:
         values = json.loads(path.read_text())
-        key = rng.choice(sorted(values))
+        key = rng.choice(sorted({*values, "fork"}))
         values[key] = odd(rng)
         path.write_text(json.dumps(values))
         return f"config.json: {key} = {values[key]!r:.60}"
