@@ -72,7 +72,7 @@ def measuring(
             args=(run, Measure(name, chosen)),
             help="Measures the newest step, before what is scheduled; of a run that is over, the last one.",
         )
-        if busy:
+        if busy and not live.served():  # else it stands beside the progress, which is drawn without this page
             st.button(
                 "Cancel", key=f"cancel/{run}/{name}", icon=":material/close:", on_click=send, args=(run, Cancel(name))
             )

@@ -132,6 +132,7 @@ def progress(standing, probe: str, usual: str, *, key: str) -> None:
     words = standing.progress.get(probe, usual)
     if served():
         data = {"kind": "progress", "run": standing.id, "probe": probe, "words": words, "usual": usual}
+        data |= {"busy": probe in standing.busy}
         _mount(key=key, data=data | _scripts())
     elif words:
         st.caption(literal(words))

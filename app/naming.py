@@ -115,11 +115,11 @@ def spoken(run: str) -> str:
     """Return a run's id as a person would say it: what, day and time; of a fork also the step and four letters.
 
     >>> spoken("planted-261128-050112-ab12-fork-1200-0f3c")
-    'planted · 28 Nov 05:01:12 · from step 1,200 · 0f3c'
+    'step 1,200 of planted · 28 Nov 05:01:12 · 0f3c'
     """
     forked = _FORK.fullmatch(run)
     if forked:
-        return f"{spoken(forked[1])} · from step {int(forked[2]):,} · {forked[3]}"
+        return f"step {int(forked[2]):,} of {spoken(forked[1])} · {forked[3]}"
     stem, _, tail = run.rpartition("-")
     what, _, stamp = stem.rpartition("-")
     what, _, day = what.rpartition("-")

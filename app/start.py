@@ -267,13 +267,11 @@ def _row(run: str, now, depth: int, forks: int) -> None:
         what, state, further, more = st.columns([5, 3, 4, 1.6], vertical_alignment="center")
         with what:
             comes = origin(folder() / run) if depth else None
-            label, begun = shell.words(run), f"from step {comes[1]:,}" if comes else ""
-            if comes and begun in label:  # what stands above it says the rest
-                label = label[label.index(begun) :]
+            label = shell.words(run)
+            if comes:  # what stands above it says the rest
+                label = f"from step {comes[1]:,} · {label.rpartition(' · ')[2]}"
             st.page_link(shell.page_path("live"), label=label, query_params={"run": run})
             note = shell.note(run)
-            if begun not in label:
-                st.caption(begun)
             if note:
                 st.caption(literal(note))
         state.badge(literal(WORDS.get(now.state, now.state)), color=COLOURS.get(now.state, "gray"))

@@ -121,7 +121,7 @@ class Standing:
             "control": tag([control, self.refused, sorted(self.probes.items()), self.steps]),
             "state": tag([self.state, self.steps]),
             "events": tag([self.events, self.state]),
-            "records": tag([self.records, sorted(self.probes.items()), self.pending, self.state, self.busy]),
+            "records": tag([self.records, sorted(self.probes.items()), self.pending, self.state]),
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -136,6 +136,7 @@ class Standing:
             "eta": None if self.eta is None else round(self.eta, 1),
             "activity": self.activity,
             "progress": dict(self.progress),
+            "busy": list(self.busy),
             "measured": list(self.measured),
             "error": self.error,
             "pending": list(self.pending),

@@ -23,14 +23,14 @@ from app.acknowledged import already, measurable, ready
 from app.status import ALIVE, DEAD, Standing, folder, home_of, sentence, standing
 from app.supervisor import Supervisor
 from app.text import literal
-from engine.control import Command, Measure, Pace, Pause, Resume, Stop, Toggle, Tune, Watch, from_json
+from engine.control import Cancel, Command, Measure, Pace, Pause, Resume, Stop, Toggle, Tune, Watch, from_json
 from engine.fork import new_id, planned
 from engine.handle import RunHandle
 from engine.knobs import InputError
 
 MOST = 100
 """Requests taken from a page at once, and tokens remembered of those taken before."""
-OFFERED = (Pause, Resume, Stop, Pace, Toggle, Tune, Watch, Measure)
+OFFERED = (Pause, Resume, Stop, Pace, Toggle, Tune, Watch, Measure, Cancel)
 """What a page's controls may ask for."""
 
 

@@ -340,6 +340,7 @@ function said(act, methods) {
   if (act.do === "tune") return `${act.knob} = ${shortened(act.value)}`;
   if (act.do === "pace") return act.rate ? `${act.rate} steps/s` : "full speed";
   if (act.do === "measure") return `measure ${act.probe} at step ${act.step}`;
+  if (act.do === "cancel") return `cancel ${act.probe}`;
   if (act.do === "fork") return `fork at step ${act.step}`;
   if (act.do === "watch") return act.on ? `${act.probe} every ${act.every}` : `${act.probe} off`;
   return act.steps ? "single step" : act.do;

@@ -98,7 +98,7 @@ async function ask(run, own) {
   if (pulse.status) know(run, pulse.status, pulse.controls);
   let waits = 0;
   for (const sub of own) {
-    if (sub.data.kind === "progress" && pulse.status) sub.line.textContent = pulse.status.progress[sub.data.probe] || sub.data.usual;
+    if (sub.data.kind === "progress" && pulse.status) progressed(sub, pulse.status);
     if (sub.absent !== undefined && pulse.status) absent(sub, pulse.status);
     if (sub.data.topic && pulse.tags && changed(sub, pulse.tags[sub.data.topic], waits)) waits += 300;
   }
@@ -172,9 +172,15 @@ const BUILD = {
     through((entries) => sub.trigger("sent", entries));
   },
   progress(sub) {
-    if (!sub.line) sub.line = child(sub.host, "ms-progress");
     theme(sub.host);
-    sub.line.textContent = sub.data.words;
+    if (!sub.line) {
+      sub.line = child(sub.host, "ms-progress");
+      sub.cancel = pressable("Cancel", () => request(sub.data.run, { do: "cancel", probe: sub.data.probe }));
+      sub.words = sub.line.appendChild(element("span"));
+      sub.line.append(sub.cancel);
+    }
+    sub.words.textContent = sub.data.words;
+    sub.cancel.hidden = !sub.data.busy;
   },
   watch(sub) { sub.host.classList.add("ms-watch"); },
 };
@@ -213,6 +219,12 @@ const DRAW = {
     scrubWords(sub);
   },
 };
+
+// How far a measurement is; while it is under way it can be cancelled.
+function progressed(sub, status) {
+  sub.words.textContent = status.progress[sub.data.probe] || sub.data.usual;
+  sub.cancel.hidden = !status.busy.includes(sub.data.probe);
+}
 
 // What stands in the place of a figure, in one line: what is missing, how far that is, and the button that makes it.
 function absent(sub, status) {

@@ -214,4 +214,4 @@ def test_the_page_of_a_fork_is_drawn_before_its_engine_has_begun(parent, launche
 
 
 def test_a_fork_is_called_by_its_parent_and_step():
-    assert spoken(f"{PARENT}-fork-1200-0f3c") == "planted · 28 Nov 05:01:12 · from step 1,200 · 0f3c"
+    assert spoken(f"{PARENT}-fork-1200-0f3c") == "step 1,200 of planted · 28 Nov 05:01:12 · 0f3c"

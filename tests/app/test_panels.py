@@ -153,7 +153,9 @@ def test_the_methods_page_draws_what_belongs_together_as_one(served):
 
 def test_a_chart_of_numbers_obeys_what_their_records_ask(home_of_two):
     asked = [["panel", {"names": ["gani/drift/image", "gani/limit/image"]}, ""]]
-    drawn = json.loads(Desk().pulse(RUN, json.dumps(asked), False))["charts"][0]["figure"]
+    drawn = json.loads(Desk().pulse(RUN, json.dumps(asked), False))["charts"][0]
+    assert drawn["figure"], drawn["empty"]
+    drawn = drawn["figure"]
     by_name = {trace["name"]: trace for trace in drawn["data"] if trace.get("name")}
     assert by_name["image, limit"]["line"]["dash"] == "dot" and by_name["image, drift"]["line"]["dash"] == "solid"
     assert drawn["layout"]["yaxis"]["type"] == "log"
@@ -169,7 +171,21 @@ def home_of_two():
         Scalar("gani/drift/image", 1.0, draw=draw | {"label": "drift"}),
         Scalar("gani/limit/image", 2.0, draw=draw | {"label": "limit", "role": "limit"}),
     )
+    writer = RunWriter(home)
+    for name in ("drift", "limit"):
+        writer.scalar(STEPS - 40, f"gani/{name}/image", 1.5)
+    writer.close()
     return home
+
+
+def test_a_chart_of_one_value_says_so_and_draws_no_axes():
+    home = write_run(folder() / RUN)
+    writer = RunWriter(home)
+    writer.scalar(40, "note/one", 0.25)
+    writer.close()
+    drawn = json.loads(Desk().pulse(RUN, json.dumps([["series", {"names": ["note/one"]}, ""]]), False))["charts"][0]
+    assert drawn["figure"] is None
+    assert drawn["empty"] == "One value so far, at step 40: one 0.25. The line begins with the second."
 
 
 def test_the_page_says_which_reading_is_in_force(served):

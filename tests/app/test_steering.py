@@ -110,7 +110,7 @@ def test_what_waits_can_be_taken_back_and_steps_add_up(alive, said, monkeypatch)
         entry(on("sam"), run="no-such-run"),
         entry(None),
         entry("stop"),
-        entry({"do": "cancel", "probe": "hessian"}),
+        entry({"do": "save"}),
         entry({"do": "note", "text": "hello"}),
         entry({"do": "toggle", "method": ["sam"], "on": True}),
         entry({"do": "toggle", "method": "sam"}),
