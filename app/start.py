@@ -25,6 +25,8 @@ COLOURS = {
 } | dict.fromkeys(("failed", "crashed", "stalled"), "red")
 MINUTE = 60
 """Seconds that an arm of a lesson takes at its pace, about."""
+REPORT = 5
+"""Steps between two reports of the methods of a lesson."""
 SHOWN = 40
 """Runs listed at first."""
 INDENT, DEEPEST = 0.05, 6
@@ -55,10 +57,14 @@ def lessons(catalogue: Mapping[str, Any]) -> None:
 
 
 def watched(config: Mapping[str, Any], catalogue: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an arm of a lesson as it is started here: all usual probes beside its own, at a pace one can follow."""
+    """Return an arm of a lesson as it is started here: all usual probes beside its own, at a pace one can follow.
+
+    At that pace the methods report more often, so that their charts move from the start; no number of the run changes.
+    """
     usual = {entry["name"]: 0 for entry in catalogue["probes"] if entry["usual"] and not entry["needs"]}
     pace = {"pace": max(1, round(config.get("steps", 1000) / MINUTE))}
-    return {**config, "probes": usual | dict(config.get("probes", {})), "settings": pace | dict(config["settings"])}
+    settings = pace | {"report": REPORT} | dict(config["settings"])
+    return {**config, "probes": usual | dict(config.get("probes", {})), "settings": settings}
 
 
 def form(catalogue: Mapping[str, Any]) -> None:
