@@ -152,11 +152,11 @@ def probe(home, name, step, pairs, as_json) -> None:
 @click.option("--number", type=click.IntRange(1, 16), default=1, show_default=True, help="Which of several.")
 def observe(home, number) -> None:
     """Measure a run, beside its training or after it, as long as anything is due or asked for."""
-    from engine import observer
+    from engine import foreground
 
     if len(os.sched_getaffinity(0)) < 2:
         os.nice(10)  # training goes first on the only core
-    observer.observe(home, number)
+    foreground.observe(home, number)
 
 
 @main.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import secrets
+import signal
 import sqlite3
 import sys
 import time
@@ -22,6 +23,8 @@ from engine.fork import new_id, planned
 from engine.fork_base import first_training, made, vacant
 from engine.handle import mailbox
 from engine.knobs import InputError, checked
+from engine.observer import Observer
+from engine.observers import locked
 from engine.outside import brief
 from engine.past import Differs, recreated
 from engine.records import Record
@@ -178,6 +181,25 @@ def probe(home: Path, name: str, step: int | None, settings: dict[str, Any]) -> 
     stored = _store(home, at, records)
     listed = [_described(record) for record in records]
     return {"home": str(home), "probe": name, "step": at, "seconds": seconds, "stored": stored, "records": listed}
+
+
+def observe(home: Path, number: int = 1) -> None:
+    """Measure the run in `home` as its observer `number` until nobody needs it any more.
+
+    Raises:
+        InputError: there is no run, or it cannot be measured.
+        Busy: another process is that observer.
+        Gone: the folder was deleted meanwhile.
+    """
+    read(home)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    with lock(home, locked(number), "observed by another process"):
+        try:
+            Observer(home, number).go()
+        except (OSError, sqlite3.Error) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{home} cannot be measured now ({brief(error)}); mend that, and it goes on.") from None
 
 
 def _go(run: Run, *, begin: bool, paused: bool = False) -> int:

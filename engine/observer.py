@@ -7,9 +7,7 @@ reports of progress, for one that was asked for and for those of low cost that h
 
 from __future__ import annotations
 
-import signal
 import sqlite3
-import sys
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -384,17 +382,3 @@ class Observer:
             going_on = "the next one is tried" if self.ends[probe] < TRIES else "it is measured on request only"
         words = f"The process that measured {probe} ended on the way (killed, or out of memory); {going_on}."
         self.writer.event(max(self.step, 0), "probe failed", {"name": probe, "error": words})
-
-
-def observe(home: Path, number: int = 1) -> None:
-    """Measure the run in `home` as its observer `number` until nobody needs it any more.
-
-    Raises:
-        InputError: there is no run, or it cannot be measured.
-        Busy: another process is that observer.
-        Gone: the folder was deleted meanwhile.
-    """
-    read(home)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    with lock(home, locked(number), "observed by another process"):
-        Observer(home, number).go()

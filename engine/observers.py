@@ -103,7 +103,7 @@ class Observers:
 
         For `patience` seconds nothing is done: whoever started the run has started its observers, too.
         """
-        self.home, self.say = Path(home), say
+        self.home, self._say, self._said = Path(home), say, ""
         self._places = {number: _Place() for number in range(1, count + 1)}
         self._next = time.monotonic() + patience
 
@@ -125,14 +125,20 @@ class Observers:
             return
         if place.seen:
             place.seen = False
-            self.say(f"The process that measures this run ended; {_ANOTHER}")
+            self._tell(f"The process that measures this run ended; {_ANOTHER}")
         try:
             place.process, place.since, place.code = started(self.home, number), now, None
         except OSError as error:
             place.next = now + WAIT_MOST
-            self.say(f"No observer could be started ({brief(error)}), so nothing is measured for now.")
+            self._tell(f"No observer could be started ({brief(error)}), so nothing is measured for now.")
             return
         threading.Thread(target=self._reap, args=(place, place.process), daemon=True).start()
+
+    def _tell(self, words: str) -> None:
+        """Say it, unless it is what was said last: an observer may end again and again for the same reason."""
+        if words != self._said:
+            self._say(words)
+        self._said = words
 
     def _reap(self, place: _Place, process: Launched) -> None:
         code = process.wait()
@@ -141,10 +147,10 @@ class Observers:
     def _ended(self, number: int, place: _Place, now: float) -> None:
         code, place.process = place.code, None
         if now - place.since > STEADY:
-            place.wait = WAIT
+            place.wait, self._said = WAIT, ""
         place.next = now + place.wait
         if code in (0, BUSY):
             return
         place.wait = min(2 * place.wait, WAIT_MOST)
         how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
-        self.say(f"The process that measures this run {how}; {_ANOTHER}")
+        self._tell(f"The process that measures this run {how}; {_ANOTHER}")

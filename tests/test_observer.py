@@ -5,13 +5,14 @@ import os
 import shutil
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from engine.control import Cancel, Measure, Stop, post
 from engine.folder import held_since
 from engine.handle import RunHandle
-from engine.observers import locked
+from engine.observers import Observers, locked
 from engine.store import RunReader
 from tests.homes import engine, json_of, said, small, trained, wait_for
 
@@ -232,3 +233,23 @@ def test_two_observers_share_the_work(home):
     assert process.wait(60) == 0
     done = [(d["name"], s) for _, s, d in events(home, "probe")]
     assert len(done) == len(set(done)), "nothing twice"
+
+
+def test_an_observer_that_cannot_write_ends_with_a_sentence_which_the_run_says_once(home, monkeypatch):
+    told, codes = [], [2, 2, -9]
+    monkeypatch.setattr("engine.observers.WAIT", 0.0)
+    monkeypatch.setattr("engine.observers.WAIT_MOST", 0.0)
+    monkeypatch.setattr("engine.observers.LOOK_EVERY", 0.0)
+    ends = lambda: codes.pop(0) if codes else time.sleep(9)  # noqa: E731
+    monkeypatch.setattr("engine.observers.started", lambda *words: SimpleNamespace(wait=ends))
+    home.mkdir()
+    observers = Observers(home, 1, told.append)
+    wait_for(lambda: observers.turn() or len(told) == 2, what="both sentences")
+    assert "ended with code 2" in told[0] and "ended by signal 9" in told[1]
+
+
+def test_a_store_that_cannot_be_made_costs_one_sentence(home):
+    trained(home, small(steps=40))
+    (home / "observed.db").mkdir()
+    _, words = said("observe", home, code=2)
+    assert words.count("\n") == 1 and "cannot be measured now" in words
