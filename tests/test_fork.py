@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from engine import checkpoint, observer
+from engine import checkpoint, foreground, observer
 from engine.catalog import catalog
 from engine.config import read
 from engine.control import Measure, Pace, Toggle, Tune, Watch, post
@@ -332,7 +332,7 @@ def test_a_fork_is_observed_and_looks_back_along_the_path_of_its_parent(copied, 
     monkeypatch.setattr(observer, "LINGER", 1.0)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     number = post(child, Measure("trajectory", {}, 60))
-    observer.observe(child)
+    foreground.observe(child)
     answers = [e.detail["id"] for e in RunReader(child, inherited=False).events(kinds=("applied",))]
     assert answers == [number] and not RunHandle(child).pending()
     steps = RunReader(child).latest("trajectory/path")[1].draw["step"]

@@ -16,6 +16,7 @@ from engine import launching
 from engine.control import Stop
 from engine.handle import RunHandle
 from engine.launching import Forked, launched
+from engine.observers import dismissed
 from tests.homes import ROOT, SMALL, wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a warm process")
@@ -199,6 +200,7 @@ def test_changed_code_is_loaded_anew_and_exit_codes_are_still_told(warm, trainin
     assert launching._KEPT.warm is None and not gone(warm.process.pid)
     os.kill(pid, signal.SIGKILL)
     wait_for(lambda: handle.status().exit_code == -9, 10, "the exit code")
+    dismissed(handle.home)  # forked with the run, and the warm process stays to tell how each of its children ends
     assert warm.process.wait(10) == 0
 
 
