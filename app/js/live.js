@@ -15,6 +15,7 @@ const NUDGED = 4000;
 
 const subs = new Map();
 const cameras = new Map();
+let hand = null;
 let timer = 0, busy = false, again = false, hurryUntil = 0, lost = 0, plotly = null;
 
 export function mount({ key, data, parentElement, setTriggerValue }) {
@@ -257,6 +258,8 @@ function link(sub) {
   }
   if (sub.turned || !sub.figure.layout.scene) return;
   sub.turned = true;
+  // A plot that is turned because another was says so as well, late and with a camera of before: only the hand counts.
+  for (const event of ["pointerdown", "wheel"]) sub.plot.addEventListener(event, () => { hand = sub; }, { capture: true, passive: true });
   for (const event of ["plotly_relayouting", "plotly_relayout"]) sub.plot.on(event, (change) => turn(sub, change["scene.camera"]));
 }
 
@@ -286,7 +289,7 @@ function levels(low, high) {
 }
 
 function turn(sub, camera) {
-  if (!camera || JSON.stringify(camera) === JSON.stringify(cameras.get(sub.data.link))) return;
+  if (!camera || hand !== sub || JSON.stringify(camera) === JSON.stringify(cameras.get(sub.data.link))) return;
   cameras.set(sub.data.link, JSON.parse(JSON.stringify(camera)));
   if (sub.turning) return;
   sub.turning = true;
