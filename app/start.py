@@ -25,8 +25,8 @@ COLOURS = {
 } | dict.fromkeys(("failed", "crashed", "stalled"), "red")
 MINUTE = 60
 """Seconds that an arm of a lesson takes at its pace, about."""
-REPORT = 5
-"""Steps between two reports of the methods of a lesson."""
+REPORTS = 5
+"""Reports of the methods of a lesson in a second."""
 SHOWN = 40
 """Runs listed at first."""
 INDENT, DEEPEST = 0.05, 6
@@ -62,8 +62,9 @@ def watched(config: Mapping[str, Any], catalogue: Mapping[str, Any]) -> dict[str
     At that pace the methods report more often, so that their charts move from the start; no number of the run changes.
     """
     usual = {entry["name"]: 0 for entry in catalogue["probes"] if entry["usual"] and not entry["needs"]}
-    pace = {"pace": max(1, round(config.get("steps", 1000) / MINUTE))}
-    settings = pace | {"report": REPORT} | dict(config["settings"])
+    pace = max(1, round(config.get("steps", 1000) / MINUTE))
+    own = {"report": 20} | dict(config["settings"])
+    settings = {"pace": pace} | own | {"report": min(own["report"], max(1, round(pace / REPORTS)))}
     return {**config, "probes": usual | dict(config.get("probes", {})), "settings": settings}
 
 

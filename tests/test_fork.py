@@ -259,7 +259,7 @@ def test_a_fork_that_is_killed_leaves_nothing_half_made(copied, moment):
     process = engine("fork", copied, "--step", N, "--home", child)
     wait_for(lambda: process.poll() is not None or any(copied.parent.glob(".fork-*")), what="the fork")
     time.sleep(moment * random.random() * 0.2)
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.communicate()
     if child.exists():
         said("resume", child)
@@ -276,7 +276,7 @@ def test_a_fork_that_is_killed_while_it_trains_goes_on(copied):
     child = forked(copied, "child", N, "--steps", 3000)
     process = engine("resume", child)
     wait_for(lambda: process.poll() is not None or RunReader(child, measured=False).meta("step", 0) > N + 50)
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.communicate()
     before = series(child)
     said("resume", child, "--steps", 3000)
