@@ -51,7 +51,7 @@ class Job:
     @property
     def dear(self) -> bool:
         """Whether measurements of less cost go before it."""
-        return _RANK[named("engine.probes", Probe, self.probe).cost] > _RANK["fair"]
+        return rank(self.probe) == _RANK["dear"]
 
     def work(self) -> None:
         """Let its clock go."""

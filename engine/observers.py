@@ -9,13 +9,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engine.folder import held_since
-from engine.launching import PROGRAM, Launched, launched
+from engine.launching import Launched, launched
 from engine.outside import brief, text_of
 from engine.stored import Unreadable
 
@@ -38,7 +38,7 @@ def locked(number: int) -> str:
     return f"observer-{number}.lock"
 
 
-def started(home: Path, number: int = 1, program: Sequence[str] = PROGRAM) -> Launched:
+def started(home: Path, number: int = 1) -> Launched:
     """Start an observer of the run in `home`, a process in a session of its own.
 
     Raises:
@@ -47,7 +47,7 @@ def started(home: Path, number: int = 1, program: Sequence[str] = PROGRAM) -> La
     words = ["observe", str(Path(home).absolute()), "--number", str(number)]
     log = os.open(Path(home) / LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666)
     with open(log, "ab") as file:
-        return launched(words, file.fileno(), program=program)
+        return launched(words, file.fileno())
 
 
 def beside(config: Mapping[str, Any]) -> int:

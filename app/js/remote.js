@@ -8,23 +8,21 @@ const RATES = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 0];
 
 const worded = (rate) => (rate ? `${rate} step${rate === 1 ? "" : "s"}/s` : "full speed");
 
-function slider(row, name, words) {
-  const field = row.appendChild(element("input", "ms-range"));
-  field.type = "range";
+// A row with a slider, what it stands at in words, and a button that takes it to its end.
+function sliderRow(host, name, about, words, end, symbol) {
+  const row = child(host, "ms-remote"), field = element("input", "ms-range"), value = element("output", "ms-value");
+  const button = element("button", "ms-button", icon(symbol));
+  Object.assign(field, { type: "range", title: about });
   field.setAttribute("aria-label", words);
-  field.title = name;
-  return field;
+  Object.assign(button, { type: "button", title: end });
+  button.setAttribute("aria-label", end);
+  row.append(element("span", "ms-name", name), field, value, button);
+  return [row, field, value, button];
 }
 
 // A slider from a step a second to full speed; it sends where it is let go.
 export function pace(host, run) {
-  const row = child(host, "ms-remote"), label = element("span", "ms-name", "Pace");
-  row.append(label);
-  const field = slider(row, "Steps a second, at most", "pace in steps a second");
-  const words = row.appendChild(element("output", "ms-value")), full = row.appendChild(element("button", "ms-button", icon("fast_forward")));
-  full.type = "button";
-  full.title = "Full speed";
-  full.setAttribute("aria-label", "Full speed");
+  const [row, field, words, full] = sliderRow(host, "Pace", "Steps a second, at most", "pace in steps a second", "Full speed", "fast_forward");
   Object.assign(field, { min: 0, max: RATES.length - 1, step: 1 });
   let drawn = 0, held = false;
   const send = (rate) => { if (rate !== drawn) ask(run, { do: "pace", rate }); };
@@ -49,13 +47,7 @@ function nearest(rate) {
 
 // A slider over the steps of which the state was kept; what can be done with such a step stands below it.
 export function time(host, run, probesHere) {
-  const row = child(host, "ms-remote"), label = element("span", "ms-name", "Time");
-  row.append(label);
-  const field = slider(row, "Step that the charts show", "step that the charts show");
-  const words = row.appendChild(element("output", "ms-value")), newest = row.appendChild(element("button", "ms-button", icon("last_page")));
-  newest.type = "button";
-  newest.title = "Follow the newest step";
-  newest.setAttribute("aria-label", "Follow the newest step");
+  const [row, field, words, newest] = sliderRow(host, "Time", "Step that the charts show", "step that the charts show", "Follow the newest step", "last_page");
   const below = child(host, "ms-then"), here = below.appendChild(element("button", "ms-button", icon("straighten"), " Measure here"));
   here.type = "button";
   const apart = below.appendChild(element("button", "ms-button", icon("fork_right"), " Fork here"));
