@@ -16,7 +16,7 @@ from engine.config import RunSettings
 from engine.data.dataset import Dataset
 from engine.handle import RunHandle
 from engine.knobs import InputError
-from tests.app.test_pages import opened
+from tests.app.test_pages import begins, opened
 from tests.app.test_supervisor import CONFIG, Engines
 from tests.fixture_run import write_run
 
@@ -217,11 +217,7 @@ def test_room_is_there_until_the_queue_is_full():
 
 
 def test_the_form_says_at_once_what_a_method_needs_and_offers_to_set_it(monkeypatch):
-    begun = []
-    monkeypatch.setattr(
-        "app.supervisor.Supervisor.begin", lambda self, config, note="": begun.append(config) or "a-run"
-    )
-    monkeypatch.setattr("app.shell.go", lambda page, run: None)
+    begun = begins(monkeypatch)
     at = opened()
     at.selectbox(key="new-problem").set_value("planted").run()
     at.selectbox(key="new/planted/unimodal").set_value("none").run()

@@ -44,6 +44,16 @@ def mounted(at) -> list[dict]:
     return found
 
 
+def begins(monkeypatch) -> list:
+    """Return a list of the configurations that pages start from now on; nothing is started."""
+    begun = []
+    monkeypatch.setattr(
+        "app.supervisor.Supervisor.begin", lambda self, config, note="": begun.append(config) or "a-run"
+    )
+    monkeypatch.setattr("app.shell.go", lambda page, run: None)
+    return begun
+
+
 def sent(home) -> list:
     return [command for _, command in Mailbox(home).unread(2)]
 

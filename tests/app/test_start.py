@@ -4,7 +4,7 @@ import pytest
 
 from app import catalog
 from engine.config import RunConfig, resolved, validated
-from tests.app.test_pages import opened, texts
+from tests.app.test_pages import begins, opened, texts
 
 
 @pytest.mark.parametrize(
@@ -17,11 +17,7 @@ def test_the_source_of_a_problem_stands_under_its_summary(problem, words):
 
 
 def test_a_run_from_the_form_has_heads_and_one_under_infonce_has_none_without_an_error(monkeypatch):
-    begun = []
-    monkeypatch.setattr(
-        "app.supervisor.Supervisor.begin", lambda self, config, note="": begun.append(config) or "a-run"
-    )
-    monkeypatch.setattr("app.shell.go", lambda page, run: None)
+    begun = begins(monkeypatch)
     at = opened()
     assert at.selectbox(key="new/digits_captions/unimodal").value == "heads"
     at.button(key="new-start").click().run()
