@@ -18,7 +18,7 @@ from engine import checkpoint, snapshots
 from engine.catalog import catalog
 from engine.config import read, validated
 from engine.control import Cancel, Command, Mailbox, Measure
-from engine.folder import Place, held_since, is_locked, lock
+from engine.folder import Busy, Place, held_since, is_locked, lock
 from engine.jobs import Bench, Job, rank
 from engine.knobs import InputError
 from engine.measuring import preferred
@@ -230,10 +230,10 @@ class Observer:
         age = time.monotonic() - self._shown(probe)
         return age >= APART and (age >= FRESH or self.schedule.passed(probe, self.step))
 
-    def _elsewhere(self) -> set[str]:
+    def _elsewhere(self, *, fresh: bool = False) -> set[str]:
         """Return the probes that other observers of the run measure now; take note of what they have measured."""
         found = set()
-        for number, facts in self.reader.observing().items() if self._several else ():
+        for number, facts in self.reader.observing(fresh=fresh).items() if self._several else ():
             if number != self.number and held_since(self.home, locked(number)) is not None:
                 said = facts.get("observing", {})
                 found |= {job["probe"] for job in said.get("jobs", ()) if job.get("claimed")}
@@ -246,9 +246,13 @@ class Observer:
         """Return whether a scheduled measurement is this observer's to make, and let the others know."""
         if not self._several:
             return True
-        with lock(self.home, "observers.lock", "being shared out"):
-            job.claimed = job.probe not in self._elsewhere() and self.schedule.done(job.probe) < self.step
-            self._beat()
+        try:
+            with lock(self.home, "observers.lock", "being shared out"):
+                free = job.probe not in self._elsewhere(fresh=True)
+                job.claimed = free and self.schedule.done(job.probe) < self.step
+                self._beat()
+        except Busy:  # another observer holds it, or stands still with it: its turn comes again
+            job.claimed = False
         return job.claimed
 
     def _over(self) -> bool:

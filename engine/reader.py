@@ -195,8 +195,13 @@ class RunReader:
         rows = self._own.all(f"SELECT key, value FROM meta WHERE key IN ({', '.join('?' * len(keys))})", *keys)
         return stored.facts(self.path, rows)
 
-    def observing(self) -> dict[int, dict[str, Any]]:
-        """Return the number of each observer to the facts that it wrote: `beat`, `step`, `observing` and others."""
+    def observing(self, *, fresh: bool = False) -> dict[int, dict[str, Any]]:
+        """Return the number of each observer to the facts that it wrote: `beat`, `step`, `observing` and others.
+
+        A store that has come within the last moment is known only if `fresh` is asked for.
+        """
+        if fresh:
+            self._looked = float("-inf")
         found = {}
         for number, (_, source) in list(self._files().items()):
             if number >= _GENERATION:

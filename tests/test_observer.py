@@ -10,10 +10,12 @@ from types import SimpleNamespace
 import pytest
 
 from engine.control import Cancel, Measure, Stop, post
-from engine.folder import held_since
+from engine.folder import held_since, lock
 from engine.handle import RunHandle
+from engine.jobs import Job
+from engine.observer import Observer
 from engine.observers import Observers, locked
-from engine.store import RunReader
+from engine.store import RunReader, RunWriter, create_observed
 from tests.homes import engine, json_of, said, small, trained, wait_for
 
 LIVE = {"measure": "live", "probe_rows": 32, "evaluate": 1000}
@@ -233,6 +235,34 @@ def test_two_observers_share_the_work(home):
     assert process.wait(60) == 0
     done = [(d["name"], s) for _, s, d in events(home, "probe")]
     assert len(done) == len(set(done)), "nothing twice"
+
+
+def test_an_observer_sees_at_once_what_one_that_has_just_begun_claims(home):
+    trained(home, small(steps=40, probes={"imbalance": 10}, settings=LIVE | {"observers": 2}))
+    first = Observer(home, 1)
+    first.step = 41
+    assert first._claim(Job("imbalance"))
+    with lock(home, locked(2), "watched"):
+        writer = RunWriter(home, create_observed(home, 2))
+        writer.beat("observing", 41, {"observing": {"jobs": [{"probe": "imbalance", "claimed": True}], "steps": {}}})
+        writer.close()
+        assert not first._claim(Job("imbalance"))
+    assert first._claim(Job("imbalance")), "whoever is gone claims nothing"
+    first.writer.close()
+
+
+def test_observers_that_cannot_share_out_the_work_for_a_while_fail_no_measurement(home):
+    process = begun(
+        home, steps=10**6, probes={"imbalance": 10, "spectra": 10}, settings=LIVE | {"pace": 40.0, "observers": 2}
+    )
+    reader = RunReader(home)
+    wait_for(lambda: {1, 2} <= set(reader.observing()) and events(home, "probe"), what="both at work")
+    with lock(home, "observers.lock", "held by a test"):
+        time.sleep(3.0)
+        before = len(events(home, "probe"))
+    wait_for(lambda: len(events(home, "probe")) > before + 2, what="measurements after it")
+    post(home, Stop())
+    assert process.wait(60) == 0 and not events(home, "probe failed")
 
 
 def test_an_observer_that_cannot_write_ends_with_a_sentence_which_the_run_says_once(home, monkeypatch):
