@@ -59,6 +59,20 @@ def config_of(run: str, modality: str, catalogue: Mapping[str, Any]) -> dict[str
     return replace(own, methods=(), probes={}, settings=settings | {"modalities": modality}).to_json()
 
 
+def with_heads(run: str, catalogue: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the configuration of a run that is as `run`, but with a loss for each modality.
+
+    None where `run` has such losses, or cannot have them: it trains on one modality, or by an objective without logits.
+    """
+    own = read(folder() / run)
+    values = resolved(own, catalogue)
+    one_loss = values["unimodal"] == "none" and values["objective"] != "info_nce"
+    if not one_loss or len(_modalities(folder() / run)) < 2:
+        return None
+    settings = {key: value for key, value in own.settings.items() if key not in MEASURING or key == "pace"}
+    return replace(own, settings=settings | {"unimodal": "heads"}, fork=None).to_json()
+
+
 def command(config: Mapping[str, Any]) -> str:
     """Return the line that trains a configuration from a shell.
 

@@ -238,9 +238,7 @@ def protocol(run: str) -> str:
     said = reader(run).meta("protocol", "") or ""
     if said:
         return f"Unimodal scores: {literal(said)}."
-    return (
-        "This run has no unimodal heads: scores of one modality alone need a run with unimodal set to heads or slices."
-    )
+    return "This run has one loss; a score of one modality alone needs a loss for each."
 
 
 def note(run: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import streamlit as st
 
-from app import catalog, controls, limits, live, shell, steering
+from app import alone, catalog, controls, limits, live, shell, steering
 from app.api import roll
 from app.status import ALIVE, DEAD, WORDS, branches, folder, home_of, listed, origin, standing, tag
 from app.supervisor import delete, write_note
@@ -247,6 +247,18 @@ def begin(config: Mapping[str, Any], catalogue: Mapping[str, Any], *, note: str 
         st.error(literal(error), icon=":material/error:")
         return
     shell.go(page if any(p.stem.partition("_")[2] == page for p in shell.PAGES.glob("*.py")) else "live", run)
+
+
+def heads(run: str) -> None:
+    """Of a run that has one loss say what that leaves empty, and offer the run that has a loss for each modality."""
+    config = alone.with_heads(run, shell.catalogue())
+    if config is None:
+        return
+    with st.container(horizontal=True, vertical_alignment="center", gap="small", key="with-heads"):
+        st.caption("This run has one loss; comparing modalities by their losses needs one for each.", width="content")
+        words = "Start it with a loss for each modality"
+        if st.button(words, key=f"with-heads/{run}", icon=":material/play_arrow:"):
+            begin(config, shell.catalogue(), note=f"with a loss for each modality, beside {shell.words(run)}")
 
 
 @st.fragment

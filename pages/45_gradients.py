@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from app import controls, live, shell
+from app import controls, live, shell, start
 
 TITLE = "Gradients"
 ICON = ":material/call_split:"
@@ -11,9 +11,10 @@ run = shell.page(TITLE, "Each loss's gradient as evidence: how sure it is, how i
 probe = shell.probe("evidence")
 if probe:
     controls.measuring(run, probe)
+start.heads(run)
 
 EMPTY = "Nothing has been measured here. Choose an interval above, or press Measure now."
-HEADS = "This needs a loss for each modality: start a run with unimodal set to heads or slices, then measure."
+HEADS = "This comes with a measurement of a run that has a loss for each modality."
 MAPS = {
     "precision_map": "precision, log10",
     "evidence_map": "evidence",
@@ -94,8 +95,8 @@ def by_coordinate(run):
         width=260,
     )
     modalities = [m for m in reader.meta("modalities", []) or [] if f"evidence/{shown}/{m}" in maps]
-    for start in range(0, len(modalities), 2):
-        for column, m in zip(st.columns(2, gap="medium"), modalities[start : start + 2], strict=False):
+    for first in range(0, len(modalities), 2):
+        for column, m in zip(st.columns(2, gap="medium"), modalities[first : first + 2], strict=False):
             with column:
                 name = f"evidence/{shown}/{m}"
                 live.chart(

@@ -23,7 +23,7 @@ FISHER = {
 }
 CLASSES = "This comes with a measurement of a classification problem."
 MANY = "This comes with a measurement of a classification problem of up to eight modalities."
-HELD_OUT = "Held-out scores appear here at the first evaluation; those of one modality with unimodal heads or slices."
+HELD_OUT = "Held-out scores appear here at the first evaluation; those of one modality where each has a loss."
 
 run = shell.page(TITLE, "Which modality the model leans on, since when, and by how much.")
 shell.several(
@@ -32,6 +32,7 @@ shell.several(
 probe = shell.probe("imbalance")
 if probe:
     controls.measuring(run, probe)
+start.heads(run)
 reader = shell.reader(run)
 chance = reader.latest("imbalance/chance")
 
@@ -63,7 +64,7 @@ with st.container(horizontal=True, vertical_alignment="bottom", gap="medium", ke
     )
 single = [f"imbalance/unimodal/{scored}/*"]
 if scored == "own":
-    heads = "This needs unimodal heads or slices; choose another way of scoring one modality alone."
+    heads = "This needs a loss for each modality; choose another way of scoring one modality alone."
 else:
     heads = CLASSES
 

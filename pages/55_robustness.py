@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from app import controls, live, shell
+from app import controls, live, shell, start
 
 TITLE = "Robustness"
 ICON = ":material/shield:"
@@ -12,10 +12,11 @@ shell.several(run, "nothing can go missing beside it; choose a run of several mo
 probe = shell.probe("robustness")
 if probe:
     controls.measuring(run, probe)
+start.heads(run)
 
 empty = "Nothing has been measured here. Choose an interval above, or press Measure now."
 lead = "Drawn where the clean score is better than chance."
-heads = "Late fusion to compare with needs a run with unimodal set to heads or slices."
+heads = "Late fusion to compare with needs a run that has a loss for each modality."
 crossing = (
     "Nothing has been measured here. Press Measure now; its settings name the two modalities, and how many rates."
 )

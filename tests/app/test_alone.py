@@ -168,3 +168,34 @@ def test_a_run_of_one_modality_says_that_there_is_nothing_to_compare(home, page)
     write_alone("image", "image-alone")
     at = opened(page, "image-alone")
     assert not at.exception and "trains on image alone" in texts(at)
+
+
+@pytest.mark.parametrize("page", ["45_gradients.py", PAGE, "55_robustness.py"])
+def test_a_run_of_one_loss_is_offered_again_with_a_loss_for_each_modality(home, page, monkeypatch):
+    begun = []
+    monkeypatch.setattr(
+        "app.supervisor.Supervisor.begin", lambda self, config, note="": begun.append((config, note)) or RUN
+    )
+    monkeypatch.setattr("app.shell.go", lambda page, run: None)
+    assert f"with-heads/{RUN}" not in {button.key for button in opened(page, RUN).button}
+    config = json.loads((home / "config.json").read_text())
+    config["settings"]["unimodal"] = "none"
+    (home / "config.json").write_text(json.dumps(config))
+    at = opened(page, RUN)
+    assert "This run has one loss" in texts(at)
+    at.button(key=f"with-heads/{RUN}").click().run()
+    assert not at.exception and not at.error
+    ((made, note),) = begun
+    assert made["settings"]["unimodal"] == "heads" and made["methods"] == ["ogm_ge"]
+    assert made["probes"] and made["seed"] == 0 and "a loss for each modality" in note
+
+
+def test_no_losses_of_modalities_are_offered_where_there_can_be_none(home):
+    config = json.loads((home / "config.json").read_text())
+    for settings in ({"objective": "info_nce", "unimodal": "none"}, {"modalities": "image", "unimodal": "none"}):
+        (home / "config.json").write_text(json.dumps(config | {"settings": settings}))
+        if "modalities" in settings:
+            writer = RunWriter(home)
+            writer.meta("modalities", ["image"])
+            writer.close()
+        assert alone.with_heads(RUN, catalog.load()) is None
