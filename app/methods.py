@@ -51,6 +51,8 @@ def card(run: str, name: str) -> None:
                     )
                 st.badge("acts at " + ", ".join(entry["points"]), color="gray")
             st.markdown(_sentence(entry))
+            if entry["judged"]:
+                st.caption(entry["judged"])
         with switch:
             steering.switch(now, entry, "card", "On")
         if now.refused:

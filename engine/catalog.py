@@ -57,6 +57,7 @@ def _method(method: type[Method]) -> dict[str, Any]:
         "doc": doc,
         "reconstructed": method.reconstructed,
         "rescaled": method.rescaled,
+        "judged": method.judged,
         "shown_by": list(method.shown_by),
     }
 

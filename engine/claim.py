@@ -37,11 +37,13 @@ def claim(
     folder: Path,
     say: Callable[[str], None] = lambda line: None,
     settings: Mapping[str, Any] = MappingProxyType({}),
+    first_seed: int = 0,
 ) -> dict[str, Any]:
     """Run a lesson's arms over seeds; return arms, the first arm's paired differences to the others, and the verdict.
 
-    `settings` go to every arm, over its own. `holds` is true or false when the 95 % interval of the difference lies on
-    one side of zero, else None; the lesson's `further` numbers stand beside it, compared in the same way, unjudged.
+    There are `seeds` of them from `first_seed` on. `settings` go to every arm, over its own. `holds` is true or false
+    when the 95 % interval of the difference lies on one side of zero, else None; the lesson's `further` numbers stand
+    beside it, compared in the same way, unjudged.
 
     Raises:
         InputError: no such lesson, an arm cannot be configured, or a run fails.
@@ -51,7 +53,7 @@ def claim(
     jobs = {
         (arm, seed): _config(values, seed, data, settings)
         for arm, values in lesson.arms.items()
-        for seed in range(count)
+        for seed in range(first_seed, first_seed + count)
     }
     with ThreadPoolExecutor(max(os.cpu_count() or 1, 1)) as pool:
         done = {key: pool.submit(_run, config, _home(folder / name, key, config), say) for key, config in jobs.items()}
@@ -68,6 +70,7 @@ def claim(
         "claim": lesson.claim,
         "data": None if data is None else Path(data).name,
         "settings": dict(settings),
+        "seeds": [first_seed, first_seed + count - 1],
         "difference": difference | {"of": first, "to": lesson.control},
         "holds": verdict(difference, lesson.expect),
         "further": {words: _compared(number, scalars, first) for words, number in lesson.further.items()},

@@ -17,10 +17,10 @@ MOST_STEPS = 100_000_000
 RETIRED = ("budget",)
 """Settings of older versions that mean nothing any more and are passed over."""
 _DEVICE = re.compile(r"[a-z]{1,12}(:[0-9]{1,3})?")
-DEFAULTS = 2
+DEFAULTS = 3
 """Number of the defaults that hold for what a configuration leaves out, written down with it."""
-_FORMER: dict[int, dict[str, Any]] = {1: {"unimodal": "none"}}
-"""Number of former defaults to the settings in which they differed; files without a number are of the first."""
+_FORMER: dict[int, dict[str, Any]] = {1: {"unimodal": "none"}, 2: {}}
+"""Number of former defaults to the settings in which the next differed; files without a number are of the first."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,15 @@ class RunConfig:
             if not fits(list(value) if isinstance(value, tuple) else value, shape):
                 raise InputError(f"In a run's configuration {key} must be {words}, not {shown(value)}.")
         made = cls(**{**values, "methods": tuple(values.get("methods") or ())})
-        return replace(made, settings=_FORMER.get(number, {}) | made.settings)
+        return replace(made, settings=_defaults(number) | made.settings)
+
+
+def _defaults(number: int) -> dict[str, Any]:
+    """Return the settings in which the defaults of that number differ from those that hold now."""
+    found: dict[str, Any] = {}
+    for former in range(DEFAULTS - 1, number - 1, -1):  # what is older has the last word
+        found |= _FORMER.get(former, {})
+    return found
 
 
 def _integer(value: Any) -> bool:

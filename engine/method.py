@@ -65,6 +65,10 @@ class Method:
     """What becomes of the method where the optimiser divides each gradient by its running size, as Adam does; empty
     where nothing does."""
 
+    judged: ClassVar[str] = ""
+    """What it is good for and where it does harm, in one sentence, as `docs/claims.md` shows; empty where nothing was
+    measured."""
+
     shown_by: ClassVar[tuple[str, ...]] = ()
     """Probes whose measurements, too dear for every report, show the method at work."""
 

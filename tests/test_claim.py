@@ -51,6 +51,14 @@ def test_a_claim_runs_its_arms_once_and_compares_them_by_seed(tmp_path, monkeypa
     assert [summary(home) for home in homes] == before
 
 
+def test_a_claim_begins_at_the_seed_that_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "named", lambda *_: Longer)
+    found = claims.claim("longer", 2, None, tmp_path, first_seed=7)
+    assert found["seeds"] == [7, 8]
+    names = sorted(home.name.rpartition("-")[0] for home in (tmp_path / "longer").glob("*"))
+    assert names == ["fast-7", "fast-8", "slow-7", "slow-8"]
+
+
 def test_an_unknown_lesson_is_answered_by_a_sentence(tmp_path):
     with pytest.raises(InputError, match="did you mean label_noise"):
         claims.claim("label_nose", 1, None, tmp_path)

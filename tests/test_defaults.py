@@ -80,10 +80,10 @@ def test_a_configuration_of_an_older_version_keeps_the_fused_loss(tmp_path):
     assert kept.settings["unimodal"] == "heads"
 
 
-@pytest.mark.parametrize("number", [0, 3, -1, "2", True, 1.0, None])
+@pytest.mark.parametrize("number", [0, DEFAULTS + 1, -1, "2", True, 1.0, None])
 def test_unknown_defaults_are_a_sentence(tmp_path, number):
     home = of_old(tmp_path / "odd", defaults=number)
-    with pytest.raises(InputError, match=r"defaults must be a whole number from 1 to 2, .*wrote it\.$"):
+    with pytest.raises(InputError, match=rf"defaults must be a whole number from 1 to {DEFAULTS}, .*wrote it\.$"):
         read(home)
 
 
@@ -116,9 +116,16 @@ def test_the_number_does_not_reach_what_is_trained():
 
 
 def test_the_former_defaults_are_settings_that_there_are():
-    known = {k["name"] for k in CATALOGUE["settings"]}
+    known = set(configuration.settings_known(RunConfig(), CATALOGUE))
     assert all(set(former) <= known for former in configuration._FORMER.values())
     assert max(configuration._FORMER) < DEFAULTS
+
+
+def test_older_defaults_keep_all_that_has_changed_since(monkeypatch):
+    monkeypatch.setattr(configuration, "DEFAULTS", 3)
+    monkeypatch.setattr(configuration, "_FORMER", {1: {"a": 1, "b": 1}, 2: {"b": 2, "c": 2}})
+    found = [configuration._defaults(number) for number in (1, 2, 3)]
+    assert found == [{"a": 1, "b": 1, "c": 2}, {"b": 2, "c": 2}, {}]
 
 
 def test_show_reads_an_old_home(tmp_path):
