@@ -26,6 +26,7 @@ from engine.config import RunConfig, validated
 from engine.handle import ROOT, RunHandle
 from engine.knobs import InputError
 from engine.lesson import Lesson
+from engine.reader import RunReader
 from engine.registry import named
 from engine.summary import summary
 
@@ -169,4 +170,11 @@ def _run(config: RunConfig, home: Path, say: Callable[[str], None]) -> dict[str,
             )
     found = summary(home)
     say(f"{home.name}: {found['state']} at step {found['step']}")
-    return {key: float(value) for key, value in found["scalars"].items()}
+    return {key: float(value) for key, value in found["scalars"].items()} | over_the_run(RunReader(home))
+
+
+def over_the_run(reader: RunReader) -> dict[str, float]:
+    """Return numbers of all steps of a run: `update/rms`, the root mean square of the length of its updates."""
+    names = [name for name in reader.names()["scalars"] if name.startswith("update_norm/")]
+    squares = [np.square(reader.scalars(name, points=None)[1]) for name in names]
+    return {"update/rms": float(np.sqrt(np.mean(np.sum(squares, axis=0))))} if squares else {}

@@ -76,6 +76,9 @@ class Method:
     class Params:
         """No knobs."""
 
+    halves: bool = False
+    """Whether the step takes the gradient of half of its batch as well, for `View.halves`."""
+
     def __init__(self, params: Any = None, state: dict[str, Any] | None = None) -> None:
         self.params = self.Params() if params is None else params
         self.state: dict[str, Any] = {} if state is None else state
@@ -169,6 +172,10 @@ class Stack:
         if len(owners) > 1:
             listed = " and ".join(sorted(m.name for m in owners))
             raise MethodConflict(f"{listed} both replace the gradient; turn one off.")
+        self.halves = any(method.halves for method in self.methods.values())
+        """Whether a method asks for `View.halves`."""
+        self.weighs = bool(self._at["gradients"] or owners)
+        """Whether a method looks at the gradients of the losses one by one."""
 
     def chain(self, point: str, value, view):
         """Return `value` after every method at a chained or nested point has acted on it, in order."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -52,6 +53,13 @@ class View:
     """(K, P), after the methods."""
     grad: Tensor | None = None
     """(P,), what the optimiser gets."""
+    halves: Tensor | None = None
+    """(P,), where a method asks for it: the gradient of the first n of B rows minus that of all, times √(n/(B - n)).
+
+    Its covariance over rows drawn without replacement is that of the batch's gradient, and its mean is zero.
+    """
+    descent: Tensor | None = None
+    """(P,), what the optimiser adds to theta, before the methods."""
     moved: Tensor | None = None
     """(P,), what is added to theta."""
 
@@ -76,6 +84,7 @@ def looked(state: State, problem: Problem, optimizer: Optimizer, stack: Stack, r
     evaluate = stack.chain("around", partial(gradient, view=view, stack=stack), view)
     view = settled(evaluate(state.theta))
     update, moments = optimizer.update(view.grad, state.moments, state.theta)
+    view = view.having(descent=update)
     return view.having(moved=stack.chain("update", update, view)), moments
 
 
@@ -85,36 +94,51 @@ def gradient(theta: Tensor, view: View, stack: Stack) -> View:
     A batch larger than `problem.micro` rows is accumulated: `features` and `losses` act on each piece, `gradients` and
     `fuse` on the whole.
     """
-    theta = theta.detach().requires_grad_()
+    view = view.having(theta=theta.detach().requires_grad_())
     pieces = view.batch.chunks(view.problem.micro)
     if len(pieces) == 1:
-        view = backward(view.having(theta=theta), stack)
+        whole = fused(backward(view, stack), stack)
+        half = backward(_part(view, len(view.batch) // 2), stack, apart=stack.weighs) if stack.halves else None
     else:
-        view = accumulated(view.having(theta=theta), pieces, stack)
+        views = backward_by_pieces(view, pieces, stack)
+        whole = fused(accumulated(view, views), stack)
+        count = sum(map(len, pieces[: len(pieces) // 2]))
+        half = accumulated(_part(view, count), views[: len(pieces) // 2]) if stack.halves else None
+    return whole if half is None else whole.having(halves=_difference(fused(half, stack), whole))
+
+
+def fused(view: View, stack: Stack) -> View:
+    """Return the view with the gradient rows after the methods, and the one gradient that they become."""
     view = view.having(grads=stack.chain("gradients", view.raw, view))
     return view.having(grad=stack.fuse(view.grads, view))
 
 
-def backward(view: View, stack: Stack) -> View:
-    """Return the view with features, losses and one gradient row per loss, for the batch in the view."""
+def backward(view: View, stack: Stack, *, apart: bool = True) -> View:
+    """Return the view with features, losses and gradient rows, for the batch in the view.
+
+    There is one row for each loss, or one for the sum of all unless they are taken `apart`.
+    """
     theta = view.theta
     view = view.having(clean=view.problem.encode(theta, view.batch))
     view = view.having(features=stack.chain("features", view.clean, view))
     losses, logits = view.problem.objectives(theta, view.features, view.batch)
     view = view.having(losses=losses, logits=logits)
     view = view.having(losses=losses | stack.losses(view))
-    return view.having(raw=per_objective(view.losses, theta))
+    losses = view.losses if apart else {"": sum(view.losses.values())}
+    return view.having(raw=per_objective(losses, theta))
 
 
-def accumulated(view: View, pieces: list[Batch], stack: Stack) -> View:
-    """Return the view of a batch whose backward pass ran piece by piece; rows and losses are means over all samples.
-
-    Features and logits are kept without their graph. Each piece draws from a source of its own.
-    """
+def backward_by_pieces(view: View, pieces: list[Batch], stack: Stack) -> list[View]:
+    """Return the view of each piece after its backward pass, without its graph; each draws from a source of its own."""
     views = []
     for i, piece in enumerate(pieces):
-        part = backward(view.having(batch=piece, rng=view.rng.within(f"piece{i}")), stack)
-        views.append((len(piece) / len(view.batch), settled(part)))
+        views.append(settled(backward(view.having(batch=piece, rng=view.rng.within(f"piece{i}")), stack)))
+    return views
+
+
+def accumulated(view: View, pieces: list[View]) -> View:
+    """Return the view of a batch from those of its pieces; gradient rows and losses are means over all samples."""
+    views = [(len(piece.batch) / len(view.batch), piece) for piece in pieces]
     return view.having(
         clean=_joined([v.clean for _, v in views]),
         features=_joined([v.features for _, v in views]),
@@ -143,12 +167,23 @@ def per_objective(losses: dict[str, Tensor], theta: Tensor) -> Tensor:
 def settled(view: View) -> View:
     """Return the view without its graph, so that no state can keep one alive."""
     changes = {}
-    for name in ("theta", "raw", "grads", "grad"):
+    for name in ("theta", "raw", "grads", "grad", "halves"):
         value = getattr(view, name)
         changes[name] = None if value is None else value.detach()
     for name in ("clean", "features", "logits", "losses"):
         changes[name] = {key: value.detach() for key, value in getattr(view, name).items()}
     return view.having(**changes)
+
+
+def _part(view: View, count: int) -> View:
+    """Return the view with the first rows of its batch, at least one."""
+    return view.having(batch=view.batch.rows(slice(0, max(count, 1))))
+
+
+def _difference(half: View, whole: View) -> Tensor:
+    """Return what `View.halves` holds; zero for a batch that has no halves."""
+    part, rest = len(half.batch), len(whole.batch) - len(half.batch)
+    return (half.grad - whole.grad).detach() * math.sqrt(part / rest if rest else 0.0)
 
 
 def _joined(pieces: list[dict[str, Tensor]]) -> dict[str, Tensor]:

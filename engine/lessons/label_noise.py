@@ -46,8 +46,9 @@ _SETTINGS: dict[str, Any] = {
 _DOSE = {"virtual_batch": 32, "rho": 1.0, "anneal": "cut", "rest": 0.1, "clip": 0.1}
 
 
-def _arm(methods: tuple[str, ...] = (), **others: Any) -> dict[str, Any]:
+def _arm(methods: tuple[str, ...] = (), mode: str = "halves", **others: Any) -> dict[str, Any]:
     doses = {f"{method}.{knob}": value for method in methods for knob, value in _DOSE.items()}
+    doses |= {f"{method}.mode": mode for method in methods}
     return {
         "problem": "digits_captions",
         "methods": list(methods),
@@ -80,7 +81,9 @@ class LabelNoise(Lesson):
     arms = {
         "gani": _arm(("gani",)),
         "large_batch": _arm(),
-        "isotropic_noise": _arm(("isotropic_noise",)),
+        "isotropic_noise": _arm(("isotropic_noise",), **{"isotropic_noise.level": "matched"}),
+        "history": _arm(("gani",), "history"),
+        "diagonal": _arm(("gani",), "central"),
         "small_batch": _arm(batch=16),
         "adam": _arm(**{"optimizer.name": "adam", "optimizer.momentum": 0.9, "optimizer.lr": 0.002}),
     }
@@ -95,5 +98,6 @@ class LabelNoise(Lesson):
         "accuracy on test rows": lambda scalars: scalars["generalization/accuracy/test"],
         "accuracy with modalities missing, mean over rates": lambda scalars: scalars["robustness/area/missing"],
         "accuracy on corrupted inputs, mean over severities": _corrupted,
+        "root mean square of the updates": lambda scalars: scalars["update/rms"],
     }
     show = ("curvature", "methods", "live")

@@ -1,70 +1,22 @@
-"""Noise shaped by an exponential moving average (EMA) of gradients: curvature estimate, dose, kick.
+"""Noise shaped by recent gradients: curvature estimate or ring of vectors, dose, kick.
 
-Shared by GANI and its isotropic control, which differ in nothing but how the noise power is spread over coordinates.
-Everything is elementwise on the flat vector (P,), at a cost linear in P, and pure.
+Shared by GANI and its isotropic control, which differ in nothing but how the noise power is spread over directions.
+Everything has a cost linear in P and asks nothing of the host; all is pure but `remembered`, which is for `commit`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from operator import is_
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from engine.knobs import InputError, assigned, checked, knob, nearest
 from engine.layout import Layout
-from engine.needs import PATIENCE
+from engine.maths import noise_ring
+from engine.maths.noise_dose import BALANCES, Dose, Pace, numbers, planned, ready
 from engine.rng import Rng
-
-BALANCES = ("even", "inverse")
-"""Rules for the gains of the modalities, beside numbers."""
-_GAIN = {"type": "float", "low": 0.0, "high": 100.0}
-
-
-@dataclass(frozen=True)
-class Dose:
-    """The knobs of a noise method; what each means stands in `strength`, `curvature`, `gains` and `kick`."""
-
-    sigma: float = knob(1.0, 0.0, 8.0, "Dose: multiplies the noise whatever the sizing; 0 is off.")
-    mode: str = knob("central", help="Curvature proxy.", choices=("central", "second", "first"))
-    sizing: str = knob(
-        "virtual", help="What sets the noise's size.", choices=("virtual", "fixed", "relative", "langevin")
-    )
-    virtual_batch: int = knob(0, 0, 65536, "Batch size to imitate, in rows; 0 for an eighth of the batch.")
-    rho: float = knob(0.25, 0.0, 1.0, "Share of the missing small-batch variance that is put back.")
-    kappa: str = knob(
-        "1", help="Gain on the noise: a number, one a part (image=2, text=0.5), or a rule, even or inverse."
-    )
-    exclude: str = knob("none", help="Tensors without noise; vectors: biases and gains.", choices=("none", "vectors"))
-    beta: float = knob(0.99, 0.0, 0.9999, "Decay of the moving averages.")
-    eps: float = knob(1e-12, 0.0, 1e-6, "Floor on c, in squared gradient units; 0 for none.")
-    warmup: int = knob(20, 0, 100_000, "Gradients averaged before the first noise.")
-    anneal: str = knob("cosine", help="How the noise ends over the run.", choices=("cosine", "cut", "none"))
-    rest: float = knob(0.2, 0.0, 1.0, "Last share of the run without noise, unless anneal is none.")
-    clip: float = knob(0.01, 0.0, 100.0, "Largest norm of the noise in one step; 0 for no limit.")
-    clip_to: str = knob("weights", help="Unit of `clip`: ‖theta‖, or 1.", choices=("weights", "absolute"))
-    placement: str = knob(
-        "decoupled",
-        help="After the descent, or as if added to the gradient.",
-        choices=("decoupled", "through_grad"),
-    )
-
-    def __post_init__(self) -> None:
-        """Refuse gains that cannot be read."""
-        numbers(self.kappa)
-
-
-class Pace(Protocol):
-    """What is needed of the optimiser at one step: learning rate, heavy-ball coefficient, Nesterov, length of run."""
-
-    lr: float
-    momentum: float
-    nesterov: bool
-    horizon: int
 
 
 class Moment(Protocol):
@@ -73,6 +25,8 @@ class Moment(Protocol):
     step: int
     theta: Tensor
     grad: Tensor
+    halves: Tensor | None
+    descent: Tensor
     batch: Any
     """Its length is the number of rows."""
     rate: Pace
@@ -81,44 +35,19 @@ class Moment(Protocol):
     """Has the `layout` of theta."""
 
 
-def numbers(kappa: str) -> dict[str, float]:
-    """Return part to gain for the knob `kappa`, under `""` what holds for parts that are not named; none for a rule.
-
-    >>> numbers("2"), numbers("image=2"), numbers("even")
-    ({'': 2.0}, {'image': 2.0}, {})
-
-    Raises:
-        InputError: the text is no number, no list of names with numbers, and no rule.
-    """
-    if kappa in BALANCES:
-        return {}
-    if "=" in kappa:
-        return assigned(kappa, "kappa", 0.0, 100.0)
-    try:
-        return {"": checked(_GAIN, kappa, "kappa")}
-    except InputError:
-        raise InputError(
-            f"kappa must be a number from 0 to 100, one a part such as image=2, text=0.5, or even or inverse, "
-            f"not {kappa!r}."
-        ) from None
-
-
-def suits(kappa: str, layout: Layout) -> None:
-    """Refuse gains that name a part which is not there.
-
-    Raises:
-        InputError: says which, and which there are.
-    """
-    for part in numbers(kappa):
-        if part and part not in layout.slices:
-            raise InputError(f"kappa names {part!r}{nearest(part, layout.slices)}")
-
-
 def fresh(like: Tensor) -> dict[str, Any]:
     """Return the memory before the first gradient, for parameters `like` (P,)."""
     zero = torch.zeros_like(like)
     count = torch.zeros((), dtype=torch.int64, device=like.device)
-    return {"mean": zero, "square": zero, "seen": 0, "total": 0.0, "squares": 0.0, "clipped": count, "nonfinite": 0}
+    weight = torch.zeros((), dtype=torch.float64, device=like.device)
+    counts = dict.fromkeys(("seen", "clipped", "nonfinite"), count)
+    return {"mean": zero, "square": zero, "total": weight, "squares": weight} | counts
+
+
+def begun(dose: Dose, like: Tensor) -> dict[str, Any]:
+    """Return the memory before the first gradient, with an empty ring where the shape is one of vectors."""
+    ring = noise_ring.fresh(like, dose.vectors) if dose.mode in noise_ring.MODES else {}
+    return fresh(like) | ring
 
 
 def absorbed(memory: dict[str, Any], grad: Tensor, beta: float) -> dict[str, Any]:
@@ -128,15 +57,25 @@ def absorbed(memory: dict[str, Any], grad: Tensor, beta: float) -> dict[str, Any
     1-βᵗ and (1-β)(1-β²ᵗ)/(1+β); so β may be changed while training goes on. A gradient that is not finite is counted
     and leaves the averages alone.
     """
-    if not torch.isfinite(grad.sum()):
-        return memory | {"nonfinite": memory["nonfinite"] + 1}
-    return memory | {
+    memory = memory | _numbers(memory)
+    after = {
         "mean": memory["mean"].lerp(grad, 1 - beta),
         "square": (memory["square"] * beta).addcmul_(grad, grad, value=1 - beta),
         "seen": memory["seen"] + 1,
         "total": beta * memory["total"] + (1 - beta),
         "squares": beta**2 * memory["squares"] + (1 - beta) ** 2,
     }
+    finite = torch.isfinite(grad.sum())
+    kept = {key: torch.where(finite, value, memory[key]) for key, value in after.items()}
+    return memory | kept | {"nonfinite": memory["nonfinite"] + ~finite}
+
+
+def _numbers(memory: dict[str, Any]) -> dict[str, Tensor]:
+    """Return the counts and weights of a memory that an older version kept as plain numbers, on the device."""
+    kinds = {"seen": torch.int64, "nonfinite": torch.int64, "total": torch.float64, "squares": torch.float64}
+    device = memory["mean"].device
+    plain = {key: kind for key, kind in kinds.items() if not torch.is_tensor(memory[key])}
+    return {key: torch.tensor(memory[key], dtype=kind, device=device) for key, kind in plain.items()}
 
 
 def curvature(memory: dict[str, Any], mode: str) -> Tensor:
@@ -157,14 +96,13 @@ def curvature(memory: dict[str, Any], mode: str) -> Tensor:
         return (memory["mean"] / total) ** 2
     if mode != "central":
         raise ValueError(f"The curvature mode must be second, central or first, not {mode!r}.")
-    if memory["seen"] < 2:
-        return torch.zeros_like(memory["mean"])
     mean = memory["mean"]
     variance = (memory["square"] * total).addcmul_(mean, mean, value=-1)
-    return variance.clamp_(min=0).div_(total**2 - memory["squares"])
+    variance = variance.clamp_(min=0).div_(total**2 - memory["squares"])
+    return torch.where(memory["seen"] >= 2, variance, 0.0)
 
 
-def gains(kappa: str, square: Tensor, power: Tensor, layout: Layout) -> dict[str, float | Tensor]:
+def gains(kappa: str, square: Tensor, power: Tensor | None, layout: Layout) -> dict[str, float | Tensor]:
     """Return part to the gain κ on its noise; parts that are left out have 1.
 
     `square` (P,) is the EMA of g² and `power` (P,) the noise variance of each coordinate before any gain. With G the
@@ -189,142 +127,127 @@ def gains(kappa: str, square: Tensor, power: Tensor, layout: Layout) -> dict[str
 
 
 def weighed(dose: Dose, memory: dict[str, Any], layout: Layout) -> Tensor:
-    """Return the noise variance of each coordinate (P,) at strength 1: κ²(c + eps), and 0 where `exclude` says so."""
-    power = curvature(memory, dose.mode).add_(dose.eps)
-    for part, gain in gains(dose.kappa, memory["square"], power, layout).items():
-        power[layout.slices[part]] *= gain**2
+    """Return the noise variance of each coordinate (P,) at strength 1: κ²(c + eps), and 0 where `exclude` says so.
+
+    Where the shape is that of vectors, c is the diagonal of their covariance, and there is no `eps`.
+    """
+    if dose.mode in noise_ring.MODES:
+        plain = noise_ring.power(memory, trace(dose, memory))
+    else:
+        plain = curvature(memory, dose.mode).add_(dose.eps)
+    return _gained(plain, plain, dose, memory, layout, 2)
+
+
+def shaped(dose: Dose, memory: dict[str, Any], at: Moment, name: str) -> Tensor:
+    """Return the noise (P,) at strength 1, drawn by the key `name`: κ√(c + eps)⊙ξ, or κ⊙Σ_j w_j d_j of the vectors."""
+    layout = at.problem.layout
+    if dose.mode not in noise_ring.MODES:
+        return weighed(dose, memory, layout).sqrt_().mul_(at.rng.normal(name, at.step, at.grad))
+    total = trace(dose, memory)
+    noise = noise_ring.mixed(memory, at.rng.normal(name, at.step, memory["squares_of"]), total)
+    plain = noise_ring.power(memory, total) if dose.kappa in BALANCES else None
+    return _gained(noise, plain, dose, memory, layout, 1)
+
+
+def trace(dose: Dose, memory: dict[str, Any]) -> Tensor | None:
+    """Return the expected squared norm (0-d) that the noise of vectors is scaled to; None where it is not."""
+    return curvature(memory, "central").sum() if dose.mode == "history" else None
+
+
+def _gained(
+    value: Tensor, plain: Tensor | None, dose: Dose, memory: dict[str, Any], layout: Layout, power: int
+) -> Tensor:
+    """Return `value` (P,), overwritten, times each part's gain to a `power`, and 0 at tensors that are left out."""
+    for part, gain in gains(dose.kappa, memory["square"], plain, layout).items():
+        value[layout.slices[part]] *= gain**power
     if dose.exclude == "vectors":
-        for block in layout.unpack(power).values():
+        for block in layout.unpack(value).values():
             if block.dim() < 2:
                 block.zero_()
-    return power
+    return value
 
 
-def virtual(batch: int, virtual_batch: int, rho: float) -> float:
-    """Return σ = √(ρ(B/b - 1)), the strength at which noise of variance c = C/B imitates batches of b rows.
+def kick(dose: Dose, sigma: float, noise: Tensor, at: Moment, unit: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
+    """Return σ·noise (P,), which is overwritten, in gradient units, and whether it was clipped (0-d bool).
 
-    C/B + (B/b - 1)·C/B = C/b. `virtual_batch` 0 stands for an eighth of the batch, at least one row; b ≥ B gives 0.
-
-    >>> virtual(1024, 128, 0.25) == virtual(1024, 0, 0.25) == 1.75**0.5
-    True
-    >>> virtual(1, 0, 1.0)
-    0.0
-    """
-    ratio = batch / (virtual_batch or max(batch / 8, 1.0))
-    return math.sqrt(rho * max(ratio - 1.0, 0.0))
-
-
-def annealed(kind: str, step: int, steps: int, rest: float) -> float:
-    """Return the factor (0 to 1) on σ at `step` of a run of `steps`; the last `rest` (share of the run) has none.
-
-    `cosine` falls from 1 to 0 until the rest begins, `cut` stays 1 until then, `none` is always 1.
-    """
-    if kind == "none":
-        return 1.0
-    share = step / max((1.0 - rest) * steps, 1.0)
-    if share >= 1.0:
-        return 0.0
-    return 0.5 * (1.0 + math.cos(math.pi * share)) if kind == "cosine" else 1.0
-
-
-def strength(dose: Dose, seen: int, step: int, batch: int, pace: Pace) -> float:
-    """Return σ of a step: the factor on √(c + eps), in which `sigma` multiplies whatever the sizing.
-
-    `fixed`: sigma. `virtual`: sigma·√(ρ(B/b - 1)). `langevin`: sigma·√(2/lr), so that lr·σ = √(2·lr·T) with T = sigma².
-    `relative`: sigma, meant as ‖noise‖/‖gradient‖ (`kick` rescales). Zero until `warmup` gradients have been absorbed,
-    and in `central` before the second.
-    """
-    if dose.sigma == 0.0 or seen <= dose.warmup or (dose.mode == "central" and seen < 2):
-        return 0.0
-    factor = {
-        "fixed": 1.0,
-        "relative": 1.0,
-        "virtual": virtual(batch, dose.virtual_batch, dose.rho),
-        "langevin": math.sqrt(2.0 / pace.lr) if pace.lr > 0 else 0.0,
-    }[dose.sizing]
-    return dose.sigma * factor * annealed(dose.anneal, step, pace.horizon, dose.rest)
-
-
-def stillness(name: str, dose: Dose, seen: int, batch: int, at: Moment) -> str:
-    """Return why σ is zero for long, and what would raise it; empty where it is not. `name` is the method's.
-
-    `seen` gradients have been absorbed of batches of `batch` rows; of `at`, step and rate are read.
-    """
-    if dose.sizing == "virtual" and virtual(batch, dose.virtual_batch, dose.rho) == 0.0:
-        if dose.rho == 0.0:
-            return f"{name}.rho is 0, so none of the missing variance is put back; raise it"
-        rows = dose.virtual_batch or 1
-        return (
-            f"a batch of {batch:,} has no more rows than the {rows:,} that it should imitate; enlarge the batch, lower "
-            f"{name}.virtual_batch, or set {name}.sizing to fixed"
-        )
-    if annealed(dose.anneal, at.step, at.rate.horizon, dose.rest) == 0.0:
-        return f"the last {dose.rest:.0%} of the run is without; set {name}.anneal to none, or train longer"
-    if dose.warmup - seen > PATIENCE:
-        return f"it averages {dose.warmup:,} gradients before; lower {name}.warmup"
-    return ""
-
-
-def kick(
-    dose: Dose, sigma: float, std: Tensor, xi: Tensor, grad: Tensor, theta: Tensor, lr: float
-) -> tuple[Tensor, Tensor]:
-    """Return the noise of one step in gradient units (P,), and whether it was clipped (0-d bool).
-
-    σ·std⊙ξ; in `relative` sizing scaled to σ‖grad‖. Its share of the step, lr·‖noise‖, is at most `clip` (0: no
+    In `relative` sizing it is scaled to σ‖gradient‖. Its share of the step, lr·`unit`·‖noise‖, is at most `clip` (0: no
     limit), or `clip`·‖θ‖ where `clip_to` is `weights`.
     """
-    noise = std * xi
     length = noise.norm()
     factor = torch.full_like(length, sigma)
     if dose.sizing == "relative":
-        factor = factor * (grad.norm() / length.clamp(min=torch.finfo(noise.dtype).tiny))
-    length = lr * factor * length
+        factor = factor * (at.grad.norm() / length.clamp(min=torch.finfo(noise.dtype).tiny))
+    length = at.rate.lr * factor * length * unit
     if dose.clip == 0.0:
         return noise.mul_(factor), torch.zeros_like(length, dtype=torch.bool)
-    limit = dose.clip * theta.norm() if dose.clip_to == "weights" else torch.full_like(length, dose.clip)
+    limit = dose.clip * at.theta.norm() if dose.clip_to == "weights" else torch.full_like(length, dose.clip)
     over = length > limit
     return noise.mul_(torch.where(over, factor * (limit / length), factor)), over
 
 
 def explore(
-    dose: Dose, memory: dict[str, Any], at: Moment, name: str, spread: Callable[[Tensor, Layout], Tensor]
+    dose: Dose, memory: dict[str, Any], at: Moment, made: Callable[[Dose, dict[str, Any], Moment], Tensor]
 ) -> tuple[Tensor | None, dict[str, Any]]:
     """Return what noise adds to the update (P,), None for nothing, and the memory after the step.
 
-    `spread` turns the `weighed` power into the standard deviation of each coordinate (P,), and may overwrite it; draws
-    are keyed by `name`.
-    `decoupled` placement adds lr·noise after the descent. `through_grad` sends the noise through a momentum buffer of
-    its own, with the optimiser's coefficient: for SGD, which is linear, the same as adding it to the gradient, but the
-    optimiser's memory and the EMA stay free of it.
+    `made` gives the noise (P,) at strength 1 from the memory. `decoupled` placement adds lr·noise after the descent.
+    `through_grad` sends the noise through a momentum buffer of its own, with the optimiser's coefficient: for SGD,
+    which is linear, the same as adding it to the gradient, but the optimiser's memory and the EMA stay free of it. In
+    `units` of the update decoupled noise is multiplied by ‖descent‖/(lr·‖gradient‖): 1 for plain SGD, and beside Adam
+    what gives the noise the ratio to the step that it has to the gradient.
     """
     pace = at.rate
     memory = absorbed(memory, at.grad, dose.beta)
-    sigma = strength(dose, memory["seen"], at.step, len(at.batch), pace)
-    carried = memory.get("push")
-    if dose.placement != "through_grad" and carried is not None:
+    through, carried = dose.placement == "through_grad", memory.get("push")
+    if not through and carried is not None:
         memory = {key: value for key, value in memory.items() if key != "push"}
         carried = None
+    sigma = planned(dose, at.step, len(at.batch), pace)
+    if dose.mode in noise_ring.MODES and not noise_ring.suits(memory, dose.vectors):
+        sigma = 0.0  # the ring comes with the next commit
     if sigma == 0.0 and carried is None:
         return None, memory
-    if sigma == 0.0:
-        noise = torch.zeros_like(at.grad)
-    else:
-        layout = at.problem.layout
-        std = spread(weighed(dose, memory, layout), layout)
-        noise, over = kick(dose, sigma, std, at.rng.normal(name, at.step, at.grad), at.grad, at.theta, pace.lr)
-        memory = memory | {"clipped": memory["clipped"] + over}
-    if dose.placement != "through_grad":
-        return noise.mul_(pace.lr), memory
+    noise, unit = torch.zeros_like(at.grad), 1.0
+    if sigma > 0.0:
+        if dose.units == "update" and not through:
+            unit = at.descent.norm() / (pace.lr * at.grad.norm()).clamp(min=torch.finfo(at.grad.dtype).tiny)
+        kicked, over = kick(dose, sigma, made(dose, memory, at), at, unit)
+        open_ = ready(dose, memory["seen"])
+        noise = torch.where(open_, kicked, noise)
+        memory = memory | {"clipped": memory["clipped"] + (over & open_)}
+    if not through:
+        return noise.mul_(pace.lr * unit), memory
     push = noise if carried is None else pace.momentum * carried + noise
     shift = noise + pace.momentum * push if pace.nesterov else push
     return -pace.lr * shift, memory | {"push": push}
 
 
+def remembered(dose: Dose, memory: dict[str, Any], at: Moment) -> dict[str, Any]:
+    """Return a memory, as `explore` leaves it, with this step's vector in its ring, where the shape is one of vectors.
+
+    For `commit` alone: the ring is written in place.
+
+    Raises:
+        ValueError: the step has not taken the gradient of half its batch, which `halves` needs.
+    """
+    if dose.mode not in noise_ring.MODES:
+        return noise_ring.without(memory) if "ring" in memory else memory
+    if not noise_ring.suits(memory, dose.vectors):
+        memory = noise_ring.without(memory) | noise_ring.fresh(at.grad, dose.vectors)
+    if dose.sigma == 0.0:
+        return memory
+    if dose.mode == "history":
+        return noise_ring.write(memory, at.grad - memory["mean"] / memory["total"])
+    if at.halves is None:
+        raise ValueError("The view of this step has no difference of halves.")
+    return noise_ring.write(memory, at.halves)
+
+
 class Explorer:
     """`explore` for one method, once a step: `commit` asks again for what `update` asked."""
 
-    def __init__(self, name: str, spread: Callable[[Tensor, Layout], Tensor]) -> None:
-        self.name, self.spread = name, spread
+    def __init__(self, made: Callable[[Dose, dict[str, Any], Moment], Tensor]) -> None:
+        self._made = made
         self._asked: tuple = ()
         self._answer: tuple[Tensor | None, dict[str, Any]] = (None, {})
 
@@ -332,7 +255,7 @@ class Explorer:
         """Return the step of the noise (P,), None for nothing, and the memory after it."""
         asked = (dose, memory, at.grad, at.theta, at.batch, at.rate, at.rng, at.step)
         if len(self._asked) != len(asked) or not all(map(is_, self._asked, asked)):
-            self._asked, self._answer = asked, explore(dose, memory, at, self.name, self.spread)
+            self._asked, self._answer = asked, explore(dose, memory, at, self._made)
         return self._answer
 
 

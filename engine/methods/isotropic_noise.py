@@ -1,8 +1,12 @@
 """The control for anisotropic noise: as much power, from the same curvature estimate, spread evenly.
 
-Every coordinate gets the standard deviation lr·σ·√(mean of c + ε), so the trace of the noise covariance equals GANI's
-for the same gradients and knobs. Whatever this control achieves is owed to noise as such, not to its shape; the power
-can be levelled over all coordinates, or within each parameter tensor, which keeps the layers' scales.
+`matched` (the default): each step's noise has exactly the norm that GANI's would have in the same state, from the draws
+that GANI would make, and an isotropic direction. `all`, `tensor`: every coordinate has the standard deviation
+lr·σ·√(mean of c + ε) over all coordinates or within its tensor, so the trace of the covariance equals GANI's for the
+same gradients and knobs. Whatever this control achieves is owed to noise as such, not to its shape.
+
+Equal knobs are not equal power: each run sizes its noise by its own gradients, and shaped noise, which moves along
+sharp directions, raises them. Compare the root mean square of the updates too.
 
 *Acts at*: update, commit.
 
@@ -23,11 +27,14 @@ from typing import Any
 
 from torch import Tensor
 
-from engine.layout import Layout
 from engine.maths import anisotropic_noise as maths
+from engine.maths.noise_dose import Dose, stillness, strength, suits
 from engine.method import Method, knob
 from engine.records import Record, Scalar
 from engine.step import View
+
+SHAPED = "gani"
+"""Key of the draws of the noise whose norm is matched: those that GANI itself would make."""
 
 
 class IsotropicNoise(Method):
@@ -39,23 +46,33 @@ class IsotropicNoise(Method):
     shown_by = ("escape",)
 
     @dataclass(frozen=True)
-    class Params(maths.Dose):
-        """The knobs of GANI, and over what the power is levelled."""
+    class Params(Dose):
+        """The knobs of GANI, and how the power is made even."""
 
-        level: str = knob("all", help="Over what the power is levelled.", choices=("all", "tensor"))
+        level: str = knob(
+            "matched",
+            help="What is equal to GANI's: the norm of each step's noise, or the expected power, spread evenly over "
+            "all coordinates or within each tensor.",
+            choices=("matched", "all", "tensor"),
+        )
 
     def __init__(self, params: Params | None = None, state: dict[str, Any] | None = None) -> None:
         super().__init__(params, state)
-        self._explored = maths.Explorer(self.name, self._levelled)
+        self._explored = maths.Explorer(self._even)
+
+    @property
+    def halves(self) -> bool:
+        """Whether the step takes the gradient of half of its batch as well."""
+        return self.params.mode == "halves" and self.params.sigma > 0.0
 
     def init(self, view: View) -> dict[str, Any]:
         """Return empty averages, after a look at whether the gains suit the problem."""
-        maths.suits(self.params.kappa, view.problem.layout)
-        return maths.fresh(view.theta)
+        suits(self.params.kappa, view.problem.layout)
+        return maths.begun(self.params, view.theta)
 
     def idle(self, view: View) -> str:
         """Return why there is no noise: as for every method, or what sets its size comes to nothing."""
-        reason = maths.stillness(self.name, self.params, self.state["seen"], len(view.batch), view)
+        reason = stillness(self.name, self.params, int(self.state["seen"]), len(view.batch), view)
         return super().idle(view) or (reason and f"{self.title} adds no noise: {reason}.")
 
     def update(self, update: Tensor, view: View) -> Tensor:
@@ -65,12 +82,12 @@ class IsotropicNoise(Method):
 
     def commit(self, view: View) -> dict[str, Any]:
         """Return the averages with this step's gradient in them."""
-        return self._explored(self.params, self.state, view)[1]
+        return maths.remembered(self.params, self._explored(self.params, self.state, view)[1], view)
 
     def report(self, view: View) -> Iterator[Record]:
         """Yield the strength σ, the noise's expected size beside the gradient's, and the counters."""
-        p, seen = self.params, self.state["seen"]
-        sigma = maths.strength(p, seen, view.step, len(view.batch), view.rate)
+        p, seen = self.params, int(self.state["seen"])
+        sigma = strength(p, seen, view.step, len(view.batch), view.rate)
         draw = {"panel": "Noise strength σ", "place": 2}
         yield Scalar("isotropic_noise/sigma", sigma, n=seen, mode=f"{p.mode}, {p.sizing}", draw=draw)
         yield Scalar("isotropic_noise/clipped", float(self.state["clipped"]), n=seen, mode="steps clipped")
@@ -81,5 +98,10 @@ class IsotropicNoise(Method):
             draw = {"panel": "Noise beside the gradient", "place": 1}
             yield Scalar("isotropic_noise/noise_to_gradient", ratio, mode="expected, before the clip", draw=draw)
 
-    def _levelled(self, power: Tensor, layout: Layout) -> Tensor:
-        return maths.uniform(power, layout.sizes if self.params.level == "tensor" else None).sqrt()
+    def _even(self, dose: Params, memory: dict[str, Any], at: View) -> Tensor:
+        """Return noise (P,) at strength 1 of even power: of the norm that GANI's would have, or of as much power."""
+        xi, layout = at.rng.normal(self.name, at.step, at.grad), at.problem.layout
+        if dose.level == "matched":
+            return xi * (maths.shaped(dose, memory, at, SHAPED).norm() / xi.norm())
+        power = maths.weighed(dose, memory, layout)
+        return maths.uniform(power, layout.sizes if dose.level == "tensor" else None).sqrt() * xi

@@ -5,11 +5,13 @@ import math
 import pytest
 
 from engine.catalog import catalog
+from engine.claim import over_the_run
 from engine.config import RunConfig, validated
 from engine.lesson import Lesson
 from engine.lessons.inforeg_window import InfoRegWindow
 from engine.lessons.label_noise import LabelNoise
 from engine.registry import discover
+from engine.store import RunReader
 from engine.summary import summary
 from tests.homes import trained
 
@@ -24,6 +26,7 @@ def test_every_further_number_is_found_in_a_run(name, tmp_path):
     home = tmp_path / "run"
     trained(home, validated(RunConfig.from_json(arm | few), catalog()))
     scalars = {key: float(value) for key, value in summary(home)["scalars"].items()}
+    scalars |= over_the_run(RunReader(home))
     found = {words: number(scalars) for words, number in lesson.further.items()}
     assert all(math.isfinite(value) for value in found.values()), found
     assert math.isfinite(lesson.statistic(scalars))

@@ -1,6 +1,7 @@
 """Gains give each modality its share of the noise, and odd problems break neither GANI nor its control."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from engine.knobs import InputError
 from engine.layout import Layout
 from engine.maths import anisotropic_noise as maths
+from engine.maths import noise_dose
 from engine.methods.gani import Gani
 from engine.methods.isotropic_noise import IsotropicNoise
 from tests import tiny
@@ -61,7 +63,7 @@ def test_inverse_gains_are_inverse_to_the_share_of_the_gradient():
     assert sum(inverse.values()) == pytest.approx(sum(plain.values())) and inverse["shared"] == plain["shared"]
 
 
-@pytest.mark.parametrize("kappa", maths.BALANCES)
+@pytest.mark.parametrize("kappa", noise_dose.BALANCES)
 def test_a_modality_without_gradient_gets_no_noise_and_spoils_no_gain(kappa):
     held = memory({"image": 3.0, "text": 0.0, "shared": 1.0})
     found = powers(kappa, held, eps=1e-9)
@@ -86,7 +88,7 @@ def test_vectors_can_be_left_without_noise():
 @pytest.mark.parametrize("kappa", ["image", "image=x", "-1", "nan", "101", "image=2,", "even, text=1", ""])
 def test_gains_that_cannot_be_read_are_refused(method, kappa):
     if kappa == "image=2,":
-        assert maths.numbers(kappa) == {"image": 2.0}
+        assert noise_dose.numbers(kappa) == {"image": 2.0}
         return
     with pytest.raises(InputError, match="kappa (must be a number|has)"):
         method.Params(kappa=kappa)
@@ -101,9 +103,12 @@ def test_a_gain_on_a_part_that_is_not_there_is_refused(method):
 
 def test_the_control_has_the_power_of_gani_whatever_the_gains():
     for level in ("all", "tensor"):
-        control = IsotropicNoise(IsotropicNoise.Params(level=level))
-        power = maths.weighed(knobs(mode="central", kappa="text=5", exclude="vectors"), HELD, LAYOUT)
-        std = control._levelled(power.clone(), LAYOUT)
+        values = {"mode": "central", "kappa": "text=5", "exclude": "vectors"}
+        power = maths.weighed(knobs(**values), HELD, LAYOUT)
+        control = IsotropicNoise(knobs(IsotropicNoise, level=level, **values), HELD)
+        ones = SimpleNamespace(normal=lambda name, step, like: torch.ones_like(like))
+        at = SimpleNamespace(rng=ones, step=0, grad=power, problem=SimpleNamespace(layout=LAYOUT))
+        std = control._even(control.params, HELD, at)
         assert float(std.square().sum()) == pytest.approx(float(power.sum()))
 
 
@@ -165,7 +170,10 @@ def test_a_batch_of_one_trains_without_noise_and_may_be_given_some(method, tmp_p
     for _ in range(12):
         plain.step()
     assert torch.equal(quiet.state.theta, plain.state.theta)  # nothing is smaller than a batch of one
-    fixed = ended(path, method, batch=1, **{f"{method}.sizing": "fixed"})
+    halves = ended(path, method, batch=1, **{f"{method}.sizing": "fixed"})
+    assert torch.equal(halves.state.theta, plain.state.theta)
+    assert halves.idle()[method].endswith(f"a batch of one row has no halves; set {method}.mode to central.")
+    fixed = ended(path, method, batch=1, **{f"{method}.sizing": "fixed", f"{method}.mode": "central"})
     assert not torch.equal(fixed.state.theta, plain.state.theta)
 
 

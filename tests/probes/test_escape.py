@@ -9,6 +9,7 @@ import torch
 from engine.layout import Layout
 from engine.maths import anisotropic_noise as maths
 from engine.maths.escape import alignment
+from engine.maths.noise_dose import strength
 from engine.methods.gani import Gani
 from engine.methods.isotropic_noise import IsotropicNoise
 from engine.probe import Snapshot
@@ -41,7 +42,7 @@ def near(record, truth: float) -> bool:
 def power_of(snap: Snapshot, name: str, spread=lambda power: power) -> torch.Tensor:
     method = snap.stack.methods[name]
     memory = maths.absorbed(method.state, snap.view.grad, method.params.beta)
-    sigma = maths.strength(method.params, memory["seen"], snap.view.step, len(snap.view.batch), snap.view.rate)
+    sigma = strength(method.params, memory["seen"], snap.view.step, len(snap.view.batch), snap.view.rate)
     return sigma**2 * spread(maths.weighed(method.params, memory, snap.problem.layout))
 
 
