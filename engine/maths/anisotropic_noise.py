@@ -58,16 +58,19 @@ def absorbed(memory: dict[str, Any], grad: Tensor, beta: float) -> dict[str, Any
     and leaves the averages alone.
     """
     memory = memory | _numbers(memory)
-    after = {
-        "mean": memory["mean"].lerp(grad, 1 - beta),
-        "square": (memory["square"] * beta).addcmul_(grad, grad, value=1 - beta),
-        "seen": memory["seen"] + 1,
+    finite = torch.isfinite(grad.sum())
+    clean, still, one = torch.where(finite, grad, 0.0), grad.new_zeros(()), grad.new_ones(())
+    weights = {
         "total": beta * memory["total"] + (1 - beta),
         "squares": beta**2 * memory["squares"] + (1 - beta) ** 2,
     }
-    finite = torch.isfinite(grad.sum())
-    kept = {key: torch.where(finite, value, memory[key]) for key, value in after.items()}
-    return memory | kept | {"nonfinite": memory["nonfinite"] + ~finite}
+    return memory | {
+        "mean": memory["mean"].lerp(clean, torch.where(finite, one * (1 - beta), still)),
+        "square": (memory["square"] * torch.where(finite, one * beta, one)).addcmul_(clean, clean, value=1 - beta),
+        "seen": memory["seen"] + finite,
+        "nonfinite": memory["nonfinite"] + ~finite,
+        **{key: torch.where(finite, value, memory[key]) for key, value in weights.items()},
+    }
 
 
 def _numbers(memory: dict[str, Any]) -> dict[str, Tensor]:
@@ -89,7 +92,7 @@ def curvature(memory: dict[str, Any], mode: str) -> Tensor:
     Raises:
         ValueError: another mode.
     """
-    total = memory["total"]
+    total = memory["total"].clamp(min=torch.finfo(torch.float64).tiny)
     if mode == "second":
         return memory["square"] / total
     if mode == "first":
@@ -98,8 +101,8 @@ def curvature(memory: dict[str, Any], mode: str) -> Tensor:
         raise ValueError(f"The curvature mode must be second, central or first, not {mode!r}.")
     mean = memory["mean"]
     variance = (memory["square"] * total).addcmul_(mean, mean, value=-1)
-    variance = variance.clamp_(min=0).div_(total**2 - memory["squares"])
-    return torch.where(memory["seen"] >= 2, variance, 0.0)
+    # before the second gradient the divisor is 0, and the variance too
+    return variance.clamp_(min=0).div_(torch.where(memory["seen"] >= 2, total**2 - memory["squares"], torch.inf))
 
 
 def gains(kappa: str, square: Tensor, power: Tensor | None, layout: Layout) -> dict[str, float | Tensor]:
@@ -167,16 +170,18 @@ def _gained(
     return value
 
 
-def kick(dose: Dose, sigma: float, noise: Tensor, at: Moment, unit: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
+def kick(
+    dose: Dose, sigma: Tensor | float, noise: Tensor, at: Moment, unit: Tensor | float = 1.0
+) -> tuple[Tensor, Tensor]:
     """Return σ·noise (P,), which is overwritten, in gradient units, and whether it was clipped (0-d bool).
 
     In `relative` sizing it is scaled to σ‖gradient‖. Its share of the step, lr·`unit`·‖noise‖, is at most `clip` (0: no
     limit), or `clip`·‖θ‖ where `clip_to` is `weights`.
     """
     length = noise.norm()
-    factor = torch.full_like(length, sigma)
+    factor = torch.ones_like(length) * sigma
     if dose.sizing == "relative":
-        factor = factor * (at.grad.norm() / length.clamp(min=torch.finfo(noise.dtype).tiny))
+        factor = factor * torch.where(length > 0, at.grad.norm() / length, 0.0)
     length = at.rate.lr * factor * length * unit
     if dose.clip == 0.0:
         return noise.mul_(factor), torch.zeros_like(length, dtype=torch.bool)
@@ -207,16 +212,15 @@ def explore(
         sigma = 0.0  # the ring comes with the next commit
     if sigma == 0.0 and carried is None:
         return None, memory
-    noise, unit = torch.zeros_like(at.grad), 1.0
+    noise, unit = None, 1.0
     if sigma > 0.0:
         if dose.units == "update" and not through:
             unit = at.descent.norm() / (pace.lr * at.grad.norm()).clamp(min=torch.finfo(at.grad.dtype).tiny)
-        kicked, over = kick(dose, sigma, made(dose, memory, at), at, unit)
-        open_ = ready(dose, memory["seen"])
-        noise = torch.where(open_, kicked, noise)
-        memory = memory | {"clipped": memory["clipped"] + (over & open_)}
+        noise, over = kick(dose, sigma * ready(dose, memory["seen"]), made(dose, memory, at), at, unit)
+        memory = memory | {"clipped": memory["clipped"] + over}
     if not through:
         return noise.mul_(pace.lr * unit), memory
+    noise = torch.zeros_like(at.grad) if noise is None else noise
     push = noise if carried is None else pace.momentum * carried + noise
     shift = noise + pace.momentum * push if pace.nesterov else push
     return -pace.lr * shift, memory | {"push": push}
