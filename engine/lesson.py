@@ -27,6 +27,8 @@ class Lesson:
     seeds: ClassVar[int] = 3
     scalar: ClassVar[str]
     """Name of the scalar whose last value is compared, unless `statistic` says otherwise."""
+    number: ClassVar[str] = ""
+    """The statistic in words; empty: the name of the scalar."""
     expect: ClassVar[str]
     """`lower` or `higher`: how the first arm's statistic differs from the control's if the claim holds."""
     further: ClassVar[dict[str, Callable[[Mapping[str, float]], float]]] = {}

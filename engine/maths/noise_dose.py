@@ -27,14 +27,14 @@ class Dose:
         "one by the variance, the second moment or the squared mean of gradients.",
         choices=(*noise_ring.MODES, "central", "second", "first"),
     )
-    vectors: int = knob(
-        16, 2, 128, "Vectors that halves and history keep; each is as large as the network's parameters.", log=True
-    )
     sizing: str = knob(
         "virtual", help="What sets the noise's size.", choices=("virtual", "fixed", "relative", "langevin")
     )
     virtual_batch: int = knob(0, 0, 65536, "Batch size to imitate, in rows; 0 for an eighth of the batch.")
     rho: float = knob(0.25, 0.0, 1.0, "Share of the missing small-batch variance that is put back.")
+    vectors: int = knob(
+        16, 2, 128, "Vectors that halves and history keep; each is as large as the network's parameters.", log=True
+    )
     kappa: str = knob(
         "1", help="Gain on the noise: a number, one a part (image=2, text=0.5), or a rule, even or inverse."
     )
