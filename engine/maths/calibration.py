@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from engine.maths import laplace
-from engine.maths.evidence import EVIDENCE, READINGS, SIZES, Calibration, precision
+from engine.maths.evidence import EVIDENCE, READINGS, SIZES, Calibration, damped, precision, root_mean_square
 from engine.maths.last_layer import Head, Moments, at_modalities, gradient_moments
 from engine.maths.unimodal import columns
 
@@ -28,6 +28,8 @@ class Choices(Protocol):
     evidence: str
     power: float
     average: bool
+    by_coordinate: bool
+    conflict: float
     size: str
     samples: int
     gamma: float
@@ -123,14 +125,63 @@ def calibrated(
         centre, delta = drawn[name]
         centre = head.weight if centre is None else centre
         moments[name] = gradient_moments(head, head.joined(features), y, centre, delta)
-    found = {}
-    for modality, (names, m) in at_modalities(heads, moments, features).items():
-        lam = precision(m.variance, 1 if choices.average else None)
-        e = EVIDENCE[choices.evidence](m.mean, lam, choices.power)
-        calibration = READINGS[choices.reading](m.mean, e)
-        factor = SIZES[choices.size](calibration.parts, m.plain)
-        found[modality] = Found(names, m, lam, e, calibration, factor)
-    return found
+    return {
+        modality: weighed(names, m, choices) for modality, (names, m) in at_modalities(heads, moments, features).items()
+    }
+
+
+def weighed(names: list[str], m: Moments, choices: Choices) -> Found:
+    """Return what the sources of these names, with moments (K, B, d), make of one modality's features.
+
+    With `by_coordinate`, a source has one evidence for each coordinate, of mean squares and mean variances over the
+    rows; with `average`, the precision alone is of the batch.
+    """
+    lam = precision(m.variance, 1 if choices.average or choices.by_coordinate else None)
+    mean = root_mean_square(m.mean, 1) if choices.by_coordinate else m.mean
+    e = EVIDENCE[choices.evidence](mean, lam, choices.power)
+    calibration = damped(READINGS[choices.reading](m.mean, e), m.mean, e, choices.conflict)
+    factor = SIZES[choices.size](calibration.parts, m.plain)
+    return Found(names, m, lam, e, calibration, factor)
+
+
+def gains(found: Found) -> Tensor:
+    """Return how much the least and the most sensitive quarter of coordinates are lengthened, (2,).
+
+    1 is as much as all coordinates together. Length is that of the calibrated gradient over the root of the sum of
+    squares of the plain ones, which losses that cancel each other do not shorten. The sensitivity of a coordinate is
+    its relative variance, Σ variance over Σ mean², over sources and rows.
+    """
+    m, tiny = found.moments, torch.finfo(found.precision.dtype).tiny
+    order = (m.variance.sum((0, 1)) / m.mean.square().sum((0, 1)).clamp(min=tiny)).argsort()
+    largest = m.plain.abs().amax().clamp(min=tiny)  # squares of small gradients are no floats
+    calibrated, plain = found.gradient[:, order] / largest, m.plain[..., order] / largest
+    few = max(len(order) // 4, 1)
+    ratios = [
+        calibrated[:, part].norm() / plain[..., part].norm().clamp(min=tiny)
+        for part in (slice(None), slice(0, few), slice(-few, None))
+    ]
+    return torch.stack(ratios[1:]) / ratios[0].clamp(min=tiny)
+
+
+def through_encoders(view: Any, incoming: Mapping[str, Tensor]) -> Tensor:
+    """Return Jᵀ · incoming (P,): the gradient in theta of Σ ⟨incoming, features⟩, by modality (B, D)."""
+    names = [name for name in incoming if view.features[name].requires_grad]
+    if names:
+        outputs, weights = [view.features[n] for n in names], [incoming[n] for n in names]
+        return torch.autograd.grad(outputs, view.theta, weights, retain_graph=True)[0]
+    theta, start = view.theta.detach().requires_grad_(), 0
+    total = torch.zeros_like(theta, requires_grad=False)
+    for piece in view.batch.chunks(view.problem.micro):
+        here = slice(start, start + len(piece))
+        start = here.stop
+        with torch.enable_grad():
+            encoded = view.problem.encode(theta, piece)
+        kept = {n: (view.features[n][here] != 0) | (view.clean[n][here] == 0) for n in incoming}
+        names = [n for n in incoming if encoded[n].requires_grad]
+        if names:
+            weights = [incoming[n][here] * kept[n] for n in names]
+            total += torch.autograd.grad([encoded[n] for n in names], theta, weights)[0]
+    return total
 
 
 def kept_shares(grads: Tensor, raw: Tensor, rows: list[int], where: list[slice]) -> Tensor:
