@@ -214,33 +214,48 @@ def smallest_cosines(tables: Tensor) -> Tensor:
     return torch.where(pairs, cosines, math.inf).flatten(1).amin(1)
 
 
-def no_changes() -> dict[str, Any]:
-    """Return the memory before the first accuracy."""
-    return {"last": None, "kind": "other", "conflict": [0, 0.0, 0.0], "other": [0, 0.0, 0.0]}
+def no_changes(like: Tensor) -> dict[str, Tensor]:
+    """Return the memory before the first accuracy, on the device of `like`.
 
-
-def noted_change(memory: Mapping[str, Any], accuracy: float | None, conflict: bool) -> dict[str, Any]:
-    """Return the memory after a step with this batch accuracy (fraction), in which gradients were in conflict or not.
-
-    The change from one step's batch to the next is booked on the kind of the first of the two.
+    `last` is the accuracy of the step before (not-a-number: none), `conflict` whether it was one of conflict, 1 or 0,
+    and `table` (2, 3) count, sum and sum of squares of the changes after steps of conflict and after others.
     """
-    memory = dict(memory)
-    if accuracy is not None and memory["last"] is not None:
-        count, total, squares = memory[memory["kind"]]
-        change = accuracy - memory["last"]
-        memory[memory["kind"]] = [count + 1, total + change, squares + change * change]
-    return memory | {"last": accuracy, "kind": "conflict" if conflict else "other"}
+    about = {"dtype": torch.float64, "device": like.device}
+    none = torch.full((), math.nan, **about)
+    return {"last": none, "conflict": torch.zeros((), **about), "table": torch.zeros(2, 3, **about)}
+
+
+def noted_change(memory: Mapping[str, Any], accuracy: Tensor, conflict: Tensor) -> dict[str, Tensor]:
+    """Return the memory after a step with this batch accuracy and conflict, both 0-d; not-a-number: no accuracy.
+
+    The change from one step's batch to the next is booked on the kind of the first of the two. Nothing is asked of the
+    device. The memory may be one of an older version, which was made of lists.
+    """
+    if "table" not in memory:
+        memory = _former_changes(memory, accuracy)
+    change = accuracy.double() - memory["last"]
+    row = torch.stack([torch.ones_like(change), change, change.square()])
+    kind = torch.stack([memory["conflict"], 1 - memory["conflict"]])
+    table = memory["table"] + kind[:, None] * torch.where(change.isfinite(), row, 0.0)
+    return {"last": accuracy.double(), "conflict": conflict.double(), "table": table}
+
+
+def _former_changes(memory: Mapping[str, Any], like: Tensor) -> dict[str, Tensor]:
+    none = no_changes(like)
+    last = none["last"] if memory["last"] is None else torch.full_like(none["last"], memory["last"])
+    table = torch.tensor([memory["conflict"], memory["other"]], dtype=torch.float64, device=like.device)
+    return {"last": last, "conflict": torch.full_like(last, float(memory["kind"] == "conflict")), "table": table}
 
 
 def mean_changes(memory: Mapping[str, Any]) -> dict[str, tuple[float, float, int]]:
     """Return kind of step to the mean change, its standard error and the count, where there are two steps or more."""
     found = {}
-    for kind in ("conflict", "other"):
-        count, total, squares = memory[kind]
+    rows = memory["table"].tolist() if "table" in memory else [memory["conflict"], memory["other"]]
+    for kind, (count, total, squares) in zip(("conflict", "other"), rows, strict=True):
         if count > 1:
             mean = total / count
             variance = max(squares / count - mean * mean, 0.0) * count / (count - 1)
-            found[kind] = (mean, math.sqrt(variance / count), count)
+            found[kind] = (mean, math.sqrt(variance / count), int(count))
     return found
 
 

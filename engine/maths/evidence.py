@@ -212,7 +212,7 @@ EVIDENCE: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
 
 def times_sources(parts: Tensor, plain: Tensor) -> Tensor:
     """Return K: a mean of K gradients becomes comparable with their sum."""
-    return parts.new_tensor(float(len(parts)))
+    return parts.new_full((), float(len(parts)))
 
 
 def mean_of_sources(parts: Tensor, plain: Tensor) -> Tensor:

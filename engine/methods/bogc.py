@@ -138,7 +138,14 @@ class Bogc(Method):
             have, wanted = ", ".join(heads), self.params.calibrate
             raise InputError(f"bogc.calibrate={wanted} leaves BOGC-MML no loss: there is only {have}; choose all.")
         rows = sum(len(batch) for batch in problem.held_out("train"))
-        state = {"rows": rows, "seen": 0, "made": -1, "jitters": 0, "posterior": {}, "changes": maths.no_changes()}
+        state = {
+            "rows": rows,
+            "seen": 0,
+            "made": -1,
+            "jitters": 0,
+            "posterior": {},
+            "changes": maths.no_changes(view.theta),
+        }
         return self._refreshed(state, view)
 
     def idle(self, view: View) -> str:
@@ -148,7 +155,10 @@ class Bogc(Method):
     def fuse(self, grads: Tensor, view: View) -> Tensor:
         """Return the sum of the rows (P,) with the encoders' share calibrated."""
         total = grads[0] if len(grads) == 1 else grads.sum(0)
-        if self.params.dose == 0 or not self.state["posterior"] or not torch.isfinite(total.sum()):
+        if self.params.dose == 0 or not self.state["posterior"]:
+            return total
+        finite = torch.isfinite(total.sum())
+        if self.params.per_batch and not finite:  # where a matrix is taken apart in each step anyhow
             return total
         incoming = {}
         for name, found in self._calibrated(view).items():
@@ -156,14 +166,14 @@ class Bogc(Method):
             kept = maths.kept_shares(grads, view.raw, self._rows(found.sources, view), where)
             calibrated = found.factor * found.calibration.parts - found.moments.plain
             incoming[name] = (self.params.dose / len(view.batch)) * torch.einsum("k,kbd->bd", kept, calibrated)
-        return total + through_encoders(view, incoming)
+        return total + torch.where(finite, through_encoders(view, incoming), 0.0)
 
     def commit(self, view: View) -> dict[str, Any]:
         """Return the memory with this step's accuracy, and a new posterior when one is due."""
-        conflict = bool((self._cosines(view) < 0).any())
-        right = None
+        conflict = (self._cosines(view) < 0).any()
+        right = torch.full_like(view.theta[0], math.nan)
         if "fused" in view.logits and not view.batch.y.is_floating_point():
-            right = float((view.logits["fused"].argmax(-1) == view.batch.y).double().mean())
+            right = (view.logits["fused"].argmax(-1) == view.batch.y).double().mean()
         changes = maths.noted_change(self.state["changes"], right, conflict)
         return self._refreshed(self.state | {"seen": self.state["seen"] + 1, "changes": changes}, view)
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.config import DEFAULTS, RunConfig
 from engine.knobs import InputError
@@ -311,11 +312,21 @@ def test_sam_takes_both_gradients_calibrated():
 
 
 def test_accuracy_changes_are_booked_on_the_step_before():
-    memory = maths.no_changes()
-    for accuracy, conflict in ((0.5, True), (0.75, False), (0.5, True), (0.75, True), (0.25, False)):
-        memory = maths.noted_change(memory, accuracy, conflict)
-    mean, error, n = maths.mean_changes(memory)["conflict"]
-    assert memory["other"][0] == 1 and n == 3
+    former = {"last": 0.5, "kind": "conflict", "conflict": [0, 0.0, 0.0], "other": [0, 0.0, 0.0]}
+    for memory, rows in ((maths.no_changes(torch.zeros(1)), CHANGES), (former, CHANGES[1:])):
+        for accuracy, conflict in rows:
+            memory = maths.noted_change(memory, torch.tensor(accuracy), torch.tensor(conflict))
+        found = maths.mean_changes(memory)
+        assert found.keys() == {"conflict"} and memory["table"][1, 0] == 1
+        check(*found["conflict"])
+    assert maths.mean_changes(former) == {}
+
+
+CHANGES = ((0.5, True), (0.75, False), (0.5, True), (0.75, True), (0.25, False))
+
+
+def check(mean, error, n):
+    assert n == 3
     changes = torch.tensor([0.25, 0.25, -0.5])
     assert mean == pytest.approx(float(changes.mean())) and error == pytest.approx(float(changes.std()) / 3**0.5)
 
@@ -415,3 +426,33 @@ def test_a_state_of_before_evidence_by_snr_goes_on():
     old = {"methods": ["bogc"], "problem": "planted", "settings": {"bogc.size": "norm"}, "defaults": 2}
     assert RunConfig.from_json(old).settings["bogc.evidence"] == "relative"
     assert "bogc.evidence" not in RunConfig.from_json(old | {"defaults": DEFAULTS}).settings
+
+
+class Unasked(TorchDispatchMode):
+    """Refuses whatever needs a number of the device on the host."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.name()
+        assert name not in ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal"), name
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("knobs", [{}, {"reading": "confident_trust", "by_coordinate": True, "size": "norm"}], ids=str)
+@pytest.mark.parametrize("conflict", [0.0, 1.0])
+def test_a_step_between_two_posteriors_asks_the_device_nothing(knobs, conflict):
+    problem = tiny.problem(heads=True)
+    state, optimizer, stack, rng = tiny.started(problem, [bogc(conflict=conflict, **knobs)])
+    state, _ = train_step(state, problem, optimizer, stack, rng)
+    with Unasked():
+        after, view = train_step(state, problem, optimizer, stack, rng)
+    assert not torch.equal(view.grad, view.raw.sum(0))
+    with Unasked(), pytest.raises(AssertionError, match="local_scalar"):
+        bool(after.theta.sum() > 0)
+
+
+def test_a_gradient_that_is_not_finite_is_handed_on_as_it_is():
+    problem = tiny.problem(heads=True)
+    stack, view = at(problem, bogc())
+    rows = view.raw.clone()
+    rows[0, 3] = math.inf
+    assert torch.equal(stack.methods["bogc"].fuse(rows, view), rows.sum(0))
