@@ -28,7 +28,7 @@ from engine.knobs import InputError
 from engine.lesson import Lesson
 from engine.reader import RunReader
 from engine.registry import named
-from engine.summary import summary
+from engine.summary import numbers, summary
 
 
 def claim(
@@ -148,7 +148,7 @@ def _home(folder: Path, key: tuple[str, int], config: RunConfig) -> Path:
 
 
 def _run(config: RunConfig, home: Path, say: Callable[[str], None]) -> dict[str, float]:
-    """Bring a run to its end; return the last value of its scalars."""
+    """Bring a run to its end; return the last value of its scalars, and under `best/` those of its best step."""
     handle = RunHandle(home)
     command = "resume"
     if not (home / "config.json").exists():
@@ -170,7 +170,7 @@ def _run(config: RunConfig, home: Path, say: Callable[[str], None]) -> dict[str,
             )
     found = summary(home)
     say(f"{home.name}: {found['state']} at step {found['step']}")
-    return {key: float(value) for key, value in found["scalars"].items()} | over_the_run(RunReader(home))
+    return numbers(found) | over_the_run(RunReader(home))
 
 
 def over_the_run(reader: RunReader) -> dict[str, float]:

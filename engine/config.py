@@ -21,7 +21,13 @@ DEFAULTS = 3
 """Number of the defaults that hold for what a configuration leaves out, written down with it."""
 _FORMER: dict[int, dict[str, Any]] = {
     1: {"unimodal": "none"},
-    2: {"gani.mode": "central", "isotropic_noise.mode": "central", "isotropic_noise.level": "all"},
+    2: {
+        "bogc.evidence": "relative",
+        "evidence.evidence": "relative",
+        "gani.mode": "central",
+        "isotropic_noise.mode": "central",
+        "isotropic_noise.level": "all",
+    },
 }
 """Number of former defaults to the settings in which the next differed; files without a number are of the first."""
 

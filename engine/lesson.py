@@ -32,7 +32,11 @@ class Lesson:
     expect: ClassVar[str]
     """`lower` or `higher`: how the first arm's statistic differs from the control's if the claim holds."""
     further: ClassVar[dict[str, Callable[[Mapping[str, float]], float]]] = {}
-    """Words to another number of a run, from the last values of its scalars; printed beside the claim, no verdict."""
+    """Words to another number of a run, from the last values of its scalars; printed beside the claim, no verdict.
+
+    Under `best/`, as in `best/accuracy/val`, stand the values at the step of the lowest validation loss, of all scalars
+    that were written for just this step: a probe's where it is measured whenever the run is evaluated.
+    """
     show: ClassVar[tuple[str, ...]]
     """Pages to open, by name."""
 

@@ -130,6 +130,13 @@ class RunReader:
                 found[name] = step, value
         return {name: v if isinstance(v, int | float) else float("nan") for name, (_, v) in sorted(found.items())}
 
+    def numbers_at(self, step: int) -> dict[str, float]:
+        """Return name to value of every scalar that was written for just this step."""
+        query = "SELECT name.name, value FROM name JOIN number ON number.name = name.id AND step = ?"
+        rows = [row for _, row in self._rows(query, step)]
+        found = {name: v if isinstance(v, int | float) else float("nan") for name, v in rows if isinstance(name, str)}
+        return dict(sorted(found.items()))
+
     def latest(self, name: str) -> tuple[int, Record] | None:
         """Return step and record of the newest measurement of that name."""
         rows = self._newest("SELECT step, kind, data, about FROM array WHERE name = ? ORDER BY step DESC LIMIT 1", name)

@@ -5,6 +5,10 @@ loss that is told wrong captions stays unsure of itself: its gradients are large
 precision falls by orders of magnitude and the text encoder listens to the fused loss more. On the image encoder the
 reverse happens, since the fused loss now rests on a worse partner.
 
+That is so of evidence by precision, which all arms set. By SNR, the default, the gradients of the text's own loss are
+larger in mean as well, and it keeps its weight or gains: that evidence asks how surely a gradient points somewhere, not
+whether its labels are right.
+
 *Source*: BOGC-MML as reconstructed here, arXiv 2505.23071. Model, data, rates and the statistic are ours.
 """
 
@@ -26,6 +30,8 @@ _SETTINGS: dict[str, Any] = {
     "optimizer.lr": 0.1,
     "batch": 64,
     "evaluate": 50,
+    "bogc.evidence": "relative",
+    "evidence.evidence": "relative",
 }
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from engine.maths import laplace
-from engine.maths.evidence import EVIDENCE, READINGS, SIZES, Calibration, precision
+from engine.maths.evidence import EVIDENCE, READINGS, SIZES, Calibration, damped, precision, root_mean_square
 from engine.maths.last_layer import Head, Moments, at_modalities, gradient_moments
 from engine.maths.unimodal import columns
 
@@ -28,6 +28,8 @@ class Choices(Protocol):
     evidence: str
     power: float
     average: bool
+    by_coordinate: bool
+    conflict: float
     size: str
     samples: int
     gamma: float
@@ -123,14 +125,63 @@ def calibrated(
         centre, delta = drawn[name]
         centre = head.weight if centre is None else centre
         moments[name] = gradient_moments(head, head.joined(features), y, centre, delta)
-    found = {}
-    for modality, (names, m) in at_modalities(heads, moments, features).items():
-        lam = precision(m.variance, 1 if choices.average else None)
-        e = EVIDENCE[choices.evidence](m.mean, lam, choices.power)
-        calibration = READINGS[choices.reading](m.mean, e)
-        factor = SIZES[choices.size](calibration.parts, m.plain)
-        found[modality] = Found(names, m, lam, e, calibration, factor)
-    return found
+    return {
+        modality: weighed(names, m, choices) for modality, (names, m) in at_modalities(heads, moments, features).items()
+    }
+
+
+def weighed(names: list[str], m: Moments, choices: Choices) -> Found:
+    """Return what the sources of these names, with moments (K, B, d), make of one modality's features.
+
+    With `by_coordinate`, a source has one evidence for each coordinate, of mean squares and mean variances over the
+    rows; with `average`, the precision alone is of the batch.
+    """
+    lam = precision(m.variance, 1 if choices.average or choices.by_coordinate else None)
+    mean = root_mean_square(m.mean, 1) if choices.by_coordinate else m.mean
+    e = EVIDENCE[choices.evidence](mean, lam, choices.power)
+    calibration = damped(READINGS[choices.reading](m.mean, e), m.mean, e, choices.conflict)
+    factor = SIZES[choices.size](calibration.parts, m.plain)
+    return Found(names, m, lam, e, calibration, factor)
+
+
+def gains(found: Found) -> Tensor:
+    """Return how much the least and the most sensitive quarter of coordinates are lengthened, (2,).
+
+    1 is as much as all coordinates together. Length is that of the calibrated gradient over the root of the sum of
+    squares of the plain ones, which losses that cancel each other do not shorten. The sensitivity of a coordinate is
+    its relative variance, Σ variance over Σ mean², over sources and rows.
+    """
+    m, tiny = found.moments, torch.finfo(found.precision.dtype).tiny
+    order = (m.variance.sum((0, 1)) / m.mean.square().sum((0, 1)).clamp(min=tiny)).argsort()
+    largest = m.plain.abs().amax().clamp(min=tiny)  # squares of small gradients are no floats
+    calibrated, plain = found.gradient[:, order] / largest, m.plain[..., order] / largest
+    few = max(len(order) // 4, 1)
+    ratios = [
+        calibrated[:, part].norm() / plain[..., part].norm().clamp(min=tiny)
+        for part in (slice(None), slice(0, few), slice(-few, None))
+    ]
+    return torch.stack(ratios[1:]) / ratios[0].clamp(min=tiny)
+
+
+def through_encoders(view: Any, incoming: Mapping[str, Tensor]) -> Tensor:
+    """Return Jᵀ · incoming (P,): the gradient in theta of Σ ⟨incoming, features⟩, by modality (B, D)."""
+    names = [name for name in incoming if view.features[name].requires_grad]
+    if names:
+        outputs, weights = [view.features[n] for n in names], [incoming[n] for n in names]
+        return torch.autograd.grad(outputs, view.theta, weights, retain_graph=True)[0]
+    theta, start = view.theta.detach().requires_grad_(), 0
+    total = torch.zeros_like(theta, requires_grad=False)
+    for piece in view.batch.chunks(view.problem.micro):
+        here = slice(start, start + len(piece))
+        start = here.stop
+        with torch.enable_grad():
+            encoded = view.problem.encode(theta, piece)
+        kept = {n: (view.features[n][here] != 0) | (view.clean[n][here] == 0) for n in incoming}
+        names = [n for n in incoming if encoded[n].requires_grad]
+        if names:
+            weights = [incoming[n][here] * kept[n] for n in names]
+            total += torch.autograd.grad([encoded[n] for n in names], theta, weights)[0]
+    return total
 
 
 def kept_shares(grads: Tensor, raw: Tensor, rows: list[int], where: list[slice]) -> Tensor:
@@ -163,33 +214,48 @@ def smallest_cosines(tables: Tensor) -> Tensor:
     return torch.where(pairs, cosines, math.inf).flatten(1).amin(1)
 
 
-def no_changes() -> dict[str, Any]:
-    """Return the memory before the first accuracy."""
-    return {"last": None, "kind": "other", "conflict": [0, 0.0, 0.0], "other": [0, 0.0, 0.0]}
+def no_changes(like: Tensor) -> dict[str, Tensor]:
+    """Return the memory before the first accuracy, on the device of `like`.
 
-
-def noted_change(memory: Mapping[str, Any], accuracy: float | None, conflict: bool) -> dict[str, Any]:
-    """Return the memory after a step with this batch accuracy (fraction), in which gradients were in conflict or not.
-
-    The change from one step's batch to the next is booked on the kind of the first of the two.
+    `last` is the accuracy of the step before (not-a-number: none), `conflict` whether it was one of conflict, 1 or 0,
+    and `table` (2, 3) count, sum and sum of squares of the changes after steps of conflict and after others.
     """
-    memory = dict(memory)
-    if accuracy is not None and memory["last"] is not None:
-        count, total, squares = memory[memory["kind"]]
-        change = accuracy - memory["last"]
-        memory[memory["kind"]] = [count + 1, total + change, squares + change * change]
-    return memory | {"last": accuracy, "kind": "conflict" if conflict else "other"}
+    about = {"dtype": torch.float64, "device": like.device}
+    none = torch.full((), math.nan, **about)
+    return {"last": none, "conflict": torch.zeros((), **about), "table": torch.zeros(2, 3, **about)}
+
+
+def noted_change(memory: Mapping[str, Any], accuracy: Tensor, conflict: Tensor) -> dict[str, Tensor]:
+    """Return the memory after a step with this batch accuracy and conflict, both 0-d; not-a-number: no accuracy.
+
+    The change from one step's batch to the next is booked on the kind of the first of the two. Nothing is asked of the
+    device. The memory may be one of an older version, which was made of lists.
+    """
+    if "table" not in memory:
+        memory = _former_changes(memory, accuracy)
+    change = accuracy.double() - memory["last"]
+    row = torch.stack([torch.ones_like(change), change, change.square()])
+    kind = torch.stack([memory["conflict"], 1 - memory["conflict"]])
+    table = memory["table"] + kind[:, None] * torch.where(change.isfinite(), row, 0.0)
+    return {"last": accuracy.double(), "conflict": conflict.double(), "table": table}
+
+
+def _former_changes(memory: Mapping[str, Any], like: Tensor) -> dict[str, Tensor]:
+    none = no_changes(like)
+    last = none["last"] if memory["last"] is None else torch.full_like(none["last"], memory["last"])
+    table = torch.tensor([memory["conflict"], memory["other"]], dtype=torch.float64, device=like.device)
+    return {"last": last, "conflict": torch.full_like(last, float(memory["kind"] == "conflict")), "table": table}
 
 
 def mean_changes(memory: Mapping[str, Any]) -> dict[str, tuple[float, float, int]]:
     """Return kind of step to the mean change, its standard error and the count, where there are two steps or more."""
     found = {}
-    for kind in ("conflict", "other"):
-        count, total, squares = memory[kind]
+    rows = memory["table"].tolist() if "table" in memory else [memory["conflict"], memory["other"]]
+    for kind, (count, total, squares) in zip(("conflict", "other"), rows, strict=True):
         if count > 1:
             mean = total / count
             variance = max(squares / count - mean * mean, 0.0) * count / (count - 1)
-            found[kind] = (mean, math.sqrt(variance / count), count)
+            found[kind] = (mean, math.sqrt(variance / count), int(count))
     return found
 
 

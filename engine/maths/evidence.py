@@ -6,13 +6,14 @@ e_k ≥ 0 gives α_k = e_k + 1, b_k = e_k/Σα and u = (number of hypotheses)/Σ
 rule. What the hypotheses are is not public for BOGC-MML; the readings differ in that.
 
 *Source*: opinions and rule from TMC, Han et al., ICLR 2021, arXiv 2102.02051, equations 2 to 5; inverse-variance
-weights from BayesAgg-MTL, arXiv 2402.04005; how the two are joined, and `relative`, `snr` and `signed`, are ours.
+weights from BayesAgg-MTL, arXiv 2402.04005; how the two are joined, and `relative`, `snr`, `signed` and `damped`, are
+ours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -120,6 +121,29 @@ def inverse_variance(mean: Tensor, e: Tensor) -> Calibration:
     return Calibration(weights * mean, weights, u, fused, torch.zeros_like(fused))
 
 
+def contradiction(mean: Tensor, e: Tensor) -> Tensor:
+    """Return the conflict mass C (…) of K opinions on up or down, between 0 and 1, from means and evidence (K, …).
+
+    All of a source's evidence goes to the sign of its mean, b = e/(e+2); a mean of zero has no opinion. For two
+    sources C is b_1 b_2 where the signs differ, and 0 where they do not.
+    """
+    belief = e / (e + 2)
+    b = torch.stack([torch.where(mean > 0, belief, 0.0), torch.where(mean < 0, belief, 0.0)], 1)
+    return pooled(b, 1 - b.sum(1))[2]
+
+
+def damped(found: Calibration, mean: Tensor, e: Tensor, share: float) -> Calibration:
+    """Return the calibration with its parts times 1 - share · C, C the `contradiction` of the sources.
+
+    Where all signs agree nothing changes. With a share of 1, nothing is left where certain sources contradict each
+    other, whatever the lengths of their gradients; a plain mean would follow the longer one.
+    """
+    if share == 0:
+        return found
+    conflict = contradiction(mean, e)
+    return replace(found, parts=(1 - share * conflict) * found.parts, conflict=conflict)
+
+
 READINGS: dict[str, Callable[[Tensor, Tensor], Calibration]] = {
     "trust": trust,
     "confident_trust": confident_trust,
@@ -141,6 +165,17 @@ def precision(variance: Tensor, over: int | None = None) -> Tensor:
     return 1 / variance
 
 
+def root_mean_square(mean: Tensor, over: int) -> Tensor:
+    """Return the root of the mean square of `mean` (K, B, d) over an axis, which keeps its place.
+
+    With `precision` over the same axis, `snr` becomes mean square over mean variance: one evidence for all rows.
+
+    >>> root_mean_square(torch.tensor([[1.0, 7.0]]), 1).tolist()
+    [[5.0, 5.0]]
+    """
+    return mean.square().mean(over, keepdim=True).sqrt().expand_as(mean)
+
+
 def raw(mean: Tensor, lam: Tensor, q: float) -> Tensor:
     """Return e = λ. Precisions are large, so uncertainties are small and `trust` becomes a plain mean."""
     return lam
@@ -157,23 +192,27 @@ def relative(mean: Tensor, lam: Tensor, q: float) -> Tensor:
 
 
 def snr(mean: Tensor, lam: Tensor, q: float) -> Tensor:
-    """Return e = (μ²λ / its median)^q: evidence that a saturated row, which has no gradient, does not have."""
+    """Return e = (μ²λ / its median)^q: evidence that a saturated row, which has no gradient, does not have.
+
+    The unit of each loss cancels: one loss times a constant has μ times it and λ over its square. By precision alone it
+    would lose its weight, for being large.
+    """
     ratio = mean.square() * lam
     return (ratio / ratio.median().clamp(min=torch.finfo(ratio.dtype).tiny * 1e12)) ** q
 
 
 EVIDENCE: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "snr": snr,
     "relative": relative,
     "power": power,
     "raw": raw,
-    "snr": snr,
 }
 """Name to evidence (K, …) from means, precisions λ and an exponent."""
 
 
 def times_sources(parts: Tensor, plain: Tensor) -> Tensor:
     """Return K: a mean of K gradients becomes comparable with their sum."""
-    return parts.new_tensor(float(len(parts)))
+    return parts.new_full((), float(len(parts)))
 
 
 def mean_of_sources(parts: Tensor, plain: Tensor) -> Tensor:

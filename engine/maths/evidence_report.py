@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from engine.maths.angles import cosine
-from engine.maths.calibration import Found
+from engine.maths.calibration import Choices, Found, gains
 from engine.needs import PATIENCE
 from engine.records import Bars, Matrix, Record, Scalar
 
@@ -28,6 +28,12 @@ _PANELS: dict[str, dict[str, Any]] = {
         "note": "Where the cosine stays at 1, calibration changes nothing but the length.",
     },
     "norm_ratio": {"panel": "Calibrated beside plain: length", "place": 4, "levels": {"as long": 1.0}},
+    "gain": {
+        "panel": "Calibrated beside plain: sensitive coordinates",
+        "place": 4.5,
+        "levels": {"as all": 1.0},
+        "note": "Length over the losses', beside that of all coordinates; a quarter each, by variance over mean².",
+    },
     "sign_disagreement": {"panel": "Do the losses contradict each other?", "place": 5, "label": "signs differ"},
     "uncertainty": {"panel": "Uncertainty of each opinion", "place": 6},
     "fused_uncertainty": {"panel": "Uncertainty of the fused opinion", "place": 6.5},
@@ -60,17 +66,19 @@ def unweighed(params: Any, state: Mapping[str, Any], wanted: tuple[bool, ...], v
 READING_NOTES = {
     "trust": "Reading O1, trust: each loss's opinion is whether its gradient can be trusted, weights go by belief.",
     "confident_trust": "Reading O1 with confidence: as trust, and shorter where all opinions together are unsure.",
-    "sources": "Reading O2, sources: the losses are the hypotheses of one opinion, weights are smoothed precision.",
+    "sources": "Reading O2, sources: the losses are the hypotheses of one opinion, weights are smoothed evidence.",
     "signed": "Reading O3, signed: opinions are about up or down, so gradients of opposite sign make conflict.",
-    "inverse_variance": "Reading O4, inverse variance: weights go by precision alone, as in BayesAgg-MTL.",
+    "inverse_variance": "Reading O4, inverse variance: weights go by evidence alone; by precision it is BayesAgg-MTL.",
 }
 """Reading to a sentence on it."""
 
 
-def summaries(prefix: str, modality: str, found: Found, mode: str, reading: str) -> Iterator[Scalar]:
+def summaries(prefix: str, modality: str, found: Found, mode: str, choices: Choices) -> Iterator[Scalar]:
     """Yield the numbers of one modality: precision, uncertainty, weights, directions, reliability of the moments."""
-    c, m = found.calibration, found.moments
-    plain, tiny = m.plain.sum(0), torch.finfo(m.plain.dtype).tiny
+    reading, whole = choices.reading, _whole(found)
+    heeded = reading == "signed" or choices.conflict > 0
+    c, m, plain = found.calibration, found.moments, found.moments.plain.sum(0)
+    tiny = torch.finfo(plain.dtype).tiny
     logs = found.precision.flatten(1).log10()
     low, middle, high = torch.quantile(logs, logs.new_tensor([0.05, 0.5, 0.95]), dim=1)
     spread = c.weights.flatten(1).std(1, correction=0)
@@ -90,26 +98,6 @@ def summaries(prefix: str, modality: str, found: Found, mode: str, reading: str)
             "ratio",
         ),
     }
-    whole = {
-        "fused_uncertainty": (c.fused.mean(), "mean u of the fused opinion", "uncertainty u"),
-        "conflict": (c.conflict.mean(), "mean mass on contradicting hypotheses", "share"),
-        "sign_disagreement": (
-            (m.mean.sign().amax(0) > m.mean.sign().amin(0)).double().mean(),
-            "share of coordinates whose sources differ in sign",
-            "share",
-        ),
-        "cosine_to_sum": (_cosines(gradient, plain[None])[0], "cosine of calibrated and summed gradient", "cosine"),
-        "norm_ratio": (
-            _norms(gradient[None])[0] / _norms(plain[None])[0].clamp(min=tiny),
-            "‖calibrated‖/‖sum‖",
-            "ratio",
-        ),
-        "damped": (
-            (gradient.abs() < 0.5 * plain.abs()).double().mean(),
-            "share of coordinates shortened by more than half",
-            "share",
-        ),
-    }
     bands = {"precision": (high - low) / 2, "weight": spread}
     rows = [*(value for value, _, _ in single.values()), *bands.values()]
     table = torch.stack([row.double() for row in rows]).tolist()
@@ -121,10 +109,8 @@ def summaries(prefix: str, modality: str, found: Found, mode: str, reading: str)
             "levels": {"equal": equal},
             "note": f"{READING_NOTES[reading]} No band: a plain mean of the losses.",
         },
-        "sign_disagreement": {}
-        if reading == "signed"
-        else {"note": f"There is no conflict mass in reading {reading}."},
-        "conflict": _CONFLICT if reading == "signed" else {},
+        "sign_disagreement": {} if heeded else {"note": f"There is no conflict mass in reading {reading}."},
+        "conflict": _CONFLICT if heeded else {},
     }
     for (name, (_, what, axis)), values in zip(single.items(), table[: len(single)], strict=True):
         for k, source in enumerate(found.sources):
@@ -135,6 +121,10 @@ def summaries(prefix: str, modality: str, found: Found, mode: str, reading: str)
     for (name, (_, what, axis)), value in zip(whole.items(), numbers, strict=True):
         draw = {"y": axis} | _PANELS.get(name, {}) | notes.get(name, {})
         yield Scalar(f"{prefix}/{name}/{modality}", value, n=n, mode=f"{what}; {mode}", draw=draw)
+    for kind, value in zip(("insensitive", "sensitive"), gains(found).tolist(), strict=True):
+        what = f"length over that of the losses' gradients, the {kind} quarter of coordinates beside all of them"
+        draw = {"y": "ratio", "label": f"{modality}, {kind}"} | _PANELS["gain"]
+        yield Scalar(f"{prefix}/gain/{modality}/{kind}", value, n=n, mode=f"{what}; {mode}", draw=draw)
 
 
 def precision_map(prefix: str, modality: str, found: Found, mode: str) -> Matrix:
@@ -165,6 +155,32 @@ def maps(prefix: str, modality: str, found: Found, mode: str) -> Iterator[Record
     values = c.conflict.mean(0).double().cpu().numpy()
     what = f"mean conflict of a coordinate; {mode}"
     yield Bars(f"{prefix}/conflict_map/{modality}", labels, values, n=m.mean.shape[1], mode=what, draw={"title": what})
+
+
+def _whole(found: Found) -> dict[str, tuple[Tensor, str, str]]:
+    """Return name to the number (0-d) of all sources together, what it is, and its axis."""
+    c, m, gradient = found.calibration, found.moments, found.gradient
+    plain, tiny = m.plain.sum(0), torch.finfo(m.plain.dtype).tiny
+    return {
+        "fused_uncertainty": (c.fused.mean(), "mean u of the fused opinion", "uncertainty u"),
+        "conflict": (c.conflict.mean(), "mean mass on contradicting hypotheses", "share"),
+        "sign_disagreement": (
+            (m.mean.sign().amax(0) > m.mean.sign().amin(0)).double().mean(),
+            "share of coordinates whose sources differ in sign",
+            "share",
+        ),
+        "cosine_to_sum": (_cosines(gradient, plain[None])[0], "cosine of calibrated and summed gradient", "cosine"),
+        "norm_ratio": (
+            _norms(gradient[None])[0] / _norms(plain[None])[0].clamp(min=tiny),
+            "‖calibrated‖/‖sum‖",
+            "ratio",
+        ),
+        "damped": (
+            (gradient.abs() < 0.5 * plain.abs()).double().mean(),
+            "share of coordinates shortened by more than half",
+            "share",
+        ),
+    }
 
 
 def _map(

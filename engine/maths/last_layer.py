@@ -46,7 +46,8 @@ class Head:
         """Return t (B, C) of classes (B,) int, or of real targets (B,)."""
         if y.is_floating_point():
             return y[:, None].to(self.weight.dtype)
-        return F.one_hot(y, len(self.weight)).to(self.weight.dtype)
+        classes = torch.arange(len(self.weight), device=y.device)  # one_hot would ask for the largest label
+        return (y[:, None] == classes).to(self.weight.dtype)
 
     def outputs(self, z: Tensor, axis: int = -1) -> Tensor:
         """Return σ(z) of logits whose classes lie along `axis`."""

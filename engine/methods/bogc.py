@@ -8,14 +8,19 @@ A reconstruction. Only abstracts and two summaries are public, so:
 - *our reading*: posterior and Monte-Carlo moments as in BayesAgg-MTL, the rule as in TMC; an encoder's sources are the
   fused loss and its own, met at its features (B, D); heads keep their ordinary gradients. What the hypotheses of an
   opinion are is not public: `reading` offers five answers, `trust` being our best guess (about even odds).
-- *our derivation*: evidence relative to the median precision. Raw precisions are so large that every reading but
-  `sources` and `inverse_variance` turns into a plain mean of the gradients: watch the spread of the weights.
+- *our derivation*: evidence by signal to noise, mean² over variance of a coordinate, relative to the median. By
+  precision (`relative`, `power`, `raw`) weights depend on the units of the losses, and a fitted loss, whose gradients
+  are small, looks certain; raw, all but `sources` and `inverse_variance` become a plain mean: watch their spread.
+- *our derivation*: what damps sensitive coordinates and frees insensitive ones, the abstract's purpose. Weights sum to
+  1 on each coordinate and cannot; `reading=confident_trust` with `by_coordinate` and `size=norm` can: the update of a
+  coordinate goes by its fused confidence, the same for all rows, at the length of the plain sum.
+- *our derivation*: `conflict` κ. G is times 1 - κC on each coordinate, C the conflict mass of opinions on up or down.
 
 With g_k the gradients at the features and G = s Σ_k w_k μ_k, the step's gradient is Σ rows + Jᵀ(G - Σ g_k), J from
 parameters to features: heads, `reg/…` rows and whatever other methods added to a row stay. Evidence is of the raw
 losses. If a method scaled a row on an encoder (OGM-GE), the same scale, found by projection, goes onto that source's
-share, so that nothing is undone. Precision is no proxy for "well learned": saturated rows are precise about nothing
-(evidence by `snr` knows that).
+share, so that nothing is undone. Evidence is no proxy for "well learned", or for right labels: saturated rows are
+precise about nothing, and by SNR a loss that noise keeps from being fitted weighs more, its gradients being larger.
 
 *Acts at*: fuse, commit.
 
@@ -46,6 +51,7 @@ from torch import Tensor
 from engine.knobs import InputError
 from engine.maths import calibration as maths
 from engine.maths import evidence_report as told
+from engine.maths.calibration import through_encoders
 from engine.maths.evidence import EVIDENCE, READINGS, SIZES
 from engine.maths.laplace import KINDS
 from engine.maths.last_layer import Head, linear_heads, reread
@@ -79,27 +85,6 @@ def recent_rows(problem: Problem, theta: Tensor, step: int, batches: int) -> tup
     return {name: torch.cat([e[name] for e in encoded]) for name in problem.modalities}, rows.y
 
 
-def through_encoders(view: View, incoming: dict[str, Tensor]) -> Tensor:
-    """Return Jᵀ · incoming (P,): the gradient in theta of Σ ⟨incoming, features⟩, by modality (B, D)."""
-    names = [name for name in incoming if view.features[name].requires_grad]
-    if names:
-        outputs, weights = [view.features[n] for n in names], [incoming[n] for n in names]
-        return torch.autograd.grad(outputs, view.theta, weights, retain_graph=True)[0]
-    theta, start = view.theta.detach().requires_grad_(), 0
-    total = torch.zeros_like(theta, requires_grad=False)
-    for piece in view.batch.chunks(view.problem.micro):
-        here = slice(start, start + len(piece))
-        start = here.stop
-        with torch.enable_grad():
-            encoded = view.problem.encode(theta, piece)
-        kept = {n: (view.features[n][here] != 0) | (view.clean[n][here] == 0) for n in incoming}
-        names = [n for n in incoming if encoded[n].requires_grad]
-        if names:
-            weights = [incoming[n][here] * kept[n] for n in names]
-            total += torch.autograd.grad([encoded[n] for n in names], theta, weights)[0]
-    return total
-
-
 class Bogc(Method):
     """Calibration of each encoder's gradients by the evidence in them."""
 
@@ -119,10 +104,12 @@ class Bogc(Method):
 
         dose: float = knob(1.0, 0.0, 1.0, "Share of the calibrated gradient in the encoders' step; 0 is the plain sum.")
         reading: str = knob("trust", help="What opinions are about; our five readings.", choices=tuple(READINGS))
-        evidence: str = knob("relative", help="Evidence from precision, or from SNR.", choices=tuple(EVIDENCE))
-        power: float = knob(0.5, 0.0, 2.0, "Exponent on precision; 0 for posterior means with equal weights.")
+        evidence: str = knob("snr", help="Evidence from mean²/variance, or from 1/variance.", choices=tuple(EVIDENCE))
+        power: float = knob(0.5, 0.0, 2.0, "Exponent on it; 0 for posterior means with equal weights.")
         calibrate: str = knob("all", help="Losses whose gradients it joins; others stay.", choices=tuple(_LOSSES))
         average: bool = knob(False, help="One precision a coordinate, from the batch's mean variance.")
+        by_coordinate: bool = knob(False, help="One evidence a coordinate: mean square over mean variance of the rows.")
+        conflict: float = knob(0.0, 0.0, 1.0, "Share of the calibrated gradient that full conflict takes away.")
         size: str = knob("sources", help="Times the number of sources, as is, or the plain norm.", choices=tuple(SIZES))
         samples: int = knob(256, 8, 4096, "Heads drawn for the moments, S.", log=True)
         gamma: float = knob(0.005, 1e-6, 100.0, "Prior variance of the heads' weights.", log=True)
@@ -151,7 +138,14 @@ class Bogc(Method):
             have, wanted = ", ".join(heads), self.params.calibrate
             raise InputError(f"bogc.calibrate={wanted} leaves BOGC-MML no loss: there is only {have}; choose all.")
         rows = sum(len(batch) for batch in problem.held_out("train"))
-        state = {"rows": rows, "seen": 0, "made": -1, "jitters": 0, "posterior": {}, "changes": maths.no_changes()}
+        state = {
+            "rows": rows,
+            "seen": 0,
+            "made": -1,
+            "jitters": 0,
+            "posterior": {},
+            "changes": maths.no_changes(view.theta),
+        }
         return self._refreshed(state, view)
 
     def idle(self, view: View) -> str:
@@ -161,7 +155,10 @@ class Bogc(Method):
     def fuse(self, grads: Tensor, view: View) -> Tensor:
         """Return the sum of the rows (P,) with the encoders' share calibrated."""
         total = grads[0] if len(grads) == 1 else grads.sum(0)
-        if self.params.dose == 0 or not self.state["posterior"] or not torch.isfinite(total.sum()):
+        if self.params.dose == 0 or not self.state["posterior"]:
+            return total
+        finite = torch.isfinite(total.sum())
+        if self.params.per_batch and not finite:  # where a matrix is taken apart in each step anyhow
             return total
         incoming = {}
         for name, found in self._calibrated(view).items():
@@ -169,14 +166,14 @@ class Bogc(Method):
             kept = maths.kept_shares(grads, view.raw, self._rows(found.sources, view), where)
             calibrated = found.factor * found.calibration.parts - found.moments.plain
             incoming[name] = (self.params.dose / len(view.batch)) * torch.einsum("k,kbd->bd", kept, calibrated)
-        return total + through_encoders(view, incoming)
+        return total + torch.where(finite, through_encoders(view, incoming), 0.0)
 
     def commit(self, view: View) -> dict[str, Any]:
         """Return the memory with this step's accuracy, and a new posterior when one is due."""
-        conflict = bool((self._cosines(view) < 0).any())
-        right = None
+        conflict = (self._cosines(view) < 0).any()
+        right = torch.full_like(view.theta[0], math.nan)
         if "fused" in view.logits and not view.batch.y.is_floating_point():
-            right = float((view.logits["fused"].argmax(-1) == view.batch.y).double().mean())
+            right = (view.logits["fused"].argmax(-1) == view.batch.y).double().mean()
         changes = maths.noted_change(self.state["changes"], right, conflict)
         return self._refreshed(self.state | {"seen": self.state["seen"] + 1, "changes": changes}, view)
 
@@ -199,7 +196,7 @@ class Bogc(Method):
         if state["posterior"] and torch.isfinite(view.grad.sum()):
             how = f"{p.reading}, {p.evidence}; at the features, S = {p.samples}"
             for name, found in self._calibrated(view).items():
-                yield from told.summaries("bogc", name, found, how, p.reading)
+                yield from told.summaries("bogc", name, found, how, p)
                 yield told.precision_map("bogc", name, found, how)
 
     def _refreshed(self, state: dict[str, Any], view: View) -> dict[str, Any]:

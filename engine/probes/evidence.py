@@ -2,8 +2,8 @@
 
 Taken on the probe rows with no method active, so it shows what BOGC-MML would see whether it is on or not. A gradient
 at the features is random through the last layer, with a Laplace posterior made from the same rows, scaled to all
-training rows; its reciprocal variance is the evidence. Precision says how firmly a gradient is determined, not whether
-it is useful: see `precision_by_confidence`, where saturated rows can be as precise as they are empty.
+training rows; mean² over variance is the evidence, or 1/variance. Precision says how firmly a gradient is determined,
+not whether it is useful: see `precision_by_confidence`, where saturated rows can be as precise as they are empty.
 """
 
 from __future__ import annotations
@@ -41,9 +41,11 @@ class Evidence(Probe):
         rows: int = knob(128, 8, 4096, "Rows of the probe batch that are measured.", log=True)
         pieces: int = knob(8, 2, 64, "Mini-batches that the rows are cut into, for conflict rates and noise.")
         reading: str = knob("trust", help="What opinions are about; our five readings.", choices=tuple(READINGS))
-        evidence: str = knob("relative", help="Evidence from precision, or from SNR.", choices=tuple(EVIDENCE))
-        power: float = knob(0.5, 0.0, 2.0, "Exponent on precision.")
+        evidence: str = knob("snr", help="Evidence from mean²/variance, or from 1/variance.", choices=tuple(EVIDENCE))
+        power: float = knob(0.5, 0.0, 2.0, "Exponent on it.")
         average: bool = knob(False, help="One precision a coordinate, from the rows' mean variance.")
+        by_coordinate: bool = knob(False, help="One evidence a coordinate: mean square over mean variance of the rows.")
+        conflict: float = knob(0.0, 0.0, 1.0, "Share of the calibrated gradient that full conflict takes away.")
         size: str = knob("sources", help="Times the number of sources, as is, or the plain norm.", choices=tuple(SIZES))
         samples: int = knob(512, 8, 4096, "Heads drawn for the moments, S.", log=True)
         gamma: float = knob(0.005, 1e-6, 100.0, "Prior variance of the heads' weights.", log=True)
@@ -90,7 +92,7 @@ class Evidence(Probe):
         how = f"{p.reading}, {p.evidence}; probe rows, S = {p.samples}, no method active"
         found = maths.calibrated(heads, features, batch.y, drawn, p)
         for modality, what in tracked(found.items(), "modalities"):
-            yield from told.summaries("evidence", modality, what, how, p.reading)
+            yield from told.summaries("evidence", modality, what, how, p)
             yield from told.maps("evidence", modality, what, how)
             if len(what.sources) > 1:
                 yield _row_conflict(modality, what, how)

@@ -12,7 +12,7 @@ from engine.lessons.inforeg_window import InfoRegWindow
 from engine.lessons.label_noise import LabelNoise
 from engine.registry import discover
 from engine.store import RunReader
-from engine.summary import summary
+from engine.summary import numbers, summary
 from tests.homes import trained
 
 LESSONS = {name: lesson for name, lesson in discover("engine.lessons", Lesson).items() if lesson.further}
@@ -25,8 +25,7 @@ def test_every_further_number_is_found_in_a_run(name, tmp_path):
     few = {"settings": arm["settings"] | {"probe_rows": 32}, "steps": 4, "probes": dict.fromkeys(arm["probes"], 4)}
     home = tmp_path / "run"
     trained(home, validated(RunConfig.from_json(arm | few), catalog()))
-    scalars = {key: float(value) for key, value in summary(home)["scalars"].items()}
-    scalars |= over_the_run(RunReader(home))
+    scalars = numbers(summary(home)) | over_the_run(RunReader(home))
     found = {words: number(scalars) for words, number in lesson.further.items()}
     assert all(math.isfinite(value) for value in found.values()), found
     assert math.isfinite(lesson.statistic(scalars))

@@ -180,3 +180,68 @@ def test_sizes_say_what_they_multiply_by():
     parts, plain = normal(3, 4, 5), normal(3, 4, 5, seed=1)
     assert SIZES["sources"](parts, plain) == 3 and SIZES["mean"](parts, plain) == 1
     torch.testing.assert_close((SIZES["norm"](parts, plain) * parts.sum(0)).norm(), plain.sum(0).norm())
+
+
+@pytest.mark.parametrize("kind", EVIDENCE)
+def test_the_unit_of_one_loss_matters_to_precision_and_not_to_snr(kind):
+    """A loss times 7 has a mean times 7 and a variance times 49."""
+    mean, variance, unit = normal(2, 9, 4), positive(2, 9, 4, seed=1), torch.tensor([1.0, 7.0])[:, None, None]
+    before, after = (EVIDENCE[kind](u * mean, maths.precision(u**2 * variance), 0.5) for u in (1.0, unit))
+    assert torch.allclose(before, after) == (kind == "snr")
+
+
+def test_one_evidence_for_all_rows_is_mean_square_over_mean_variance():
+    mean, variance = normal(2, 9, 4), positive(2, 9, 4, seed=1)
+    e = EVIDENCE["snr"](maths.root_mean_square(mean, 1), maths.precision(variance, 1), 1.0)
+    ratio = mean.square().mean(1) / variance.mean(1)
+    torch.testing.assert_close(e, (ratio / ratio.median())[:, None].expand(2, 9, 4), rtol=1e-6, atol=0)
+
+
+def test_signs_that_agree_are_no_contradiction_and_leave_the_gradient_as_it_is():
+    mean, e = normal(3, 8, 5).abs(), positive(3, 8, 5, seed=1)
+    assert maths.contradiction(mean, e).abs().max() < 1e-14
+    found = maths.trust(mean, e)
+    torch.testing.assert_close(maths.damped(found, mean, e, 1.0).parts, found.parts, rtol=1e-12, atol=0)
+    assert maths.damped(found, mean, e, 0.0) is found
+
+
+def test_two_opposite_signs_contradict_by_the_product_of_their_beliefs():
+    e = positive(2, 40, seed=4)
+    mean = torch.tensor([[2.0], [-0.5]], dtype=torch.float64).expand(2, 40)
+    c = e.prod(0) / (e + 2).prod(0)
+    torch.testing.assert_close(maths.contradiction(mean, e), c)
+    torch.testing.assert_close(maths.contradiction(mean, e), maths.signed(mean, e).conflict)
+    for share in (0.3, 1.0):
+        found = maths.damped(maths.trust(mean, e), mean, e, share)
+        torch.testing.assert_close(found.parts, (1 - share * c) * maths.trust(mean, e).parts)
+        torch.testing.assert_close(found.conflict, c)
+
+
+def test_two_against_one_contradict_by_what_the_two_believe_together():
+    e = positive(3, 20, seed=5)
+    mean = torch.tensor([[1.0], [3.0], [-2.0]], dtype=torch.float64).expand(3, 20)
+    u = 2 / (e + 2)
+    torch.testing.assert_close(maths.contradiction(mean, e), (1 - u[0] * u[1]) * (1 - u[2]))
+
+
+def test_full_conflict_leaves_nothing_even_of_the_longer_gradient():
+    """Equal evidence without end on opposite signs: the plain mean follows the longer of the two, the damped goes."""
+    mean = torch.tensor([[3.0], [-1.0]], dtype=torch.float64)
+    for e, rest in ((1e4, 4e-4), (1e8, 4e-8)):
+        e = torch.full_like(mean, e)
+        assert maths.trust(mean, e).parts.sum(0) == pytest.approx(1.0)
+        assert float(maths.damped(maths.trust(mean, e), mean, e, 1.0).parts.sum(0)) == pytest.approx(rest, rel=1e-3)
+
+
+def test_more_evidence_on_either_side_and_a_larger_share_damp_more():
+    mean = torch.tensor([[1.0], [-1.0]], dtype=torch.float64).expand(2, 50)
+    grown = torch.logspace(-3, 3, 50, dtype=torch.float64)
+    for e in (torch.stack([grown, torch.ones(50)]), torch.stack([torch.ones(50), grown])):
+        assert (maths.contradiction(mean, e).diff() > 0).all()
+        sizes = [maths.damped(maths.trust(mean, e), mean, e, share).parts.abs() for share in (0.0, 0.4, 0.8, 1.0)]
+        assert all((less < more).all() for more, less in zip(sizes, sizes[1:], strict=False))
+
+
+def test_a_mean_of_zero_contradicts_nobody():
+    mean, e = torch.tensor([[0.0], [-1.0]], dtype=torch.float64), torch.full((2, 1), 9.0, dtype=torch.float64)
+    assert maths.contradiction(mean, e) == 0

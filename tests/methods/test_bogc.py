@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from engine.config import DEFAULTS, RunConfig
 from engine.knobs import InputError
 from engine.maths import calibration as maths
 from engine.maths import evidence_report
@@ -62,11 +64,12 @@ def test_encoders_get_the_calibrated_gradient_and_heads_their_own():
     assert not torch.allclose(view.grad, view.raw.sum(0), rtol=1e-2)
 
 
-def test_trust_weighs_posterior_means_by_belief():
-    stack, view = at(tiny.problem(heads=True), bogc())
+@pytest.mark.parametrize("evidence", ["snr", "relative"])
+def test_trust_weighs_posterior_means_by_belief(evidence):
+    stack, view = at(tiny.problem(heads=True), bogc(evidence=evidence))
     for f in found(stack, view).values():
         assert len(f.sources) == 2
-        lam = 1 / f.moments.variance
+        lam = (f.moments.mean.square() if evidence == "snr" else 1) / f.moments.variance
         e = (lam / lam.median()).sqrt()
         b = e / (1 + e)
         torch.testing.assert_close(f.gradient, 2 * (b * f.moments.mean).sum(0) / b.sum(0))
@@ -173,13 +176,16 @@ def test_switched_on_in_mid_run_it_starts_afresh():
     "knobs",
     [
         *({"reading": name} for name in ("confident_trust", "sources", "signed", "inverse_variance")),
-        *({"evidence": name} for name in ("raw", "power", "snr")),
+        *({"evidence": name} for name in ("raw", "power", "relative")),
         *({"form": name} for name in ("full", "kronecker", "diagonal")),
         {"centre": "newton"},
         {"per_batch": True},
         {"per_batch": True, "centre": "newton", "form": "kronecker"},
         {"redraw": True},
         {"average": True},
+        {"by_coordinate": True},
+        {"by_coordinate": True, "reading": "confident_trust", "size": "norm"},
+        {"conflict": 1.0},
         {"size": "mean"},
     ],
     ids=lambda knobs: "-".join(map(str, knobs.values())),
@@ -213,21 +219,23 @@ def test_the_newton_mean_of_a_batch_is_one_newton_step_from_the_posterior():
     torch.testing.assert_close(method._known[1][0]["image"][0].flatten(), wanted)
 
 
-def test_noise_in_one_modality_lowers_the_weight_of_its_own_loss():
-    """Ten paired draws; the mean difference lies more than five of its standard errors below zero."""
+@pytest.mark.parametrize(("evidence", "sign"), [("relative", -1), ("snr", 1)])
+def test_noise_in_one_modality_lowers_the_weight_of_its_own_loss_by_precision_and_raises_it_by_snr(evidence, sign):
+    """Ten paired draws; the mean difference lies more than five of its standard errors on its side of zero."""
     differences = []
     for seed in range(10):
         draw = torch.Generator().manual_seed(seed)
         y = torch.arange(150) % 3
         image, text, noise = (torch.randn(150, 4, generator=draw, dtype=torch.float64) for _ in range(3))
         image, text = (2 * F.one_hot(y, 4) + 0.5 * part for part in (image, text))
-        clean, noisy = (weight_of_own_loss({"image": h, "text": text}, y) for h in (image, image + 2 * noise))
-        differences.append(noisy - clean)
+        pair = ({"image": h, "text": text} for h in (image, image + 2 * noise))
+        clean, noisy = (weight_of_own_loss(features, y, evidence) for features in pair)
+        differences.append(sign * (noisy - clean))
     table = torch.tensor(differences)
-    assert float(table.mean()) < -5 * float(table.std()) / math.sqrt(len(table))
+    assert float(table.mean()) > 5 * float(table.std()) / math.sqrt(len(table))
 
 
-def weight_of_own_loss(features, y):
+def weight_of_own_loss(features, y, evidence):
     """Mean weight of the image's own loss on the image, beside the fused one; heads fully trained."""
     heads = {}
     for name, inputs in (("fused", ("image", "text")), ("image", ("image",))):
@@ -243,7 +251,7 @@ def weight_of_own_loss(features, y):
 
         rule.step(loss)
         heads[name] = Head(weight.detach(), inputs, True)
-    params = Bogc.Params(gamma=1.0)
+    params = Bogc.Params(gamma=1.0, evidence=evidence)
     posterior, factors = maths.posteriors(heads, features, y, 1.0, params)
     drawn, _ = maths.draws(posterior, params, lambda name, like: Rng(0).normal(name, 0, like), factors=factors)
     return float(maths.calibrated(heads, features, y, drawn, params)["image"].calibration.weights[1].mean())
@@ -304,11 +312,21 @@ def test_sam_takes_both_gradients_calibrated():
 
 
 def test_accuracy_changes_are_booked_on_the_step_before():
-    memory = maths.no_changes()
-    for accuracy, conflict in ((0.5, True), (0.75, False), (0.5, True), (0.75, True), (0.25, False)):
-        memory = maths.noted_change(memory, accuracy, conflict)
-    mean, error, n = maths.mean_changes(memory)["conflict"]
-    assert memory["other"][0] == 1 and n == 3
+    former = {"last": 0.5, "kind": "conflict", "conflict": [0, 0.0, 0.0], "other": [0, 0.0, 0.0]}
+    for memory, rows in ((maths.no_changes(torch.zeros(1)), CHANGES), (former, CHANGES[1:])):
+        for accuracy, conflict in rows:
+            memory = maths.noted_change(memory, torch.tensor(accuracy), torch.tensor(conflict))
+        found = maths.mean_changes(memory)
+        assert found.keys() == {"conflict"} and memory["table"][1, 0] == 1
+        check(*found["conflict"])
+    assert maths.mean_changes(former) == {}
+
+
+CHANGES = ((0.5, True), (0.75, False), (0.5, True), (0.75, True), (0.25, False))
+
+
+def check(mean, error, n):
+    assert n == 3
     changes = torch.tensor([0.25, 0.25, -0.5])
     assert mean == pytest.approx(float(changes.mean())) and error == pytest.approx(float(changes.std()) / 3**0.5)
 
@@ -356,7 +374,7 @@ def test_the_report_shows_what_was_done():
     table = records["bogc/precision_map/image"]
     assert table.rows.tolist() == ["fused", "image"] and (table.values[0, :-1] >= table.values[0, 1:]).all()
     assert all(r.mode and (r.n or r.name in ("bogc/jitters", "bogc/posterior_seconds")) for r in records.values())
-    assert len({r.draw["panel"] for r in records.values() if "place" in r.draw}) == 11
+    assert len({r.draw["panel"] for r in records.values() if "place" in r.draw}) == 12
     assert records["bogc/sign_disagreement/image"].draw["note"] == "There is no conflict mass in reading trust."
 
 
@@ -369,3 +387,72 @@ def test_the_chart_of_weights_says_which_reading_is_active(reading):
         assert reading in records[name].mode and records[name].draw["levels"] == {"equal": 0.5}
     beside = records["bogc/conflict/image"].draw.get("panel") == records["bogc/sign_disagreement/image"].draw["panel"]
     assert beside == (reading == "signed"), "a mass that is always zero is folded"
+
+
+def test_confident_trust_by_coordinate_damps_what_varies_and_says_so():
+    knobs = {"reading": "confident_trust", "by_coordinate": True, "size": "norm"}
+    run = training("bogc", unimodal="heads", width=32, bogc__warmup=0.0, **{f"bogc__{k}": v for k, v in knobs.items()})
+    for _ in range(10):
+        view = run.step()
+    records = {r.name: r.value for r in run.stack.methods["bogc"].report(view) if r.kind == "scalar"}
+    for name, f in found(run.stack, view).items():
+        free, damped = maths.gains(f).tolist()
+        assert free > 1 > damped
+        assert records[f"bogc/gain/{name}/insensitive"] == pytest.approx(free)
+        assert records[f"bogc/gain/{name}/sensitive"] == pytest.approx(damped)
+        assert records[f"bogc/norm_ratio/{name}"] == pytest.approx(1)
+
+
+def test_conflict_shortens_the_step_and_its_mass_is_shown():
+    problem = tiny.problem(heads=True)
+    (_, off), (stack, on) = (at(problem, bogc(conflict=c)) for c in (0.0, 1.0))
+    rest = found(stack, on)
+    assert any(f.calibration.conflict.max() > 0.05 for f in rest.values())
+    for f in rest.values():
+        kept = READINGS["trust"](f.moments.mean, f.evidence).parts.sum(0)
+        torch.testing.assert_close(f.gradient, 2 * (1 - f.calibration.conflict) * kept)
+    incoming = {n: f.gradient / len(on.batch) for n, f in rest.items()}
+    shared, wanted = problem.layout.slices["shared"], through_encoders(on, incoming)
+    wanted[shared] = on.raw.sum(0)[shared]
+    torch.testing.assert_close(on.grad, wanted)
+    assert not torch.allclose(on.grad, off.grad, rtol=1e-3)
+    records = {r.name: r for r in stack.methods["bogc"].report(on)}
+    beside = records["bogc/sign_disagreement/image"].draw
+    assert records["bogc/conflict/image"].draw["panel"] == beside["panel"] and "note" not in beside
+
+
+def test_a_state_of_before_evidence_by_snr_goes_on():
+    """Older checkpoints hold the same state; what an older configuration leaves out keeps evidence by precision."""
+    old = {"methods": ["bogc"], "problem": "planted", "settings": {"bogc.size": "norm"}, "defaults": 2}
+    assert RunConfig.from_json(old).settings["bogc.evidence"] == "relative"
+    assert "bogc.evidence" not in RunConfig.from_json(old | {"defaults": DEFAULTS}).settings
+
+
+class Unasked(TorchDispatchMode):
+    """Refuses whatever needs a number of the device on the host."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.name()
+        assert name not in ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal"), name
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("knobs", [{}, {"reading": "confident_trust", "by_coordinate": True, "size": "norm"}], ids=str)
+@pytest.mark.parametrize("conflict", [0.0, 1.0])
+def test_a_step_between_two_posteriors_asks_the_device_nothing(knobs, conflict):
+    problem = tiny.problem(heads=True)
+    state, optimizer, stack, rng = tiny.started(problem, [bogc(conflict=conflict, **knobs)])
+    state, _ = train_step(state, problem, optimizer, stack, rng)
+    with Unasked():
+        after, view = train_step(state, problem, optimizer, stack, rng)
+    assert not torch.equal(view.grad, view.raw.sum(0))
+    with Unasked(), pytest.raises(AssertionError, match="local_scalar"):
+        bool(after.theta.sum() > 0)
+
+
+def test_a_gradient_that_is_not_finite_is_handed_on_as_it_is():
+    problem = tiny.problem(heads=True)
+    stack, view = at(problem, bogc())
+    rows = view.raw.clone()
+    rows[0, 3] = math.inf
+    assert torch.equal(stack.methods["bogc"].fuse(rows, view), rows.sum(0))
