@@ -140,14 +140,19 @@ class FaNoise(Method):
         return super().idle(view)
 
     def features(self, features: dict[str, Tensor], view: View) -> dict[str, Tensor]:
-        """Return modality to features (B, D) with noise; features that are not finite are left for the loss to show."""
+        """Return modality to features (B, D) with noise; where one is not finite, the modality's come back unchanged.
+
+        The loss then shows them. Nothing here waits for the device.
+        """
         alpha = self._alpha(view)
         if alpha == 0.0:
             return features
         changed = dict(features)
         for name in chosen(self.params.side, tuple(features)):
-            if features[name].isfinite().all():
-                changed[name] = self._noisy(features[name], alpha, _drawer(name, view))
+            h = features[name]
+            finite = h.isfinite().all()
+            noisy = self._noisy(torch.where(finite, h, 0.0), alpha, _drawer(name, view))
+            changed[name] = torch.where(finite, noisy, h)
         return changed
 
     def report(self, view: View) -> Iterator[Record]:
