@@ -294,7 +294,7 @@ def test_looking_whether_features_are_finite_changes_no_bit(knobs):
     method = FaNoise(FaNoise.Params(alpha=0.7, **knobs))
     asked = method.features(given, view(given))
     for name, h in given.items():
-        plain = method._noisy(h, 0.7, lambda like, name=name: Rng(0).normal(f"fanoise/{name}", 4, like))
+        plain = method._noisy(name, given, view(given))
         assert torch.equal(asked[name], plain)
         weight = Rng(1).normal("weight", 0, h)
         pulls = (torch.autograd.grad((weight * changed).sum(), h)[0] for changed in (asked[name], plain))
@@ -426,6 +426,11 @@ def test_under_infonce_the_noise_of_a_logit_and_the_softmax_are_reported():
     records = {record.name: record for record in stack.methods["fanoise"].report(seen)}
     a, b = (normalised(seen.clean[name]) for name in ("image", "text"))
     width, tau = a.shape[1], seen.problem.temperature
+    form = maths.shape(maths.directions(a), "sublinear")
+    wanted = 0.4 / tau * float((b @ form.covariance * b).sum(1).mean().sqrt())
+    assert records["fanoise/logit_noise/image"].value == pytest.approx(wanted, rel=1e-5)
+    method = FaNoise(FaNoise.Params(alpha=0.4, scaling="uniform"))
+    records = {record.name: record for record in method.report(seen)}
     assert records["fanoise/logit_noise/image"].value == pytest.approx(0.4 / (math.sqrt(width) * tau))
     similarity = a @ b.mT / tau
     sure = (similarity.softmax(1).amax(1).mean() + similarity.softmax(0).amax(0).mean()) / 2
