@@ -119,7 +119,7 @@ def logit_noise(
     size = float(logits.spread(form, logits.keys_of(features, name)))
     length = float(x.square().sum(1).mean().sqrt().clamp(min=torch.finfo(x.dtype).tiny))
     how = "standard deviation that this modality's noise adds to a logit, before noisy rows are normalised anew"
-    draw = {"panel": "Noise of a logit", "place": 8.5, "label": name}
+    draw = {"panel": "Noise of a logit", "place": 8.5, "label": "", "y": "standard deviation"}
     return Scalar(f"fanoise/logit_noise/{name}", alpha * size / (length * temperature), n=len(x), mode=how, draw=draw)
 
 

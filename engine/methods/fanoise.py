@@ -174,7 +174,8 @@ class FaNoise(Method):
     def features(self, features: dict[str, Tensor], view: View) -> dict[str, Tensor]:
         """Return modality to features (B, D) with noise; where one is not finite, the modality's come back unchanged.
 
-        The loss then shows them. Nothing here waits for the device.
+        The loss then shows them. No number is asked of the device here; on CUDA, PyTorch itself asks whether a
+        decomposition has converged. Uniform noise in all directions and the matched free route take none.
         """
         if self._dose(view) == 0.0:
             return features
