@@ -18,9 +18,10 @@ Whether the shape matters, by trial on seeds 1000 to 1002, perceptrons, recall a
 deviations are up to 3. None, sublinear, uniform and linear as in the arms here: Wikipedia (800 steps) 8, 10, 10, 12;
 emoji.npz (400) 32, 43, 42, 42; emoji_names (300) 13, 15, 14, 16. At equal energy shaped noise moves the logits more,
 since the keys lie along the same strong directions: on Wikipedia linear noise puts 3.1 on a logit, uniform noise of its
-energy 1.8. At equal noise of a logit (`fanoise.sizing=logits`) three seeds show nothing of the shape. Sublinear, uniform
-and linear on Wikipedia at 3.0: 11, 11, 12; at 1.8: 10, 9, 10; on emoji.npz at 1.8: 40, 41, 40. With noisy rows taken as
-they are (`normalise=encoder`) Wikipedia gave 9, 11 and 10, and sublinear noise left features of effective rank 1.4.
+energy 1.8. At equal noise of a logit (`fanoise.sizing=logits`) three seeds show nothing of the shape. Sublinear,
+uniform and linear on Wikipedia at 3.0: 11, 11, 12; at 1.8: 10, 9, 10; on emoji.npz at 1.8: 40, 41, 40. With noisy rows
+taken as they are (`normalise=encoder`) Wikipedia gave 9, 11 and 10, and sublinear noise left features of effective rank
+1.4.
 
 *Source*: FANoise as reconstructed here, arXiv 2511.20997. Model, data, doses and the statistic are ours.
 """
