@@ -61,6 +61,11 @@ class RunSettings:
     depth: int = knob(1, 0, 8, "Hidden layers of an encoder.")
     activation: str = knob("gelu", help="Nonlinearity of the encoders.", choices=("gelu", "tanh", "relu"))
     temperature: float = knob(0.07, 0.005, 10.0, "Temperature of InfoNCE.", log=True)
+    normalise: str = knob(
+        "loss",
+        help="Where InfoNCE's features get length 1: in the loss, after what methods add, or in the encoders, before.",
+        choices=("loss", "encoder"),
+    )
     split: str = knob("split", help="Name of the array that splits a data file.")
     label_noise: float = knob(0.0, 0.0, 0.9, "Share of the training rows that carry a wrong label; other rows do not.")
     corrupt: str = knob(

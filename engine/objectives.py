@@ -90,19 +90,23 @@ class InfoNce:
     score = "recall@1"
     protocol = ""
 
-    def __init__(self, temperature: float) -> None:
-        """Fix the temperature."""
-        self.temperature = temperature
+    def __init__(self, temperature: float, unit: bool = False) -> None:
+        """Fix the temperature.
+
+        `unit`: features come at length 1, as `Multimodal.encode` then gives them, and logits are their products as they
+        are, so that what a method adds to the features is not normalised away. Without a method both are the same.
+        """
+        self.temperature, self.unit = temperature, unit
 
     def losses(self, logits: dict[str, Tensor], features: dict[str, Tensor], y: Tensor) -> dict[str, Tensor]:
         """Return one loss a pair, `<a>-<b>`."""
         pairs = combinations(features, 2)
-        return {f"{a}-{b}": info_nce(features[a], features[b], self.temperature) for a, b in pairs}
+        return {f"{a}-{b}": info_nce(features[a], features[b], self.temperature, self.unit) for a, b in pairs}
 
     def outputs(self, logits: dict[str, Tensor], features: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return each pair's similarities (B, B) over the temperature: convex in them, and not in the features."""
         pairs = combinations(features, 2)
-        return {f"{a}-{b}": similarity(features[a], features[b], self.temperature) for a, b in pairs}
+        return {f"{a}-{b}": similarity(features[a], features[b], self.temperature, self.unit) for a, b in pairs}
 
     def row_losses(self, outputs: dict[str, Tensor], y: Tensor) -> dict[str, Tensor]:
         """Return what each row adds as query in both directions (B,); it depends on the other rows too."""
@@ -121,7 +125,7 @@ class InfoNce:
 
 
 def build(settings, data: Dataset) -> CrossEntropy | SquaredError | InfoNce:
-    """Return the objective that `settings` (`objective`, `unimodal`, `temperature`) ask for.
+    """Return the objective that `settings` (`objective`, `unimodal`, `temperature`, `normalise`) ask for.
 
     Raises:
         InputError: an objective that does not suit the data, or an unknown one.
@@ -148,7 +152,7 @@ def _contrastive(settings, data: Dataset) -> InfoNce:
         raise InputError(f"info_nce needs two modalities, but {data.name} has one; choose cross_entropy.")
     if settings.unimodal != "none":
         raise InputError(f"info_nce has no logits, so unimodal must be none, not {settings.unimodal!r}.")
-    return InfoNce(settings.temperature)
+    return InfoNce(settings.temperature, settings.normalise == "encoder")
 
 
 def _accuracies(logits: dict[str, Tensor], y: Tensor) -> dict[str, Tensor]:

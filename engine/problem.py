@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.layout import Layout
+from engine.maths.contrastive import normalised
 from engine.rng import Rng
 
 Named = Mapping[str, Tensor]
@@ -227,9 +228,12 @@ class Multimodal:
         return replace(batch, x=batch.x | {modality: torch.zeros_like(batch.x[modality])})
 
     def encode(self, theta: Tensor | Named, batch: Batch) -> dict[str, Tensor]:
-        """Return modality to features (B, D)."""
+        """Return modality to features (B, D), of length 1 where the objective asks for that."""
         named = self._unpacked(theta)
-        return {name: encoder(named, batch.x[name]) for name, encoder in self._encoders.items()}
+        features = {name: encoder(named, batch.x[name]) for name, encoder in self._encoders.items()}
+        if getattr(self._objective, "unit", False):
+            return {name: normalised(h) for name, h in features.items()}
+        return features
 
     def logits(self, theta: Tensor | Named, features: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return `fused` and, where the network has them, modalities to logits (B, C)."""

@@ -14,7 +14,8 @@ from engine.objectives import build
 
 
 def settings(**changes):
-    return SimpleNamespace(**({"objective": "auto", "unimodal": "none", "temperature": 0.07} | changes))
+    usual = {"objective": "auto", "unimodal": "none", "temperature": 0.07, "normalise": "loss"}
+    return SimpleNamespace(**(usual | changes))
 
 
 def dataset(y, modalities=("a", "b")):

@@ -12,19 +12,25 @@ def normalised(features: Tensor) -> Tensor:
     return features * torch.rsqrt(features.square().sum(-1, keepdim=True) + 1e-12)
 
 
-def info_nce(a: Tensor, b: Tensor, temperature: float) -> Tensor:
+def info_nce(a: Tensor, b: Tensor, temperature: float, plain: bool = False) -> Tensor:
     """Return the symmetric InfoNCE loss (nats) of paired features (B, D): row i of `a` belongs to row i of `b`.
 
     With q, k the normalised rows: ½ mean_i [-log softmax_j(q_i·k_j / τ)_i] + the same with the roles exchanged. The two
-    directions as in CLIP (arXiv 2103.00020, figure 3); the temperature τ is fixed, not learnt.
+    directions as in CLIP (arXiv 2103.00020, figure 3); the temperature τ is fixed, not learnt. `plain` takes q, k as
+    the rows are.
     """
-    table = similarity(a, b, temperature)
+    table = similarity(a, b, temperature, plain)
     target = torch.arange(len(a), device=a.device)
     return 0.5 * (F.cross_entropy(table, target) + F.cross_entropy(table.mT, target))
 
 
-def similarity(a: Tensor, b: Tensor, temperature: float) -> Tensor:
-    """Return the cosines of all rows of `a` with all rows of `b`, (B, D) each, over the temperature, (B, B)."""
+def similarity(a: Tensor, b: Tensor, temperature: float, plain: bool = False) -> Tensor:
+    """Return the cosines of all rows of `a` with all rows of `b`, (B, D) each, over the temperature, (B, B).
+
+    `plain` takes the products of the rows as they are, which are cosines where all have length 1.
+    """
+    if plain:
+        return a @ b.mT / temperature
     return normalised(a) @ normalised(b).mT / temperature
 
 

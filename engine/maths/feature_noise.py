@@ -34,6 +34,17 @@ def framed(h: Tensor, order: str, relative: bool) -> tuple[Tensor, Tensor]:
     return h.detach() / unit.detach().clamp(min=tiny), unit
 
 
+def finite_or_zero(features: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the features (m, n) of each modality, or zeros for all of them where one is not finite; asks no host."""
+    return {name: torch.where(h.isfinite().all(), h, 0.0) for name, h in features.items()}
+
+
+def of_length(noisy: Tensor, h: Tensor) -> Tensor:
+    """Return the rows of noisy (m, n), each at the length of the same row of h; rows of length 0 stay 0."""
+    length = noisy.norm(dim=1, keepdim=True).clamp(min=torch.finfo(h.dtype).tiny)
+    return noisy * (h.norm(dim=1, keepdim=True) / length)
+
+
 @dataclass(frozen=True)
 class Directions:
     """Singular values (r,), largest first, and right singular vectors (n, r) of a batch (m, n); without graph."""
@@ -116,20 +127,36 @@ class Shape:
         return (inside + self.rest.square() * torch.eye(n, dtype=inside.dtype, device=inside.device)) / n
 
 
-def shape(found: Directions, scaling: str, *, matched: bool = False, full: bool = False) -> Shape:
+def shape(found: Directions, scaling: str, *, matched: bool = False, full: bool = False, energy: str = "own") -> Shape:
     """Return the shape of the noise along the directions of a batch.
 
-    `matched` divides S by its root mean square, so that all scalings carry the energy of the uniform one, α²·r/n, or α²
-    if `full`. `full` fills the features that a batch of fewer rows than features does not reach with the smallest S.
+    `full` fills the features that a batch of fewer rows than features does not reach with the smallest S. `energy` is
+    the scaling whose energy it has, its `own` or another's, by one factor on S and rest. `matched` is the same as the
+    energy of the uniform one, α²·r/n, or α² if `full`.
     """
-    scale = scales(found.values, scaling)
-    rest = scale.min() if full else torch.zeros_like(scale[0])
-    made = Shape(found.basis, scale, rest)
-    if not matched:
+    made = _unscaled(found, scaling, full)
+    if matched:
+        n, r = found.basis.shape
+        return _divided(made, (made.energy * (n / (n if full else r))).sqrt())
+    if energy in ("own", scaling):
         return made
-    n, r = found.basis.shape
-    size = (made.energy * (n / (n if full else r))).sqrt().clamp(min=torch.finfo(scale.dtype).tiny)
-    return Shape(found.basis, scale / size, rest / size)
+    wanted = _unscaled(found, energy, full).energy.clamp(min=torch.finfo(made.scale.dtype).tiny)
+    return _divided(made, (made.energy / wanted).sqrt())
+
+
+def _unscaled(found: Directions, scaling: str, full: bool) -> Shape:
+    scale = scales(found.values, scaling)
+    return Shape(found.basis, scale, scale.min() if full else torch.zeros_like(scale[0]))
+
+
+def _divided(form: Shape, size: Tensor) -> Shape:
+    size = size.clamp(min=torch.finfo(size.dtype).tiny)
+    return Shape(form.basis, form.scale / size, form.rest / size)
+
+
+def even(x: Tensor) -> Shape:
+    """Return the shape of uniform noise z/√n in all n directions of x (m, n): rest 1, and no direction of its own."""
+    return Shape(x.new_empty(x.shape[1], 0), x.new_empty(0), x.new_ones(()))
 
 
 def noise(z: Tensor, form: Shape) -> Tensor:
@@ -138,21 +165,29 @@ def noise(z: Tensor, form: Shape) -> Tensor:
     return ((inside * (form.scale - form.rest)) @ form.basis.mT + form.rest * z) / math.sqrt(z.shape[1])
 
 
-def isotropic(z: Tensor) -> Tensor:
-    """Return noise (m, n) for α = 1 and S = 1 in all n directions from standard normal z (m, n): z/√n."""
-    return z / math.sqrt(z.shape[1])
+@dataclass(frozen=True)
+class Mixture:
+    """Linear noise as mixtures of the rows of x (m, n): g·X/size with standard normal g (m, m), for α = 1."""
+
+    rows: Tensor
+    size: Tensor
 
 
-def mixed(g: Tensor, x: Tensor, *, centre: bool = False, matched: bool = False) -> Tensor:
-    """Return linear noise (m, n) for α = 1 as mixtures of the rows of x, from standard normal g (m, m).
+def mixture(x: Tensor, *, centre: bool = False, matched: bool = False) -> Mixture:
+    """Return the mixtures of the rows of x (m, n) whose covariance is that of `noise` with linear scales.
 
-    (1/(√n·c))·g·X has the row covariance XᵀX/(n·c²), the same as `noise` with linear scales. c is mean σ, for which
-    singular values are still needed, or, matched, √(Σσ²/r) = ‖X‖/√r, for which none are.
+    (1/(√n·c))·g·X has the row covariance XᵀX/(n·c²). c is mean σ, for which singular values are still needed, or,
+    matched, √(Σσ²/r) = ‖X‖/√r, for which none are.
     """
     x = centred(x, centre)
     m, n = x.shape
     size = x.norm() / math.sqrt(min(m, n)) if matched else torch.linalg.svdvals(x).mean()
-    return g @ x / (math.sqrt(n) * size.clamp(min=torch.finfo(x.dtype).tiny))
+    return Mixture(x, math.sqrt(n) * size.clamp(min=torch.finfo(x.dtype).tiny))
+
+
+def mixed(g: Tensor, form: Mixture) -> Tensor:
+    """Return linear noise (m, n) for α = 1 from standard normal g (m, m)."""
+    return g @ form.rows / form.size
 
 
 def dose(alpha: float, step: int, warmup: int, anneal: str, steps: int) -> float:

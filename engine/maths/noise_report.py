@@ -7,14 +7,19 @@ scaling, the shape and one draw of (m, n).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from itertools import combinations
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from engine.maths import feature_noise as maths
-from engine.maths.feature_noise import SCALINGS, Directions, Shape
+from engine.maths import logit_noise as logits
+from engine.maths.contrastive import normalised
+from engine.maths.feature_noise import SCALINGS, Directions, Mixture, Shape
+from engine.maths.noise_design import Design, drawn
 from engine.records import Bars, Curve, Record, Scalar
 
 _PANELS = {
@@ -85,6 +90,39 @@ _SIZES = {
 }
 
 
+def shown(
+    name: str,
+    design: Design,
+    form: Shape | Mixture,
+    x: Tensor,
+    noisy: Tensor,
+    alpha: float,
+    draw: Callable[[Tensor], Tensor],
+) -> Iterator[Record]:
+    """Yield all that noise of a form did to one modality, beside what the other scalings would have done."""
+    started = time.perf_counter()
+    found = design.directions(maths.centred(x, False))
+    seconds = time.perf_counter() - started
+    shapes = {scaling: design.shape(found, scaling) for scaling in SCALINGS}
+    z = draw(found.basis.new_empty(x.shape))
+    noise = {key: alpha * maths.noise(z, other) for key, other in shapes.items()}
+    noise[design.scaling] = alpha * drawn(form, x, draw)
+    yield Scalar(f"fanoise/seconds/{name}", seconds, n=1, mode=f"one decomposition, {design.route}")
+    yield from measured(name, found, shapes, noise, design.scaling, x, noisy, alpha)
+    yield from compared(name, found, shapes, noise, len(x))
+
+
+def logit_noise(
+    name: str, form: Shape | Mixture, alpha: float, x: Tensor, features: Mapping[str, Tensor], temperature: float
+) -> Scalar:
+    """Return what the noise of a modality adds to a logit, x (m, n) its rows in the units of α."""
+    size = float(logits.spread(form, logits.keys_of(features, name)))
+    length = float(x.square().sum(1).mean().sqrt().clamp(min=torch.finfo(x.dtype).tiny))
+    how = "standard deviation that this modality's noise adds to a logit, before noisy rows are normalised anew"
+    draw = {"panel": "Noise of a logit", "place": 8.5, "label": "", "y": "standard deviation"}
+    return Scalar(f"fanoise/logit_noise/{name}", alpha * size / (length * temperature), n=len(x), mode=how, draw=draw)
+
+
 def measured(
     name: str,
     found: Directions,
@@ -124,6 +162,13 @@ def compared(
         title = f"Share of the noise energy in the first {f'{count} directions' if count > 1 else 'direction'}"
         draw = {"panel": title, "place": 6 + place, "label": ""}
         yield Bars(f"fanoise/top_{count}/{name}", labels, values, mode="ΣS² of these over all", draw=draw)
+
+
+def pairs(features: Mapping[str, Tensor], losses: Mapping[str, Tensor], temperature: float | None) -> Iterator[Record]:
+    """Yield how the features (m, n) of each pair of modalities that has a loss lie on the sphere."""
+    for a, b in combinations(features, 2):
+        if f"{a}-{b}" in losses and features[a].shape == features[b].shape:
+            yield from pair(f"{a}-{b}", *(normalised(features[m]) for m in (a, b)), temperature)
 
 
 def pair(name: str, a: Tensor, b: Tensor, temperature: float | None) -> Iterator[Record]:

@@ -6,17 +6,19 @@ A reconstruction. The paper's full text is not public to us; from its abstract a
   (uniform), σ/mean σ (linear) or √σ/mean √σ (sublinear, the one it favours); training only; α about 0.1 to 0.5.
 - *our reading*: noise on every modality; on the rows at length 1; no gradient through the singular vectors; V thin;
   α constant; Z drawn in the feature space, which has the same law (see `maths/feature_noise`).
-- *our derivation*: energy, signal-to-noise ratios (SNR) and covariances in closed form; the energy match; the linear
-  variant as mixtures of rows. That one needs no singular values only if the energy is matched.
+- *our derivation*: energy, signal-to-noise ratios (SNR) and covariances in closed form; `matched`, `energy`, `sizing`;
+  the linear variant as mixtures of rows. That one needs no singular values only if the energy is matched.
 
-The linear and sublinear variants carry more energy than the uniform one, so a comparison of shapes needs `matched`.
-Under InfoNCE at temperature τ what counts is the noise of a logit, α/(√n·τ): with n = 64 and τ = 0.07, α = 1 gives 1.8,
-about the best in our trials; α = 0.1 gives 0.18, about the 0.13 that it gave the paper, with n = 1536 and τ = 0.02.
+The linear and sublinear variants carry more energy than the uniform one, so a comparison of shapes needs `matched`, or
+`energy`, which gives any scaling the energy of any other. Under InfoNCE at temperature τ what counts is the noise of a
+logit, α/(√n·τ) for uniform noise and more for the others (see `maths/logit_noise`): with n = 64 and τ = 0.07, α = 1
+gives 1.8, about the best in our trials; α = 0.1 gave the paper about 0.13, with n = 1536 and τ = 0.02. `sizing` logits
+sets that number, ours too, and finds α for each modality and batch from the clean rows that it is compared with.
 
-`order` after: the noise is in units of each row's length, so a loss that normalises sees the unit rows plus noise,
-normalised once more; the gradient is that of this chain. `order` before: on the features as they are; X̃ - X is a
-constant for the gradient. A loss that takes the features as they are gets them with the noise, not normalised anew,
-unless `renormalise`.
+`order` after: the noise is in units of each row's length. InfoNCE then normalises the noisy rows anew, and the gradient
+is that of this chain; where the run's `normalise` is encoder, features are unit rows and products are taken of the
+noisy rows as they are, as in the paper's analysis, and `renormalise` brings the new norm back. `order` before: on the
+features as they are; X̃ - X is a constant for the gradient.
 
 *Acts at*: features.
 
@@ -33,19 +35,17 @@ Nadakuditi, arXiv 1103.2221.
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import combinations
 
 import torch
 from torch import Tensor
 
 from engine.knobs import InputError
 from engine.maths import feature_noise as maths
+from engine.maths import logit_noise as logits
 from engine.maths import noise_report
-from engine.maths.contrastive import normalised
+from engine.maths.noise_design import ROUTES, Design, drawn
 from engine.method import Method, knob
 from engine.needs import Need
 from engine.records import Record, Scalar
@@ -86,6 +86,10 @@ class FaNoise(Method):
     needs = (
         Need("fanoise.scaling", ("linear",), {"fanoise.route": "free"}),
         Need("fanoise.basis", ("thin",), {"fanoise.route": "free"}),
+        Need("fanoise.energy", ("own",), {"fanoise.route": "free"}),
+        Need("fanoise.energy", ("own",), {"fanoise.matched": True}),
+        Need("objective", ("info_nce",), {"fanoise.sizing": "logits"}),
+        Need("fanoise.order", ("after",), {"fanoise.sizing": "logits"}),
     )
     neutral = {"alpha": 0.0}
     reconstructed = True
@@ -97,11 +101,26 @@ class FaNoise(Method):
         alpha: float = knob(
             0.1, 0.0, 10.0, "Noise to feature length; under InfoNCE try temperature times twice the root of the width."
         )
+        sizing: str = knob(
+            "alpha",
+            help="What sets the amount of noise: alpha, or what the noise of one modality adds to a logit of InfoNCE.",
+            choices=("alpha", "logits"),
+        )
+        logit_noise: float = knob(
+            1.8, 0.0, 20.0, "With sizing `logits`: standard deviation that one modality's noise adds to a logit."
+        )
         scaling: str = knob("sublinear", help="How the noise grows with the singular value.", choices=maths.SCALINGS)
         matched: bool = knob(False, help="Give all scalings the energy of the uniform one.")
+        energy: str = knob(
+            "own",
+            help="Whose energy the noise has at the same alpha: that of its own scaling, or of another.",
+            choices=("own", *maths.SCALINGS),
+        )
         side: str = knob("all", help="Which modalities: all, query, key, or names with commas between.")
         order: str = knob("after", help="After the rows are normalised, or before.", choices=("after", "before"))
-        renormalise: bool = knob(False, help="Put each row back to its length after the noise.")
+        renormalise: bool = knob(
+            False, help="Put each row back to its length after the noise; InfoNCE does so itself unless told not to."
+        )
         relative: bool = knob(True, help="With `before`: alpha in units of the rows' typical length.")
         basis: str = knob(
             "thin",
@@ -109,118 +128,123 @@ class FaNoise(Method):
             choices=("thin", "full"),
         )
         centre: bool = knob(False, help="Take the mean row away before the singular values are taken.")
-        route: str = knob(
-            "svd",
-            help="By singular values, by the Gram matrix, or free of both (linear).",
-            choices=("svd", "gram", "free"),
-        )
+        route: str = knob("svd", help="By singular values, Gram matrix, or free of both (linear).", choices=ROUTES)
         warmup: int = knob(0, 0, 1_000_000, "Steps over which alpha grows from 0.")
         anneal: str = knob("none", help="How alpha falls to 0 at `steps`.", choices=("none", "linear", "cosine"))
         steps: int = knob(0, 0, 10_000_000, "Step at which alpha has fallen to 0; 0 for never.")
 
         def __post_init__(self) -> None:
-            """Refuse the route without singular values where the noise has another shape than the linear one."""
+            """Refuse knobs that contradict each other."""
             if self.route == "free" and (self.scaling != "linear" or self.basis != "thin"):
                 raise InputError(
                     f"The free route gives linear, thin noise, not {self.scaling}, {self.basis}; choose the route svd."
                 )
+            if self.energy != "own" and (self.matched or self.route == "free"):
+                other = "fanoise.matched is on" if self.matched else "fanoise.route is free"
+                raise InputError(
+                    f"fanoise.energy asks for the energy of {self.energy} noise while {other}; set it to own."
+                )
+            if self.sizing == "logits" and self.order != "after":
+                raise InputError(
+                    f"Noise is sized by logits on rows of length 1, but fanoise.order is {self.order}; set it to after."
+                )
 
     def init(self, view: View) -> dict:
-        """Return no state, after a look at whether `side` names modalities of the problem."""
+        """Return no state, after a look at whether the problem has the modalities and logits that the knobs name."""
         chosen(self.params.side, view.problem.modalities)
+        if self.params.sizing == "logits" and not _temperature(view):
+            raise InputError(
+                "fanoise.sizing is logits, but this run compares no modalities with each other; start one with "
+                "objective info_nce, or set fanoise.sizing to alpha."
+            )
         return {}
 
     def idle(self, view: View) -> str:
         """Return why there is no noise: as for every method, or it has faded."""
         p = self.params
-        if p.alpha > 0.0 and view.step >= max(p.warmup, 1) and self._alpha(view) == 0.0:
+        knob_name = "alpha" if p.sizing == "alpha" else "logit_noise"
+        if getattr(p, knob_name) == 0.0:
+            return f"FANoise leaves training as it is while fanoise.{knob_name} is 0.0; change it."
+        if view.step >= max(p.warmup, 1) and self._dose(view) == 0.0:
             return (
                 f"FANoise has faded to nothing by step {p.steps:,}; raise fanoise.steps, or set fanoise.anneal to none."
             )
-        return super().idle(view)
+        return ""
 
     def features(self, features: dict[str, Tensor], view: View) -> dict[str, Tensor]:
-        """Return modality to features (B, D) with noise; features that are not finite are left for the loss to show."""
-        alpha = self._alpha(view)
-        if alpha == 0.0:
+        """Return modality to features (B, D) with noise; where one is not finite, the modality's come back unchanged.
+
+        The loss then shows them. No number is asked of the device here; on CUDA, PyTorch itself asks whether a
+        decomposition has converged. Uniform noise in all directions and the matched free route take none.
+        """
+        if self._dose(view) == 0.0:
             return features
-        changed = dict(features)
+        safe, changed = maths.finite_or_zero(features), dict(features)
         for name in chosen(self.params.side, tuple(features)):
-            if features[name].isfinite().all():
-                changed[name] = self._noisy(features[name], alpha, _drawer(name, view))
+            h = features[name]
+            changed[name] = torch.where(h.isfinite().all(), self._noisy(name, safe, view), h)
         return changed
 
     def report(self, view: View) -> Iterator[Record]:
         """Yield, for the first piece of the batch as encoded: spectra, SNR, alignment, cosines, energy, pairs."""
-        alpha, rows, size = self._alpha(view), len(view.batch), view.problem.micro
+        rows, size = len(view.batch), view.problem.micro
         if 0 < size < rows:
             view = view.having(rng=view.rng.within("piece0"))
             view = view.having(clean={name: h[:size] for name, h in view.clean.items()})
-        yield from _pairs(view)
-        if alpha == 0.0:
+        yield from noise_report.pairs(view.clean, view.losses, _temperature(view))
+        if self._dose(view) == 0.0:
             return
-        yield Scalar("fanoise/alpha", alpha, mode=f"{self.params.scaling}, in units of a row")
-        temperature = getattr(view.problem, "temperature", None)
+        if self.params.sizing == "alpha":
+            yield Scalar("fanoise/alpha", self._dose(view), mode=f"{self.params.scaling}, in units of a row")
+        safe = view.having(clean=maths.finite_or_zero(view.clean))
         for name in chosen(self.params.side, view.problem.modalities):
-            if temperature:
-                value = alpha / (math.sqrt(view.clean[name].shape[1]) * temperature)
-                yield Scalar(f"fanoise/logit_noise/{name}", value, mode="α/(√n·τ): noise of a logit, uniform scaling")
             if view.clean[name].isfinite().all():
-                yield from self._seen(name, alpha, view)
+                yield from self._seen(name, safe)
 
-    def _alpha(self, view: View) -> float:
+    def _dose(self, view: View) -> float:
+        """Return α at this step, or the noise of a logit where that is what is set."""
         p = self.params
-        return maths.dose(p.alpha, view.step, p.warmup, p.anneal, p.steps)
+        return maths.dose(p.alpha if p.sizing == "alpha" else p.logit_noise, view.step, p.warmup, p.anneal, p.steps)
 
-    def _noisy(self, h: Tensor, alpha: float, draw: Callable[[Tensor], Tensor]) -> Tensor:
+    def _alpha(self, name: str, form: maths.Shape | maths.Mixture, features: dict[str, Tensor], view: View):
+        """Return α at this step for the noise of a modality: a number, or of the batch's clean features (0-d)."""
+        if self.params.sizing == "alpha":
+            return self._dose(view)
+        return logits.alpha_for(
+            self._dose(view), _temperature(view), logits.spread(form, logits.keys_of(features, name))
+        )
+
+    def _noisy(self, name: str, features: dict[str, Tensor], view: View) -> Tensor:
+        """Return one modality's features (m, n) with noise; all modalities' are given, finite."""
+        h = features[name]
         x, unit = maths.framed(h, self.params.order, self.params.relative)
-        noisy = h + alpha * unit * self._drawn(x, draw).to(h.dtype)
-        if not self.params.renormalise:
-            return noisy
-        length = noisy.norm(dim=1, keepdim=True).clamp(min=torch.finfo(h.dtype).tiny)
-        return noisy * (h.norm(dim=1, keepdim=True) / length)
+        form = self._design.form(x)
+        alpha = self._alpha(name, form, features, view)
+        noisy = h + alpha * unit * drawn(form, x, _drawer(name, view)).to(h.dtype)
+        return maths.of_length(noisy, h) if self.params.renormalise else noisy
 
-    def _drawn(self, x: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return the noise (m, n) for α = 1 on x (m, n)."""
-        p, (m, n) = self.params, x.shape
-        base = maths.centred(x, False)
-        if p.route == "free":
-            return maths.mixed(draw(base.new_empty(m, m)), base, centre=p.centre, matched=p.matched)
-        if p.scaling == "uniform" and (m >= n or p.basis == "full"):
-            return maths.isotropic(draw(base))
-        return maths.noise(draw(base), self._shape(self._directions(base), p.scaling))
-
-    def _directions(self, x: Tensor) -> maths.Directions:
-        return maths.directions(x, centre=self.params.centre, gram=self.params.route == "gram")
-
-    def _shape(self, found: maths.Directions, scaling: str) -> maths.Shape:
+    @property
+    def _design(self) -> Design:
         p = self.params
-        return maths.shape(found, scaling, matched=p.matched, full=p.basis == "full")
+        return Design(p.scaling, p.matched, p.energy, p.basis == "full", p.centre, p.route)
 
-    def _seen(self, name: str, alpha: float, view: View) -> Iterator[Record]:
+    def _seen(self, name: str, view: View) -> Iterator[Record]:
         """Yield what the noise of this step did to one modality."""
-        p, h, draw = self.params, view.clean[name], _drawer(name, view)
+        p, h, tau = self.params, view.clean[name], _temperature(view)
         x, unit = maths.framed(h, p.order, p.relative)
-        noise = {p.scaling: alpha * self._drawn(x, draw)}
-        noisy = self._noisy(h, alpha, draw) / unit.clamp(min=torch.finfo(h.dtype).tiny)
-        started = time.perf_counter()
-        found = self._directions(maths.centred(x, False))
-        seconds = time.perf_counter() - started
-        shapes = {scaling: self._shape(found, scaling) for scaling in maths.SCALINGS}
-        z = draw(found.basis.new_empty(x.shape))
-        noise = {key: alpha * maths.noise(z, form) for key, form in shapes.items()} | noise
-        yield Scalar(f"fanoise/seconds/{name}", seconds, n=1, mode=f"one decomposition, {p.route}")
-        yield from noise_report.measured(name, found, shapes, noise, p.scaling, x, noisy, alpha)
-        yield from noise_report.compared(name, found, shapes, noise, len(x))
+        form = self._design.form(x)
+        alpha = float(self._alpha(name, form, view.clean, view))
+        if p.sizing == "logits":
+            yield Scalar(f"fanoise/alpha/{name}", alpha, mode=f"{p.scaling}, for the noise of a logit that is set")
+        if tau:
+            yield noise_report.logit_noise(name, form, alpha, x, view.clean, tau)
+        noisy = self._noisy(name, view.clean, view) / unit.clamp(min=torch.finfo(h.dtype).tiny)
+        yield from noise_report.shown(name, self._design, form, x, noisy, alpha, _drawer(name, view))
 
 
 def _drawer(name: str, view: View) -> Callable[[Tensor], Tensor]:
     return lambda like: view.rng.normal(f"fanoise/{name}", view.step, like)
 
 
-def _pairs(view: View) -> Iterator[Record]:
-    """Yield how the clean features of each contrasted pair lie on the sphere."""
-    temperature = getattr(view.problem, "temperature", None)
-    for a, b in combinations(view.clean, 2):
-        if f"{a}-{b}" in view.losses and view.clean[a].shape == view.clean[b].shape:
-            yield from noise_report.pair(f"{a}-{b}", *(normalised(view.clean[m]) for m in (a, b)), temperature)
+def _temperature(view: View) -> float | None:
+    return getattr(view.problem, "temperature", None)

@@ -57,7 +57,7 @@ def test_rows_have_the_covariance_of_the_closed_form(m, n, scaling):
 def test_mixtures_of_rows_are_linear_noise(matched):
     x = batch(12, 5)
     form = maths.shape(maths.directions(x), "linear", matched=matched)
-    rows = maths.mixed(normal(200_000, 12), x, matched=matched)
+    rows = maths.mixed(normal(200_000, 12), maths.mixture(x, matched=matched))
     error = (rows.T @ rows / len(rows) - form.covariance).norm() / form.covariance.norm()
     assert error < 0.02
 
@@ -66,7 +66,7 @@ def test_matched_mixtures_need_no_singular_values(monkeypatch):
     x = batch(12, 5)
     monkeypatch.setattr(torch.linalg, "svdvals", None)
     monkeypatch.setattr(torch.linalg, "svd", None)
-    assert maths.mixed(normal(12, 12), x, matched=True).shape == x.shape
+    assert maths.mixed(normal(12, 12), maths.mixture(x, matched=True)).shape == x.shape
 
 
 @pytest.mark.parametrize("n", [16, 64, 512])
@@ -82,7 +82,10 @@ def test_uniform_noise_of_full_rank_is_isotropic():
     x, z = batch(20, 7), normal(20, 7)
     form = maths.shape(maths.directions(x), "uniform")
     torch.testing.assert_close(form.covariance, torch.eye(7, dtype=F64) / 7)
-    torch.testing.assert_close(maths.noise(z, form), maths.isotropic(z))
+    even = maths.even(x)
+    torch.testing.assert_close(maths.noise(z, form), maths.noise(z, even))
+    torch.testing.assert_close(even.covariance, form.covariance)
+    assert torch.equal(maths.noise(z, even), z / math.sqrt(7)) and float(even.energy) == 1.0
 
 
 @scalings
@@ -214,7 +217,7 @@ def test_a_deficient_batch_gets_finite_noise_and_none_where_it_has_nothing(x, gr
         assert maths.noise(torch.ones_like(x), form).isfinite().all()
         if scaling != "uniform":
             assert (form.scale[rank:] == 0).all()
-    assert maths.mixed(torch.ones(len(x), len(x), dtype=dtype), x).isfinite().all()
+    assert maths.mixed(torch.ones(len(x), len(x), dtype=dtype), maths.mixture(x)).isfinite().all()
     assert 1 <= float(maths.effective_rank(found.values)) <= max(rank, 1) + 1e-5
 
 
@@ -251,12 +254,12 @@ def test_a_spike_in_noise_is_seen_where_random_matrices_say(size):
 def pulls(keys: int, width: int, tau: float, delta: float, draws: int):
     """The expected gradient of -log p_0 at a query: by draws, by Stein's identity, and as the paper has it."""
     q, k = normalised(normal(width, seed=1)), normalised(normal(keys, width, seed=2))
+    even = maths.even(k)
     own = torch.nn.functional.one_hot(torch.tensor(0), keys).to(F64)
     total, mean, square = (torch.zeros(size, dtype=F64) for size in (width, keys, ()))
     for seed in range(10):
-        noise = (
-            delta * math.sqrt(width) * maths.isotropic(normal(draws * keys, width, seed=seed)).view(draws, keys, width)
-        )
+        noise = maths.noise(normal(draws * keys, width, seed=seed), even).view(draws, keys, width)
+        noise = delta * math.sqrt(width) * noise
         p = ((k + noise) @ q / tau).softmax(1)
         total += -(((own - p)[:, :, None] * (k + noise)).sum(1) / tau).mean(0) / 10
         mean, square = mean + p.mean(0) / 10, square + p.square().sum(1).mean() / 10

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from engine.catalog import catalog
 from engine.config import RunConfig, validated
@@ -262,15 +263,54 @@ def test_a_dead_row_stays_dead_on_the_sphere():
 
 def test_features_that_are_not_finite_are_left_for_the_loss_to_show():
     given = features()
-    given["image"][2, 1] = math.nan
-    changed = noisy(given, alpha=0.5)
-    assert changed["image"] is given["image"]
-    assert changed["text"].isfinite().all()
+    given["image"][2, 1], given["image"][0, 0] = math.nan, math.inf
+    given["image"].requires_grad_()
+    for knobs in ({}, {"route": "gram"}, {"scaling": "linear", "route": "free"}, {"renormalise": True}):
+        changed = noisy(given, alpha=0.5, **knobs)
+        assert torch.equal(changed["image"].nan_to_num(7.0), given["image"].nan_to_num(7.0))
+        (grad,) = torch.autograd.grad(changed["image"].sum(), given["image"])
+        assert torch.equal(grad, torch.ones_like(grad))
+        assert torch.equal(changed["text"], noisy(features(), alpha=0.5, **knobs)["text"])
     problem = tiny.problem()
     problem.rows["train"].x["image"][:] = math.nan
     _, views, stack = tiny.train(problem, [FaNoise()], 1)
     assert all(loss.isnan() for loss in views[0].losses.values())
     assert all("image" not in record.name for record in stack.methods["fanoise"].report(views[0]))
+
+
+ROUTES = [
+    {},
+    {"scaling": "uniform"},
+    {"scaling": "linear", "route": "free"},
+    {"scaling": "linear", "route": "free", "matched": True},
+    {"route": "gram", "order": "before"},
+    {"matched": True, "renormalise": True, "basis": "full"},
+]
+
+
+@pytest.mark.parametrize("knobs", ROUTES, ids=str)
+def test_looking_whether_features_are_finite_changes_no_bit(knobs):
+    given = {name: h.requires_grad_() for name, h in features(dtype=torch.float32).items()}
+    method = FaNoise(FaNoise.Params(alpha=0.7, **knobs))
+    asked = method.features(given, view(given))
+    for name, h in given.items():
+        plain = method._noisy(name, given, view(given))
+        assert torch.equal(asked[name], plain)
+        weight = Rng(1).normal("weight", 0, h)
+        pulls = (torch.autograd.grad((weight * changed).sum(), h)[0] for changed in (asked[name], plain))
+        assert torch.equal(*pulls)
+
+
+@pytest.mark.parametrize("knobs", ROUTES, ids=str)
+def test_no_number_is_asked_of_the_device(knobs, monkeypatch):
+    """On tensors without data every question to the host raises."""
+    monkeypatch.setattr(Rng, "normal", lambda self, purpose, step, like: torch.randn_like(like))
+    with FakeTensorMode():
+        given = {name: torch.empty(12, 5, device="meta") for name in ("image", "text")}
+        changed = noisy(given, alpha=0.7, **knobs)
+        with pytest.raises(DataDependentOutputException):
+            bool(changed["text"].isfinite().all())
+    assert changed["image"].shape == (12, 5)
 
 
 def test_half_precision_features_keep_their_type():
@@ -386,6 +426,11 @@ def test_under_infonce_the_noise_of_a_logit_and_the_softmax_are_reported():
     records = {record.name: record for record in stack.methods["fanoise"].report(seen)}
     a, b = (normalised(seen.clean[name]) for name in ("image", "text"))
     width, tau = a.shape[1], seen.problem.temperature
+    form = maths.shape(maths.directions(a), "sublinear")
+    wanted = 0.4 / tau * float((b @ form.covariance * b).sum(1).mean().sqrt())
+    assert records["fanoise/logit_noise/image"].value == pytest.approx(wanted, rel=1e-5)
+    method = FaNoise(FaNoise.Params(alpha=0.4, scaling="uniform"))
+    records = {record.name: record for record in method.report(seen)}
     assert records["fanoise/logit_noise/image"].value == pytest.approx(0.4 / (math.sqrt(width) * tau))
     similarity = a @ b.mT / tau
     sure = (similarity.softmax(1).amax(1).mean() + similarity.softmax(0).amax(0).mean()) / 2
