@@ -92,10 +92,10 @@ if probe:
 classes = "This comes with a measurement of a classification problem."
 reconstructed = [
     (
-        ("Held-out R² of its features from all others'", "series", ["reconstruction/r2/*"], {}),
-        ("Held-out R² from each single other", "record", ["reconstruction/matrix"], {}),
+        ("R² of each modality's features from all others together", "series", ["reconstruction/r2/*"], {}),
+        ("R² of each modality's features from each single other", "record", ["reconstruction/matrix"], {}),
     ),
-    (("The same within the classes", "series", ["reconstruction/within/*"], {"empty": classes}),),
+    (("R² from all others together, within the classes", "series", ["reconstruction/within/*"], {"empty": classes}),),
 ]
 for row in reconstructed:
     for column, (title, chart, names, options) in zip(st.columns(2, gap="medium"), row, strict=False):
