@@ -84,3 +84,26 @@ st.caption(
     "and beside the score without that modality. Curves with other fill-ins, corruptions or ranges are other "
     "measurements. Bands and whiskers are one standard error over the rows."
 )
+
+st.markdown("##### What can be reconstructed from the other modalities")
+probe = shell.probe("reconstruction")
+if probe:
+    controls.measuring(run, probe)
+classes = "This comes with a measurement of a classification problem."
+reconstructed = [
+    (
+        ("R² of each modality's features from all others together", "series", ["reconstruction/r2/*"], {}),
+        ("R² of each modality's features from each single other", "record", ["reconstruction/matrix"], {}),
+    ),
+    (("R² from all others together, within the classes", "series", ["reconstruction/within/*"], {"empty": classes}),),
+]
+for row in reconstructed:
+    for column, (title, chart, names, options) in zip(st.columns(2, gap="medium"), row, strict=False):
+        with column:
+            key, own = f"robustness/{names[0]}/{run}", {"empty": empty} | options
+            live.chart(run, chart, key=key, title=title, names=names, height=260, **own)
+st.caption(
+    "By linear regression, fitted on training rows: 1 is perfect, 0 no better than the mean, and far less a sign that "
+    "training rows are known by heart. Features that hold the class and nothing else reconstruct each other perfectly; "
+    "within the classes only what goes beyond the class counts."
+)

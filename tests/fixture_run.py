@@ -56,6 +56,7 @@ def write_run(
             *_balance(step, rng),
             *_evidence(step, rng),
             *_robustness(step),
+            *_reconstruction(step),
             *_spectra(step),
             *_noise(step),
         ]
@@ -406,6 +407,20 @@ def _robustness(step: int) -> list:
             Scalar(f"robustness/without/{part}", base * (0.95 - loss), 0.03, draw=draw, **about),
         ]
     return found
+
+
+def _reconstruction(step: int) -> list:
+    about = {"n": 180, "mode": "R² on val rows, ridge regression fitted on 256 training rows"}
+    base, names = float(1 - np.exp(-step / 120)), np.array(PARTS[:2])
+    draw = {"y": "held-out R²", "levels": {"the mean": 0.0}, "within": [-1.0, 1.0]}
+    found = [
+        Scalar(f"reconstruction/{key}/{part}", share * size * base - 0.05, 0.02, draw=draw, **about)
+        for part, share in (("image", 0.6), ("text", 0.4))
+        for key, size in (("r2", 1.0), ("within", 0.2))
+    ]
+    values, errors = base * np.array([[np.nan, 0.6], [0.4, np.nan]]), np.full((2, 2), 0.02)
+    draw = {"title": "R²", "x": "from", "y": "of", "signed": True}
+    return [*found, Matrix("reconstruction/matrix", names, names, values, errors, draw=draw, **about)]
 
 
 def _noise(step: int) -> list:

@@ -53,7 +53,9 @@ def data(folder: Path) -> Path:
 
 def write_poisoned(home: Path, folder: Path) -> Path:
     """Train a short run of the data file into `home`, with what most probes measure; return `home`."""
-    probes = dict.fromkeys(("hessian", "landscape", "evidence", "spectra", "imbalance", "robustness"), 10)
+    probes = dict.fromkeys(
+        ("hessian", "landscape", "evidence", "spectra", "imbalance", "robustness", "reconstruction"), 10
+    )
     settings = {"unimodal": "heads", "probe_rows": 30, "landscape.points": 5} | {"planted.rows": 600}
     config = small(problem=None, data=str(data(folder)), steps=21, probes=probes, settings=settings)
     commands = {4: [Toggle("gani", True), Tune("optimizer", "lr", 0.02), Note(EVENT)]}

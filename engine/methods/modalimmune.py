@@ -9,7 +9,7 @@ A reconstruction. Only title, abstract and the start of the introduction are pub
   Fisher or Gauss-Newton matrix is below -τ; (I - αH)⁻¹ is a truncated Neumann series.
 - *our reading*: every number, the mixture (1-ω)L_full + ω·L_without, EXP3, signed gains, floor, fading strength, clip,
   that λ and κ are tuned (η has no expected hyper-gradient), for the mean held-out loss over all modalities and each one
-  left out. No decoders, so no reconstruction loss.
+  left out; linear decoders (`decode`, see `maths.decoders`), off unless asked for and no part of hyper-gradients.
 - *our default where that account is inert or misses its aim*: a Gauss-Newton matrix has no negative eigenvalue, so the
   gate `literal` never closes and `hessian` is the default; (I - αH)⁻¹ is not the inverse Hessian, so `reading` is
   `ift`, on the damped Gauss-Newton matrix, for which the certificate is rigorous. With τ at 0.05 the Hessian's gate
@@ -22,7 +22,7 @@ strong baseline: compare. With `outer` on `val` the validation rows choose λ an
 
 *Remembers*: the controller's log-weights, scale and last draws, the arm of the next step; each modality's reference
 scale and covariance (D, D); the gate's eigenvalues; a diagonal Fisher (P,); what λ and κ are multiplied by, with their
-own Adam; how the last hyper-gradient went.
+own Adam; how the last hyper-gradient went; with `decode`, mean and covariance of all features side by side.
 
 *Composes with*: whatever leaves `reg/` rows alone. The collapse reads the features as encoded, before noise. The
 mixture replaces the fused row, before later masks; a `fuse` that looks at raw rows sees L_full. The collapse is clipped
@@ -43,13 +43,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.maths import collapse, immunity, immunity_records
+from engine.maths import collapse, decoders, immunity, immunity_records
 from engine.maths.collapse import CONTROLLERS, GATES
 from engine.maths.hypergrad import READINGS, HyperGradient
 from engine.maths.omission import FILLS, OMISSIONS, Omission
 from engine.method import Method, knob
 from engine.needs import FUSED
-from engine.problem import Batch
 from engine.records import Record
 from engine.step import View
 
@@ -61,7 +60,7 @@ class ModalImmune(Method):
     title = "ModalImmune"
     needs = (FUSED,)
     modalities = (2, None)
-    neutral = {"collapse": 0.0, "share": 0.0, "feedback": 0.0}
+    neutral = {"collapse": 0.0, "share": 0.0, "feedback": 0.0, "decode": 0.0}
     silent = {"intervene": 0.0}
     reconstructed = True
 
@@ -84,6 +83,7 @@ class ModalImmune(Method):
         adaptive: bool = knob(True, help="Let the collapse fade as the spectrum does.")
         floor: float = knob(0.5, 0.0, 1.0, "Share of the reference scale at which the collapse stops; 0 for none.")
         feedback: float = knob(0.0, 0.0, 2.0, "β: share of the encoder's own descent that an attack takes back.")
+        decode: float = knob(0.0, 0.0, 10.0, "Weight of what the others' linear decoders miss of the attacked one.")
         clip: float = knob(1.0, 0.0, 10.0, "Largest destructive gradient, in norms of the encoder's own.")
         gate: str = knob("hessian", help="What holds the collapse back.", choices=GATES)
         tau: float = knob(0.5, 0.0, 10.0, "τ: depth below zero at which the gate closes, in shares of λ_max.")
@@ -123,7 +123,7 @@ class ModalImmune(Method):
         return self._omission(view).dropped(features, name, view.theta, view.batch, p.omission == "rows", draw)
 
     def losses(self, view: View) -> Tensor:
-        """Return λ_eff·(mean(z - g)²/s² + κ·r(Σ)) for the attacked modality's features z, or 0.
+        """Return λ_eff·(mean(z - g)²/s² + κ·r(Σ)) for the attacked modality's features z, or 0; and its decoders' term.
 
         Where the gradient without the modality cannot meet this one, it rides on the row with the value 0, so that one
         backward pass finds both; `gradients` takes them apart.
@@ -136,6 +136,9 @@ class ModalImmune(Method):
             name = view.problem.modalities[self.state["arm"]]
             blind = self.params.share * self._omission(view).loss(view.features, name, view.theta, view.batch)
             total = total + (blind - blind.detach())
+        if self.params.decode > 0.0:
+            missed = decoders.term(view.clean, self.state.get("decoders"), self.state["arm"])
+            total = total + self.params.decode * missed
         return total
 
     def gradients(self, grads: Tensor, view: View) -> Tensor:
@@ -175,6 +178,7 @@ class ModalImmune(Method):
             due = p.meta_every and state["age"] - state["tuned"] >= p.meta_every
             if due and pushed and kept and p.collapse > 0 and sound:
                 state |= immunity.tuned(p, state, self._hypergradient(names[arm], view))
+        state |= decoders.remembered(p.decode, state, view.clean)
         state |= immunity.following(p, state, view.rng, view.step + 1)
         return state | self._looked(state, view)
 
@@ -191,10 +195,6 @@ class ModalImmune(Method):
 
     def _omission(self, view: View) -> Omission:
         return Omission(view.problem, self.params.share, self.params.fill == "neutral")
-
-    def _piece(self, view: View) -> Batch:
-        """Return the rows on which curvature is measured."""
-        return view.batch.chunks(view.problem.micro)[0]
 
     @property
     def _mixes(self) -> bool:
@@ -230,7 +230,8 @@ class ModalImmune(Method):
 
     def _mask(self, push: Tensor, name: str, view: View) -> Tensor | float:
         """Return what the gate leaves of a destructive gradient (…, n): a factor, or one for each entry."""
-        m, where, batch = view.problem.modalities.index(name), view.problem.layout.slices[name], self._piece(view)
+        m, where = view.problem.modalities.index(name), view.problem.layout.slices[name]
+        batch = view.batch.chunks(view.problem.micro)[0]
         along = partial(self._omission(view).along, view.theta, name, batch, where)
         return immunity.mask(self.params, self.state, m, where, push, view.rate.lr, along)
 
@@ -240,7 +241,7 @@ class ModalImmune(Method):
         m = immunity.due(p, state, [name in layout.slices for name in names])
         if m < 0 or (view.losses is not None and not math.isfinite(view.losses["fused"])):
             return {}
-        omission, batch = self._omission(view), self._piece(view)
+        omission, batch = self._omission(view), view.batch.chunks(view.problem.micro)[0]
         if p.gate == "literal":
             found = omission.fisher(view.theta, names[m], batch, layout.slices[names[m]])
         else:
@@ -250,7 +251,8 @@ class ModalImmune(Method):
 
     def _hypergradient(self, name: str, view: View) -> HyperGradient:
         """Return d(held-out loss)/d(log λ, log κ) for the loss of this step, certified for the gate that let it act."""
-        p, batch, draw = self.params, self._piece(view), view.rng.generator("modalimmune/meta", view.step)
+        p, batch = self.params, view.batch.chunks(view.problem.micro)[0]
+        draw = view.rng.generator("modalimmune/meta", view.step)
         outer, where = immunity.judges(p, len(batch), view), view.problem.layout.slices[name]
         view = view.having(batch=batch)
         terms = partial(self._collapse, name=name, view=view, twice=p.matrix == "hessian")
