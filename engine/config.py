@@ -19,7 +19,19 @@ RETIRED = ("budget",)
 _DEVICE = re.compile(r"[a-z]{1,12}(:[0-9]{1,3})?")
 DEFAULTS = 3
 """Number of the defaults that hold for what a configuration leaves out, written down with it."""
-_FORMER: dict[int, dict[str, Any]] = {1: {"unimodal": "none"}, 2: {}}
+_FORMER: dict[int, dict[str, Any]] = {
+    1: {"unimodal": "none"},
+    2: {
+        "modalimmune.others": 0.0,
+        "modalimmune.ratio": 0.1,
+        "modalimmune.pull": "entries",
+        "modalimmune.fade": "batch",
+        "modalimmune.track": "quiet",
+        "modalimmune.gate": "hessian",
+        "modalimmune.meta_every": 100,
+        "modalimmune.tunes": "collapse",
+    },
+}
 """Number of former defaults to the settings in which the next differed; files without a number are of the first."""
 
 
