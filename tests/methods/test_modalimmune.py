@@ -1,5 +1,6 @@
 """ModalImmune leaves out, collapses and chooses as it says, and does nothing else."""
 
+import copy
 import dataclasses
 from dataclasses import dataclass
 
@@ -236,6 +237,26 @@ def test_where_rows_lose_one_they_lose_others_as_well():
     out = gone[:, attacked]
     assert 0 < out.sum() < 64
     assert torch.equal(gone[out], ~kept[out]) and not gone[~out].any()
+
+
+@pytest.mark.parametrize("micro", [0, 10])
+def test_how_many_are_missing_is_reported_as_drawn_and_as_expected(micro):
+    """Over 60 steps of 64 rows their mean is 1 + 2(p - p²/2), within five standard errors."""
+    problem = built("1,1,1", batch=64, micro=micro)
+    state, optimizer, stack, rng = tiny.started(problem, [ModalImmune(knobs(others=0.3))])
+    found = []
+    for _ in range(60):
+        method = copy.copy(stack.methods["modalimmune"])
+        state, view = train_step(state, problem, optimizer, stack, rng)
+        records = {r.name: r for r in stack.methods["modalimmune"].report(view)}
+        kept = immunity.kept(method.params, method.state["arm"], view)
+        assert records["modalimmune/missing"].value == pytest.approx((~kept).sum(1).double().mean().item())
+        found.append(records["modalimmune/missing"].value)
+    expected = records["modalimmune/missing_expected"].value
+    assert expected == pytest.approx(1 + 2 * (0.3 - 0.3**2 / 2))
+    assert np.mean(found) == pytest.approx(expected, abs=5 * np.std(found) / 60**0.5)
+    _, _, stack = tiny.train(problem, [ModalImmune(knobs(share=0.0))], 2)
+    assert not any("missing" in r.name for r in stack.methods["modalimmune"].report(view))
 
 
 @pytest.mark.parametrize("neutral", [False, True])
