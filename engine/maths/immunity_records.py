@@ -104,6 +104,8 @@ _PANELS: dict[str, dict[str, Any]] = {
     "dimensions": {"panel": "Effective dimensions", "label": ""},
     "drawn": {"panel": "Share of the attacks", "label": ""},
     "severity": {"panel": "How far the spectra have collapsed", "y": "1 - r/r_0", "levels": {"": 0.0}, "label": ""},
+    "richness": {"panel": "Reference that the collapse fades against", "y": "r(Σ)", "label": ""},
+    "strength": {"panel": "Strength of the collapse", "y": "λ_eff", "label": ""},
     "closed": {"panel": "Is the gate closed?", "y": "1: closed", "label": ""},
 }
 _SYMBOLS = {"lambda": "λ", "kappa": "κ", "omega": "ω"}
@@ -191,10 +193,10 @@ def about_the_spectra(p: Any, state: Mapping[str, Any], clean: Mapping[str, Tens
             severity += attacks[m].item() * (1 - ratio / rich)
         if p.fade == "reference":
             how = f"reference of r(Σ), {p.track}; λ_eff is λ where r is as large"
-            yield Scalar(f"modalimmune/richness/{name}", richness(state)[m].item(), mode=how)
+            yield Scalar(f"modalimmune/richness/{name}", richness(state)[m].item(), mode=how, draw=_PANELS["richness"])
         strength = collapse.strength(weight, z, ratio, found[m], p.adaptive, floors[m], richest(p, state, m))
         how = f"λ_eff if it were attacked now, {fade}; 0: at its floor"
-        yield Scalar(f"modalimmune/strength/{name}", strength, n=n, mode=how)
+        yield Scalar(f"modalimmune/strength/{name}", strength, n=n, mode=how, draw=_PANELS["strength"])
         pull = collapse.expected_pull(z, ratio, found[m], p.target, p.pull)
         how = f"pull to the target, {p.pull}, in expectation over it"
         yield Scalar(f"modalimmune/pull/{name}", pull, n=n, mode=how)
@@ -205,10 +207,9 @@ def about_the_spectra(p: Any, state: Mapping[str, Any], clean: Mapping[str, Tens
         yield Scalar(f"modalimmune/ratio_averaged/{name}", share, n=n, mode=how)
         yield from _spectrum(name, values, n)
     if n > 1 and bool(state["rich"].min() > 0):
-        how = (
-            "1 - r/r_0, mean over the modalities by their shares of the attacks, 0 before any; set it beside robustness"
-        )
-        yield Scalar("modalimmune/severity_attacked", severity, n=n, mode=how)
+        how = "1 - r/r_0, mean over the modalities by their shares of the attacks; to be set beside robustness"
+        draw = _PANELS["severity"] | {"label": "by share of the attacks"}
+        yield Scalar("modalimmune/severity_attacked", severity, n=n, mode=how, draw=draw)
 
 
 def about_the_rows(p: Any, count: int, kept: Tensor | None) -> Iterator[Record]:
