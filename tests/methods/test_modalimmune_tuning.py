@@ -217,3 +217,21 @@ def test_resume_is_exact_with_hyper_gradients_and_gate(outer, tmp_path):
     assert torch.equal(half.theta, through.theta)
     assert torch.equal(again.state["offset"], whole.methods["modalimmune"].state["offset"])
     assert again.state["meta"]
+
+
+@pytest.mark.parametrize("omission", ["mixture", "rows"])
+def test_resume_is_exact_at_the_defaults_with_three_modalities(omission, tmp_path):
+    """Every tensor of the state goes through a checkpoint, and draws depend on the step alone."""
+    params, case = ModalImmune.Params(**NOW | {"meta_every": 4}, omission=omission), built("2,1,1", batch=24, micro=10)
+    through, _, whole = tiny.train(case, [ModalImmune(params)], 18)
+    half, _, stack = tiny.train(case, [ModalImmune(params)], 9)
+    torch.save(stack.methods["modalimmune"].state, tmp_path / "state.pt")
+    again = ModalImmune(params, torch.load(tmp_path / "state.pt", weights_only=True))
+    _, optimizer, rest, rng = tiny.started(case, [])
+    rest = rest.having(again)
+    for _ in range(9):
+        half, _ = train_step(half, case, optimizer, rest, rng)
+    assert torch.equal(half.theta, through.theta)
+    for key in ("offset", "richness", "reference", "fisher"):
+        assert torch.equal(again.state[key], whole.methods["modalimmune"].state[key]), key
+    assert again.state["accepted"][2] > 0 or again.state["counts"]["skipped"] > 0
