@@ -27,6 +27,14 @@ _FORMER: dict[int, dict[str, Any]] = {
         "gani.mode": "central",
         "isotropic_noise.mode": "central",
         "isotropic_noise.level": "all",
+        "modalimmune.others": 0.0,
+        "modalimmune.ratio": 0.1,
+        "modalimmune.pull": "entries",
+        "modalimmune.fade": "batch",
+        "modalimmune.track": "quiet",
+        "modalimmune.gate": "hessian",
+        "modalimmune.meta_every": 100,
+        "modalimmune.tunes": "collapse",
     },
 }
 """Number of former defaults to the settings in which the next differed; files without a number are of the first."""

@@ -34,6 +34,14 @@ DECAY = 0.99
 
 CONTROLLERS = ("exp3", "hedge", "uniform")
 GATES = ("hessian", "soft", "directional", "literal", "off")
+PULLS = ("rows", "entries")
+FADES = ("reference", "batch")
+
+LEAST = 0.1
+"""Least r - 1 of a reference that a strength is measured against, so that what is nearly of rank one is left alone."""
+
+SQUARINGS = 5
+"""How often a covariance is squared in the search for its largest eigenvalue: weights λ_i^32."""
 
 
 def centred(z: Tensor) -> Tensor:
@@ -83,6 +91,19 @@ def ratio_once(zc: Tensor, trace: Tensor, guard: float = GUARD) -> Tensor:
     return trace / (image.dot(image) + (guard * trace.item() + 1e-24 * (len(zc) - 1)))
 
 
+def largest(sigma: Tensor) -> Tensor:
+    """Return λ_max (0-d) of a covariance (D, D) from below, by products alone: tr Σ^33/tr Σ^32; 0 where Σ vanishes.
+
+    A mean of the eigenvalues with the weights λ_i^32: too low by at most 1 % with one rival, 7 % with 63 equal
+    ones, and exact where they are equal or far off. It asks the host nothing.
+    """
+    power = unit = sigma / sigma.trace().clamp(min=torch.finfo(sigma.dtype).tiny)
+    for _ in range(SQUARINGS):
+        power = power @ power
+        power = power / power.trace().clamp(min=torch.finfo(sigma.dtype).tiny)
+    return (power * unit).sum() * sigma.trace()
+
+
 def most(z: Tensor) -> int:
     """Return the largest r(Σ) that a batch z (B, D) can have."""
     return min(len(z) - 1, z.shape[1])
@@ -110,37 +131,59 @@ class Terms:
     """The two terms of the collapse of features (B, D), 0-d each, and their scale."""
 
     pull: Tensor
-    """mean(z - g)²/s²."""
+    """See `terms`."""
     ratio: Tensor
     """r(Σ); nan where the features are not finite."""
     scale: float
     """s, the root mean square of the centred features."""
 
 
-def terms(z: Tensor, noise: Tensor, target: float, twice: bool = False) -> Terms:
+def terms(z: Tensor, noise: Tensor, target: float, twice: bool = False, pull: str = "entries") -> Terms:
     """Return the two terms of the collapse, differentiable once or, if asked for, `twice`.
 
-    g = η·s·ξ with ξ (B, D) standard normal and s the root mean square of z, no gradient through either. Since ξ is
-    fresh, E (z - g)² = z² + η²s²: in expectation this shrinks z towards 0 and no more; η adds gradient noise alone.
-    The mean is over all entries of z (B, D).
+    g = η·s·ξ with ξ (B, D) standard normal and s the root mean square of the centred z, no gradient through either.
+    Since ξ is fresh, E (z - g)² = z² + η²s²: in expectation the pull shrinks and no more; η adds gradient noise alone.
+    It is, for features z (B, D), with
+
+    - `rows`: mean over rows of ‖z_i - z̄ - g_i‖²/λ_max(Σ), no gradient through λ_max. Its expectation over ξ is
+      (B-1)/B·(1 + η²)·r(Σ): both terms have the size of r, whatever B, D and the scale are, and z̄ stays.
+    - `entries`: mean over all entries of (z - g)²/s², of size 1 + η². Its gradient is 1/r(Σ) of that by rows where
+      z̄ is 0, and draws z̄ there.
     """
     zc = centred(z)
     flat = zc.reshape(-1)
     trace = flat.dot(flat)
     scale = math.sqrt(trace.item() / len(flat))
     floored = max(scale, SMALLEST)
-    pull = torch.nn.functional.mse_loss(z, (target * floored) * noise) / floored**2
     if not math.isfinite(scale):
-        return Terms(pull, trace * math.nan, scale)
-    return Terms(pull, spectral_ratio(z) if twice else ratio_once(zc, trace), scale)
+        return Terms(trace * math.nan, trace * math.nan, scale)
+    ratio = spectral_ratio(z) if twice else ratio_once(zc, trace)
+    if pull == "entries":
+        return Terms(torch.nn.functional.mse_loss(z, (target * floored) * noise) / floored**2, ratio, scale)
+    top = trace.detach() / (ratio.detach().clamp(min=1.0) * (len(z) - 1))
+    distance = (zc - (target * floored) * noise).square().sum() / len(z)
+    return Terms(distance / top.clamp(min=SMALLEST**2), ratio, scale)
 
 
-def strength(weight: float, z: Tensor, found: float, scale: float, adaptive: bool, limit: float) -> float:
-    """Return λ_eff: λ·clip((r - 1)/(r_max - 1), 0, 1), or λ as it is if not `adaptive`; r is `found`.
+def expected_pull(z: Tensor, ratio: float, scale: float, target: float, pull: str) -> float:
+    """Return the pull of features z (B, D) of a `ratio` and a `scale`, in expectation over its target."""
+    if pull == "rows":
+        return (len(z) - 1) / len(z) * (1 + target**2) * ratio
+    return z.detach().square().mean().item() / max(scale, SMALLEST) ** 2 + target**2
 
-    0 where the `scale` of z (B, D) has fallen to `limit`, or to where dividing by it means nothing.
+
+def strength(
+    weight: float, z: Tensor, found: float, scale: float, adaptive: bool, limit: float, richest: float | None = None
+) -> float:
+    """Return λ_eff: λ·clip((r - 1)/(r_0 - 1), 0, 1), or λ as it is if not `adaptive`; r is `found`.
+
+    r_0 is the `richest`, r - 1 of which counts as `LEAST` at least; without one, or where it is no number, the largest
+    that a batch z (B, D) can have. 0 where the `scale` of z has fallen to `limit`, or to where dividing by it means
+    nothing.
     """
-    share = min(max((found - 1.0) / max(most(z) - 1.0, 1.0), 0.0), 1.0) if adaptive else 1.0
+    known = richest is not None and math.isfinite(richest)
+    span = max(richest - 1.0, LEAST) if known else max(most(z) - 1.0, 1.0)
+    share = min(max((found - 1.0) / span, 0.0), 1.0) if adaptive else 1.0
     return 0.0 if spent(scale, limit) else weight * share
 
 

@@ -15,7 +15,17 @@ import torch
 from torch import Tensor
 
 from engine.maths import collapse
-from engine.maths.immunity import AVERAGE, LOOKED, covariances, scales, weights
+from engine.maths.immunity import (
+    AVERAGE,
+    LOOKED,
+    by_share,
+    covariances,
+    richest,
+    richness,
+    scales,
+    share,
+    weights,
+)
 from engine.records import Bars, Curve, Matrix, Record, Scalar
 
 GATES = {
@@ -72,17 +82,18 @@ _PANELS: dict[str, dict[str, Any]] = {
     "hypergradient": {
         "panel": "Hyper-gradients with their certificates",
         "place": 9,
-        "note": "The band is a bound, not a standard error: λ or κ moves only where it keeps clear of 0.",
-        "y": "d(held-out loss)/d log",
+        "note": "The band is a bound, not a standard error: a weight moves only where it keeps clear of 0.",
+        "y": "d(held-out loss)/d log, of ω d logit",
         "levels": {"": 0.0},
     },
+    "rows": {"panel": "Modalities missing in the loss without", "y": "missing per row", "label": ""},
     "steps": {
         "panel": "Certain steps taken, uncertain ones skipped",
         "place": 10,
         "note": "Skipping is the usual thing: a bound of few terms settles few signs.",
         "y": "hyper-gradients so far",
     },
-    "weights": {"panel": "λ and κ as tuned", "place": 11, "ylog": True},
+    "weights": {"panel": "λ, κ and ω as tuned", "place": 11, "ylog": True},
     "spectrum": {
         "panel": "Eigenvalues of the features",
         "x": "rank",
@@ -93,9 +104,11 @@ _PANELS: dict[str, dict[str, Any]] = {
     "dimensions": {"panel": "Effective dimensions", "label": ""},
     "drawn": {"panel": "Share of the attacks", "label": ""},
     "severity": {"panel": "How far the spectra have collapsed", "y": "1 - r/r_0", "levels": {"": 0.0}, "label": ""},
+    "richness": {"panel": "Reference that the collapse fades against", "y": "r(Σ)", "label": ""},
+    "strength": {"panel": "Strength of the collapse", "y": "λ_eff", "label": ""},
     "closed": {"panel": "Is the gate closed?", "y": "1: closed", "label": ""},
 }
-_SYMBOLS = {"lambda": "λ", "kappa": "κ"}
+_SYMBOLS = {"lambda": "λ", "kappa": "κ", "omega": "ω"}
 
 
 def records(
@@ -158,7 +171,8 @@ def about_the_spectra(p: Any, state: Mapping[str, Any], clean: Mapping[str, Tens
         len(next(iter(clean.values()))),
     )
     weight, kappa = weights(p, state)
-    fade = "fades with the spectrum" if p.adaptive else "not adaptive"
+    fade = f"fades with r against the {p.fade}" if p.adaptive else "not adaptive"
+    severity, attacks = 0.0, state["drawn"] / state["drawn"].sum().clamp(min=1)
     for m, (name, z) in enumerate(clean.items()):
         how, draw = "root mean square of the centred features", _PANELS["scale"]
         yield Scalar(f"modalimmune/scale/{name}", found[m], n=n, mode=how, draw=draw | {"label": ""})
@@ -176,17 +190,38 @@ def about_the_spectra(p: Any, state: Mapping[str, Any], clean: Mapping[str, Tens
         if rich > 0:
             how = f"1 - r/r_0 of one batch of {n}; r_0 = {rich:.3g} before the first attack"
             yield Scalar(f"modalimmune/severity/{name}", 1 - ratio / rich, n=n, mode=how, draw=_PANELS["severity"])
-        strength = collapse.strength(weight, z, ratio, found[m], p.adaptive, floors[m])
+            severity += attacks[m].item() * (1 - ratio / rich)
+        if p.fade == "reference":
+            how = f"reference of r(Σ), {p.track}; λ_eff is λ where r is as large"
+            yield Scalar(f"modalimmune/richness/{name}", richness(state)[m].item(), mode=how, draw=_PANELS["richness"])
+        strength = collapse.strength(weight, z, ratio, found[m], p.adaptive, floors[m], richest(p, state, m))
         how = f"λ_eff if it were attacked now, {fade}; 0: at its floor"
-        yield Scalar(f"modalimmune/strength/{name}", strength, n=n, mode=how)
-        pull = z.detach().square().mean().item() / max(found[m], collapse.SMALLEST) ** 2 + p.target**2
-        yield Scalar(f"modalimmune/pull/{name}", pull, n=n, mode="mean of z²/s² + η², in expectation over the target")
+        yield Scalar(f"modalimmune/strength/{name}", strength, n=n, mode=how, draw=_PANELS["strength"])
+        pull = collapse.expected_pull(z, ratio, found[m], p.target, p.pull)
+        how = f"pull to the target, {p.pull}, in expectation over it"
+        yield Scalar(f"modalimmune/pull/{name}", pull, n=n, mode=how)
         yield Scalar(f"modalimmune/penalty/{name}", kappa * ratio, n=n, mode="κ·r(Σ), the other term of the collapse")
         averaged = torch.linalg.eigvalsh(state["covariance"][name].double())
         how = f"r(Σ)/D of the covariance averaged with decay {AVERAGE}"
         share = collapse.ratio(averaged).item() / z.shape[1]
         yield Scalar(f"modalimmune/ratio_averaged/{name}", share, n=n, mode=how)
         yield from _spectrum(name, values, n)
+    if n > 1 and bool(state["rich"].min() > 0):
+        how = "1 - r/r_0, mean over the modalities by their shares of the attacks; to be set beside robustness"
+        draw = _PANELS["severity"] | {"label": "by share of the attacks"}
+        yield Scalar("modalimmune/severity_attacked", severity, n=n, mode=how, draw=draw)
+
+
+def about_the_rows(p: Any, count: int, kept: Tensor | None) -> Iterator[Record]:
+    """Yield how many of `count` modalities a row lacks in L_without: expected, and in `kept` (B, M)."""
+    others = count - 1
+    chance = p.others - p.others**others / others
+    how = f"expected: the attacked one, and each of {others} others at the rate {chance:.3g}; one stays"
+    yield Scalar("modalimmune/missing_expected", 1 + others * chance, mode=how, draw=_PANELS["rows"])
+    if kept is not None:
+        gone = (~kept).sum(1).double()
+        how, error = "in the rows of this step", (gone.std() / math.sqrt(len(gone))).item() if len(gone) > 1 else 0.0
+        yield Scalar("modalimmune/missing", gone.mean().item(), error, n=len(gone), mode=how, draw=_PANELS["rows"])
 
 
 def _spectrum(name: str, values: Tensor, n: int) -> Iterator[Record]:
@@ -244,12 +279,13 @@ def about_the_push(p: Any, raw: Tensor, grads: Tensor, rows: Sequence[str], n: i
 
 
 def about_the_meta(p: Any, state: Mapping[str, Any]) -> Iterator[Record]:
-    """Yield λ, κ, their hyper-gradients with certificates, and the residuals of the last series."""
+    """Yield λ, κ and, where it is tuned, ω, their hyper-gradients with certificates, and the last series' residuals."""
     kind = "rigorous for G + δI" if p.matrix == "ggn" and p.reading == "ift" else "estimated"
     reading = f"reading {p.reading}, {p.matrix}"
     how = f"{reading}; certificate {kind}"
-    now, facts, accepted, counts = weights(p, state), state["meta"], state["accepted"].tolist(), state["counts"]
-    for i, (name, symbol) in enumerate(_SYMBOLS.items()):
+    now, facts, counts = (*weights(p, state), share(p, state)), state["meta"], state["counts"]
+    accepted = (*state["accepted"].tolist(), 0)
+    for i, (name, symbol) in enumerate(list(_SYMBOLS.items())[: 3 if by_share(p) else 2]):
         own = {"label": symbol, "hue": 3 + i}
         draw = {key: _PANELS[key] | own for key in ("weights", "steps", "hypergradient")}
         draw["steps"]["label"] += " moved"
@@ -257,13 +293,13 @@ def about_the_meta(p: Any, state: Mapping[str, Any]) -> Iterator[Record]:
         yield Scalar(
             f"modalimmune/accepted/{name}", float(accepted[i]), mode=f"of certain sign, {how}", draw=draw["steps"]
         )
-        if facts:
+        if facts and i < len(facts["values"]):
             value, error = facts["values"][i].item(), facts["errors"][i].item()
-            about = f"by log {symbol}, {how}"
+            about = f"by {'logit' if symbol == 'ω' else 'log'} {symbol}, {how}"
             yield Scalar(f"modalimmune/hypergradient/{name}", value, error, mode=about, draw=draw["hypergradient"])
             yield Scalar(f"modalimmune/certificate/{name}", error, mode=f"bound on its error, {about}")
     for key, about, hue in (
-        ("skipped", f"of uncertain sign, λ and κ; {how}", 1),
+        ("skipped", f"of uncertain sign, all weights; {how}", 1),
         ("diverged", f"series that grew, {reading}", 0),
     ):
         draw = _PANELS["steps"] | {"label": key, "hue": hue}

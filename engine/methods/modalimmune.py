@@ -8,21 +8,32 @@ A reconstruction. Only title, abstract and the start of the introduction are pub
   ‖Σ‖_*/‖Σ‖_op; a bandit is paid squared leave-one-out loss differences; the gate asks whether λ_min of an empirical
   Fisher or Gauss-Newton matrix is below -τ; (I - αH)⁻¹ is a truncated Neumann series.
 - *our reading*: every number, the mixture (1-ω)L_full + ω·L_without, EXP3, signed gains, floor, fading strength, clip,
-  that λ and κ are tuned (η has no expected hyper-gradient), for the mean held-out loss over all modalities and each one
-  left out; linear decoders (`decode`, see `maths.decoders`), off unless asked for and no part of hyper-gradients.
-- *our default where that account is inert or misses its aim*: a Gauss-Newton matrix has no negative eigenvalue, so the
-  gate `literal` never closes and `hessian` is the default; (I - αH)⁻¹ is not the inverse Hessian, so `reading` is
-  `ift`, on the damped Gauss-Newton matrix, for which the certificate is rigorous. With τ at 0.05 the Hessian's gate
-  stayed closed throughout in our runs, and with δ at 0.05 twenty terms certified nothing: hence 0.5 and 0.2.
+  and that λ, κ and ω are tuned (η has no expected hyper-gradient), for the mean held-out loss over all modalities and
+  each one left out; linear decoders (`decode`, see `maths.decoders`), off unless asked for and no part of
+  hyper-gradients.
+- *ours, not the paper's*: from three modalities on, L_without lacks `others` too: every other modality of a row with
+  that chance, one of them always staying. The held-out cases lack them as well; the bandit's gains leave out one alone.
 
-Omission does the work: at its default dose the collapse moved no score of ours by more than seeds do, and ModDrop is a
-strong baseline: compare. With `outer` on `val` the validation rows choose λ and κ: judge by test rows, or use `train`.
+The collapse of features z (B, D) is λ_eff·(pull + κ·r(Σ)), see `maths.collapse.terms`. With `pull` at `rows` both terms
+have the size of r(Σ); λ_eff = λ·clip((r - 1)/(r_0 - 1), 0, 1) with r_0, for `fade` at `reference`, an average of r over
+steps in which that modality was not attacked (`track`), as is the scale of the floor. With `entries`, `batch` and
+`quiet`, the readings of before, r_0 was min(B - 1, D) and λ_eff a tenth of λ or less, and references stood still once
+every step had an attack. `modalimmune/severity_attacked`, 1 - r/r_0 with the r_0 of the warm-up, is what the paper sets
+against robustness.
+
+The gate `soft` weighs each entry by 1/(1 + F/τ), F its Fisher: the abstract says masking. A Gauss-Newton matrix has no
+negative eigenvalue, so the gate `literal` never closes; `hessian` looks at the Hessian. (I - αH)⁻¹ is not the inverse
+Hessian, so `reading` is `ift`, on the damped Gauss-Newton matrix, for which the certificate is rigorous. With δ at 0.05
+twenty terms certified nothing: hence 0.2. L is linear in ω, so that by logit ω its mixed derivative is
+ω(1-ω)(∇L_without - ∇L_full), which needs neither a collapse nor an open gate.
+
+ModDrop is a strong baseline: compare. With `outer` on `val` the validation rows choose λ, κ and ω: judge by test rows.
 
 *Acts at*: features, losses, gradients, commit.
 
 *Remembers*: the controller's log-weights, scale and last draws, the arm of the next step; each modality's reference
-scale and covariance (D, D); the gate's eigenvalues; a diagonal Fisher (P,); what λ and κ are multiplied by, with their
-own Adam; how the last hyper-gradient went; with `decode`, mean and covariance of all features side by side.
+scale and richness, and covariance (D, D); the gate's eigenvalues; a diagonal Fisher (P,); what λ, κ and ω are moved by,
+with their own Adam; how the last hyper-gradient went; with `decode`, mean and covariance of all features side by side.
 
 *Composes with*: whatever leaves `reg/` rows alone. The collapse reads the features as encoded, before noise. The
 mixture replaces the fused row, before later masks; a `fuse` that looks at raw rows sees L_full. The collapse is clipped
@@ -37,15 +48,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from engine.maths import collapse, decoders, immunity, immunity_records
-from engine.maths.collapse import CONTROLLERS, GATES
-from engine.maths.hypergrad import READINGS, HyperGradient
+from engine.maths import immunity_looks as looks
+from engine.maths.collapse import CONTROLLERS, FADES, GATES, PULLS
+from engine.maths.hypergrad import READINGS
+from engine.maths.immunity import TRACKS, TUNES
 from engine.maths.omission import FILLS, OMISSIONS, Omission
 from engine.method import Method, knob
 from engine.needs import FUSED
@@ -70,6 +82,7 @@ class ModalImmune(Method):
 
         collapse: float = knob(0.02, 0.0, 10.0, "λ: weight of the collapse; 0 is none.")
         share: float = knob(0.5, 0.0, 1.0, "ω: share of the loss without the attacked modality; 0 is none.")
+        others: float = knob(0.5, 0.0, 1.0, "Chance of each other modality to be missing too in that loss, per row.")
         controller: str = knob("exp3", help="What chooses the modality.", choices=CONTROLLERS)
         omission: str = knob("mixture", help="Mixed losses, or a share of rows or steps without.", choices=OMISSIONS)
         fill: str = knob("zero", help="In place of it: zero, or the features of the neutral input.", choices=FILLS)
@@ -78,21 +91,25 @@ class ModalImmune(Method):
         intervene: float = knob(1.0, 0.0, 1.0, "Chance of an attack in a step, after the ramp.")
         warmup: int = knob(20, 0, 100_000, "Steps before the first attack.")
         ramp: int = knob(20, 0, 100_000, "Steps from the first chance of an attack to the full one.")
-        ratio: float = knob(0.1, 0.0, 10.0, "κ: weight of tr Σ/λ_max inside the collapse.")
+        ratio: float = knob(1.0, 0.0, 10.0, "κ: weight of tr Σ/λ_max inside the collapse.")
         target: float = knob(0.5, 0.0, 2.0, "η: scale of the Gaussian target; only changes gradient noise.")
+        pull: str = knob("rows", help="Pull to the target, in units of λ_max a row or of s² an entry.", choices=PULLS)
         adaptive: bool = knob(True, help="Let the collapse fade as the spectrum does.")
+        fade: str = knob("reference", help="What it fades against: own richness, or a batch's most.", choices=FADES)
+        track: str = knob("unattacked", help="References: of whom is not attacked, or steps without.", choices=TRACKS)
         floor: float = knob(0.5, 0.0, 1.0, "Share of the reference scale at which the collapse stops; 0 for none.")
         feedback: float = knob(0.0, 0.0, 2.0, "β: share of the encoder's own descent that an attack takes back.")
         decode: float = knob(0.0, 0.0, 10.0, "Weight of what the others' linear decoders miss of the attacked one.")
         clip: float = knob(1.0, 0.0, 10.0, "Largest destructive gradient, in norms of the encoder's own.")
-        gate: str = knob("hessian", help="What holds the collapse back.", choices=GATES)
+        gate: str = knob("soft", help="What holds the collapse back.", choices=GATES)
         tau: float = knob(0.5, 0.0, 10.0, "τ: depth below zero at which the gate closes, in shares of λ_max.")
         soft_tau: float = knob(1.0, 0.001, 1000.0, "τ of the soft gate, in medians of the diagonal Fisher.", log=True)
         gate_every: int = knob(50, 1, 100_000, "Steps between two looks at the curvature, at each modality in turn.")
         gate_steps: int = knob(10, 2, 200, "Lanczos steps of a look.")
-        meta_every: int = knob(100, 0, 100_000, "Steps between two hyper-gradients; 0 for none.")
-        meta_lr: float = knob(0.01, 0.0, 0.5, "Learning rate of log λ and log κ.")
-        outer: str = knob("val", help="Rows on which λ and κ are judged.", choices=("val", "train"))
+        meta_every: int = knob(20, 0, 100_000, "Steps between two hyper-gradients; 0 for none.")
+        meta_lr: float = knob(0.01, 0.0, 0.5, "Learning rate of log λ, log κ and logit ω.")
+        tunes: str = knob("all", help="What they move: λ, κ and ω, or λ and κ alone.", choices=TUNES)
+        outer: str = knob("val", help="Rows on which that is judged.", choices=("val", "train"))
         reading: str = knob("ift", help="Inverse Hessian, or the literal series.", choices=READINGS)
         matrix: str = knob("ggn", help="Damped Gauss-Newton (rigorous), or Hessian.", choices=("ggn", "hessian"))
         terms: int = knob(20, 0, 500, "K: terms of the series after the first.")
@@ -108,11 +125,12 @@ class ModalImmune(Method):
         apart = blind.apart(view.theta, view.batch.rows(slice(0, 8)), view.problem.layout.slices, draw)
         state = immunity.fresh(clean, view.theta, apart)
         state |= immunity.following(self.params, state, view.rng, view.step)
-        return state | self._looked(state, view)
+        return state | looks.looked(self.params, state, view)
 
     def idle(self, view: View) -> str:
-        """Return why nothing is attacked: as for every method, or a long warm-up."""
-        return super().idle(view) or immunity.waiting(self.params.warmup, self.state["age"])
+        """Return why nothing is attacked: as for every method, a long warm-up, or rows that have no spectrum."""
+        p, rows = self.params, len(looks.piece(view))
+        return super().idle(view) or immunity.alone(p, rows) or immunity.waiting(p.warmup, self.state["age"])
 
     def features(self, features: dict[str, Tensor], view: View) -> dict[str, Tensor]:
         """Return modality to features (B, D), the attacked one replaced in rows or steps unless losses are mixed."""
@@ -120,21 +138,24 @@ class ModalImmune(Method):
         if arm < 0 or p.omission == "mixture" or p.share == 0.0:
             return features
         name, draw = view.problem.modalities[arm], view.rng.generator("modalimmune/rows", view.step, view.theta.device)
-        return self._omission(view).dropped(features, name, view.theta, view.batch, p.omission == "rows", draw)
+        left = looks.omission(p, self.state, view, arm)
+        return left.dropped(features, name, view.theta, view.batch, p.omission == "rows", draw)
 
     def losses(self, view: View) -> Tensor:
-        """Return λ_eff·(mean(z - g)²/s² + κ·r(Σ)) for the attacked modality's features z, or 0; and its decoders' term.
+        """Return λ_eff·(pull + κ·r(Σ)) for the attacked modality's features (`maths.collapse.terms`), or 0; and its
+        decoders' term.
 
         Where the gradient without the modality cannot meet this one, it rides on the row with the value 0, so that one
         backward pass finds both; `gradients` takes them apart.
         """
-        name, total = self._attacked(view), view.theta[:0].sum()
+        name, total, state = self._attacked(view), view.theta[:0].sum(), self.state
         if name and view.clean[name].requires_grad and len(view.clean[name]) > 1:
-            weight, pull, ratio = self._collapse(view.clean, name, view)
+            weight, pull, ratio = looks.collapsed(self.params, state, view.clean[name], name, view)
             total = weight * (pull + ratio)
         if self._rides:
-            name = view.problem.modalities[self.state["arm"]]
-            blind = self.params.share * self._omission(view).loss(view.features, name, view.theta, view.batch)
+            name = view.problem.modalities[state["arm"]]
+            left = looks.omission(self.params, state, view, state["arm"])
+            blind = left.share * left.loss(view.features, name, view.theta, view.batch)
             total = total + (blind - blind.detach())
         if self.params.decode > 0.0:
             missed = decoders.term(view.clean, self.state.get("decoders"), self.state["arm"])
@@ -143,7 +164,12 @@ class ModalImmune(Method):
 
     def gradients(self, grads: Tensor, view: View) -> Tensor:
         """Return the rows (K, P): the fused one mixed with that of L_without, the destructive one gated and clipped."""
-        p, name, rows = self.params, self._attacked(view), list(view.losses)
+        p, name, rows, share = (
+            self.params,
+            self._attacked(view),
+            list(view.losses),
+            immunity.share(self.params, self.state),
+        )
         if not (self._mixes or name):
             return grads
         grads, fused, own = grads.clone(), rows.index("fused"), rows.index("reg/modalimmune")
@@ -151,16 +177,18 @@ class ModalImmune(Method):
         push = view.raw[own, where]
         if self._rides:
             grads[own] = 0.0
-            grads[fused] = grads[fused].mul(1.0 - p.share).add_(view.raw[own])
+            grads[fused] = grads[fused].mul(1.0 - share).add_(view.raw[own])
             grads[fused, where] -= push
         elif self._mixes:
-            lost, pieces = view.problem.modalities[self.state["arm"]], view.batch.chunks(view.problem.micro)
-            blind = self._omission(view).gradient(view.features, lost, view.theta, pieces)
-            grads[fused] = grads[fused].lerp(blind, p.share)
+            arm, pieces = self.state["arm"], view.batch.chunks(view.problem.micro)
+            left = looks.omission(p, self.state, view, arm)
+            blind = left.gradient(view.features, view.problem.modalities[arm], view.theta, pieces)
+            grads[fused] = grads[fused].lerp(blind, share)
         if name:
             main = sum(grads[i, where] for i, row in enumerate(rows) if not row.startswith("reg/"))
             push = push - p.feedback * view.raw[fused, where]
-            grads[own, where] = collapse.clipped(self._mask(push, name, view) * push, p.clip * main.norm().item())
+            push = looks.mask(p, self.state, push, name, view) * push
+            grads[own, where] = collapse.clipped(push, p.clip * main.norm().item())
         return grads
 
     def commit(self, view: View) -> dict[str, Any]:
@@ -176,11 +204,12 @@ class ModalImmune(Method):
             pushed, kept = (x[own, where].any().item() for x in (view.raw, view.grads))
             state |= immunity.counted(p, state, scales, pushed and not kept)
             due = p.meta_every and state["age"] - state["tuned"] >= p.meta_every
-            if due and pushed and kept and p.collapse > 0 and sound:
-                state |= immunity.tuned(p, state, self._hypergradient(names[arm], view))
+            acts = pushed and kept and p.collapse > 0
+            if due and sound and (acts or immunity.by_share(p)):
+                state |= immunity.tuned(p, state, looks.hypergradient(p, state, names[arm], view, acts))
         state |= decoders.remembered(p.decode, state, view.clean)
         state |= immunity.following(p, state, view.rng, view.step + 1)
-        return state | self._looked(state, view)
+        return state | looks.looked(p, state, view)
 
     def report(self, view: View) -> Iterator[Record]:
         """Yield controller, spectra, gate, destructive gradient and hyper-gradients as they stand."""
@@ -192,9 +221,9 @@ class ModalImmune(Method):
         where = view.problem.layout.slices.get(attacked, slice(0))
         blocks = view.raw[:, where], view.grads[:, where]
         yield from immunity_records.records(self.params, state, view.clean, change, blocks, list(view.losses))
-
-    def _omission(self, view: View) -> Omission:
-        return Omission(view.problem, self.params.share, self.params.fill == "neutral")
+        if self.params.share > 0:
+            left = immunity.kept(self.params, names.index(attacked) if attacked else -1, view)
+            yield from immunity_records.about_the_rows(self.params, len(names), left)
 
     @property
     def _mixes(self) -> bool:
@@ -212,49 +241,11 @@ class ModalImmune(Method):
         name = view.problem.modalities[arm] if arm >= 0 and (p.collapse > 0 or p.feedback > 0) else ""
         return name if name in view.problem.layout.slices else ""
 
-    def _collapse(self, clean: dict[str, Tensor], name: str, view: View, twice: bool = False) -> tuple:
-        """Return λ_eff, the pull, and κ times the ratio (0-d both) of one modality's features."""
-        p, z, (weight, kappa) = self.params, clean[name], immunity.weights(self.params, self.state)
-        found = collapse.terms(z, view.rng.normal("modalimmune", view.step, z), p.target, twice)
-        limit = p.floor * self.state["reference"][view.problem.modalities.index(name)].item()
-        strength = collapse.strength(weight, z, found.ratio.item(), found.scale, p.adaptive, limit)
-        return strength, found.pull, kappa * found.ratio
-
     def _losses_without(self, names: Sequence[str], view: View) -> tuple[list[float], float]:
-        """Return the fused loss without each of the names, and with all modalities."""
+        """Return the fused loss without each of the names, alone, and with all modalities."""
         if self.params.omission == "mixture":
             base, full = view.features, view.losses["fused"]
         else:
             base, full = view.clean, view.problem.objectives(view.theta, view.clean, view.batch)[0]["fused"]
-        return self._omission(view).losses(base, names, view.theta, view.batch).tolist(), full.item()
-
-    def _mask(self, push: Tensor, name: str, view: View) -> Tensor | float:
-        """Return what the gate leaves of a destructive gradient (…, n): a factor, or one for each entry."""
-        m, where = view.problem.modalities.index(name), view.problem.layout.slices[name]
-        batch = view.batch.chunks(view.problem.micro)[0]
-        along = partial(self._omission(view).along, view.theta, name, batch, where)
-        return immunity.mask(self.params, self.state, m, where, push, view.rate.lr, along)
-
-    def _looked(self, state: dict[str, Any], view: View) -> dict[str, Any]:
-        """Return the gate after a look at the curvature of an encoder, where one is due."""
-        p, layout, names = self.params, view.problem.layout, view.problem.modalities
-        m = immunity.due(p, state, [name in layout.slices for name in names])
-        if m < 0 or (view.losses is not None and not math.isfinite(view.losses["fused"])):
-            return {}
-        omission, batch = self._omission(view), view.batch.chunks(view.problem.micro)[0]
-        if p.gate == "literal":
-            found = omission.fisher(view.theta, names[m], batch, layout.slices[names[m]])
-        else:
-            generator = view.rng.generator("modalimmune/gate", view.step)
-            found = omission.curvature(view.theta, names[m], batch, layout.mask(names[m]), p.gate_steps, generator)
-        return immunity.seen(state, m, *found)
-
-    def _hypergradient(self, name: str, view: View) -> HyperGradient:
-        """Return d(held-out loss)/d(log λ, log κ) for the loss of this step, certified for the gate that let it act."""
-        p, batch = self.params, view.batch.chunks(view.problem.micro)[0]
-        draw = view.rng.generator("modalimmune/meta", view.step)
-        outer, where = immunity.judges(p, len(batch), view), view.problem.layout.slices[name]
-        view = view.having(batch=batch)
-        terms = partial(self._collapse, name=name, view=view, twice=p.matrix == "hessian")
-        mask = partial(immunity.softened, p, self.state, where)
-        return self._omission(view).hypergradient(view.theta, name, batch, outer, terms, mask, generator=draw, p=p)
+        left = looks.omission(self.params, self.state, view)
+        return left.losses(base, names, view.theta, view.batch).tolist(), full.item()

@@ -1,5 +1,6 @@
 """Spectrum, target, controller and gate of the collapse have the values that are known on paper."""
 
+import itertools
 import math
 
 import pytest
@@ -81,8 +82,8 @@ def test_the_ratio_passes_gradcheck():
 
 def test_vanishing_features_give_finite_numbers():
     z = torch.zeros(6, 3, dtype=DOUBLE, requires_grad=True)
-    for twice in (False, True):
-        found = collapse.terms(z, torch.randn(6, 3, generator=draw(0), dtype=DOUBLE), 0.5, twice)
+    for twice, pull in itertools.product((False, True), collapse.PULLS):
+        found = collapse.terms(z, torch.randn(6, 3, generator=draw(0), dtype=DOUBLE), 0.5, twice, pull)
         grad = torch.autograd.grad(found.pull + found.ratio, z)[0]
         assert found.ratio == 0
         assert torch.isfinite(grad).all()
@@ -153,6 +154,39 @@ def test_the_pull_is_shrinkage_in_expectation():
     assert ((grads.mean(0) - 2 * z).abs() < 5 * error).all()
 
 
+@pytest.mark.parametrize("shape", [(40, 6), (5, 9)])
+def test_the_pull_by_rows_has_the_size_of_the_ratio_whatever_the_shape_and_the_scale(shape):
+    """Mean over ξ is (B-1)/B·(1 + η²)·r, its gradient 2(z - z̄)/(Bλ_max); five standard errors, and no pull on z̄."""
+    z, target, draws, g = features(*shape, seed=4).requires_grad_(), 0.5, 3000, draw(8)
+    values = torch.linalg.eigvalsh(torch.cov(z.detach().T))
+    found, grads = [], []
+    for _ in range(draws):
+        noise = torch.randn(shape, generator=g, dtype=DOUBLE)
+        found.append(collapse.terms(z, noise, target, pull="rows").pull)
+        grads.append(torch.autograd.grad(found[-1], z)[0])
+    found, grads = torch.stack(found).detach(), torch.stack(grads)
+    ratio = (values.sum() / values[-1]).item()
+    wanted = collapse.expected_pull(z, ratio, collapse.rms(z).item(), target, "rows")
+    assert wanted == pytest.approx((shape[0] - 1) / shape[0] * 1.25 * ratio)
+    assert found.mean().item() == pytest.approx(wanted, abs=5 * found.std().item() / math.sqrt(draws) + 1e-5)
+    zc = (z - z.mean(0)).detach()
+    error = grads.std(0) / math.sqrt(draws) + 1e-6
+    assert ((grads.mean(0) - 2 * zc / shape[0] / values[-1]).abs() < 5 * error).all()
+    assert grads.sum(1).abs().max() < 1e-12
+    large = collapse.terms(1000 * z + 5, torch.zeros(shape, dtype=DOUBLE), target, pull="rows").pull
+    small = collapse.terms(z, torch.zeros(shape, dtype=DOUBLE), target, pull="rows").pull
+    torch.testing.assert_close(large, small)
+
+
+@pytest.mark.parametrize("width", [4, 64])
+def test_the_gradient_of_the_pull_by_entries_is_that_by_rows_over_the_ratio(width):
+    z = torch.randn(512, width, generator=draw(width), dtype=DOUBLE)
+    z, nothing = (z - z.mean(0)).requires_grad_(), torch.zeros_like(z)
+    rows, entries = (torch.autograd.grad(collapse.terms(z, nothing, 0.5, pull=p).pull, z)[0] for p in collapse.PULLS)
+    ratio = collapse.spectral_ratio(z).item()
+    torch.testing.assert_close(entries, rows * 512 / 511 / ratio, atol=1e-10, rtol=1e-4)
+
+
 def test_no_gradient_passes_through_scale_or_target():
     z, noise = features(6, 4).requires_grad_(), torch.randn(6, 4, generator=draw(1), dtype=DOUBLE)
     pull, scale = collapse.terms(z, noise, 0.5).pull, collapse.rms(z)
@@ -169,6 +203,28 @@ def test_the_strength_fades_with_the_spectrum_and_stops_at_the_floor():
     assert collapse.strength(0.2, z, found, scale, False, 1.01 * scale) == 0
     assert collapse.strength(0.2, z, found, scale, False, 0.99 * scale) > 0
     assert collapse.strength(0.2, z, 1.0, scale, True, 0.0) == 0
+    assert collapse.strength(0.2, z, found, scale, True, 0.0, found) == pytest.approx(0.2)
+    assert collapse.strength(0.2, z, found, scale, True, 0.0, 3.0) == pytest.approx(0.2 * (2 - 1) / 2, rel=1e-5)
+    assert collapse.strength(0.2, z, 1.01, scale, True, 0.0, 1.02) == pytest.approx(0.2 * 0.01 / collapse.LEAST)
+    assert collapse.strength(0.2, z, found, scale, True, 0.0, math.nan) == pytest.approx(0.2 / 4, rel=1e-5)
+
+
+@pytest.mark.parametrize("width", [2, 16, 64])
+def test_the_largest_eigenvalue_is_found_by_products_within_its_bound(width):
+    """Random spectra, one rival at its worst place, and as many rivals as there is room for; 0 and nan pass through."""
+    q, _ = torch.linalg.qr(torch.randn(width, width, generator=draw(width), dtype=DOUBLE))
+    spectra = [torch.rand(width, generator=draw(seed), dtype=DOUBLE) ** 3 for seed in range(20)]
+    spectra += [
+        torch.cat([torch.ones(1, dtype=DOUBLE), torch.full((width - 1,), x, dtype=DOUBLE)]) for x in (0.9, 0.96)
+    ]
+    for values in spectra:
+        found = collapse.largest(q @ (1e3 * values).diag() @ q.T).item() / 1e3
+        weights = (values / values.max()) ** 32
+        assert found == pytest.approx(((weights * values).sum() / weights.sum()).item(), rel=1e-9)
+        assert 0.93 * values.max() < found <= values.max() * (1 + 1e-12)
+    assert collapse.largest(torch.eye(width)).item() == pytest.approx(1.0)
+    assert collapse.largest(torch.zeros(width, width)) == 0
+    assert torch.isnan(collapse.largest(torch.full((width, width), torch.nan)))
 
 
 def test_chances_are_a_distribution_above_their_floor():

@@ -2,17 +2,21 @@
 
 import copy
 
+import torch
+
 from engine import networks, objectives
-from engine.config import RunSettings
+from engine.config import _FORMER, RunSettings
 from engine.data import planted
 from engine.methods.modalimmune import ModalImmune
-from engine.problem import Multimodal
+from engine.problem import Batch, Multimodal
 from engine.rng import Rng
 from engine.step import train_step
 from tests import tiny
 
 NOW = {"warmup": 0, "ramp": 0}
 NAMES = tuple(tiny.WIDTHS)
+FORMER = {key.partition(".")[2]: value for key, value in _FORMER[2].items() if key.startswith("modalimmune.")}
+"""What is left of the defaults of older versions, under which the collapse fades with what a batch can have."""
 
 
 def knobs(**values):
@@ -36,11 +40,13 @@ def one_step(params, problem=None, steps=1, settings=None):
     return view, before, problem
 
 
-def built(unique="2.0,1.0", rows=300, batch=64, change=None, **settings) -> Multimodal:
-    """Planted evidence with the built-in networks; `change` acts on the data set."""
+def built(unique="2.0,1.0", rows=300, batch=64, change=None, double=False, **settings) -> Multimodal:
+    """Planted evidence with the built-in networks, perhaps in float64; `change` acts on the data set."""
     data = planted.planted(planted.Params(unique=unique, rows=rows), Rng(0))
     data = data if change is None else change(data)
     own = RunSettings(**({"unimodal": "none", "width": 8, "hidden": 12, "probe_rows": 16} | settings))
-    build = lambda: networks.build(data, own)  # noqa: E731
-    objective = objectives.build(own, data)
-    return Multimodal("planted", "Planted", data.batches(), build, objective, Rng(0), batch=batch, micro=own.micro)
+    build = lambda: networks.build(data, own).to(torch.float64 if double else torch.float32)  # noqa: E731
+    objective, parts = objectives.build(own, data), data.batches()
+    if double:
+        parts = {part: Batch({m: x.double() for m, x in batch.x.items()}, batch.y) for part, batch in parts.items()}
+    return Multimodal("planted", "Planted", parts, build, objective, Rng(0), batch=batch, micro=own.micro)

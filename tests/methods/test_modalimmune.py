@@ -1,5 +1,6 @@
 """ModalImmune leaves out, collapses and chooses as it says, and does nothing else."""
 
+import copy
 import dataclasses
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from engine.method import Method
 from engine.methods.modalimmune import ModalImmune
 from engine.problem import Multimodal
 from engine.rng import Rng
-from engine.step import train_step
+from engine.step import looked, train_step
 from tests import tiny
 from tests.methods.immune import NAMES, NOW, arms, built, knobs, one_step
 
@@ -185,6 +186,95 @@ def test_a_modality_that_the_fusion_ignores_earns_nothing():
     assert without[0] != full
 
 
+def three(batch=16, micro=0, **others):
+    """Three modalities with the built-in networks, in float64, and the view of a first attack."""
+    problem = built("1,1,1", batch=batch, micro=micro, double=True)
+    view, method, _ = one_step(knobs(**others), problem)
+    return view, method, problem
+
+
+def left(view, method, problem):
+    """The fused loss's gradient where the rows keep what `immunity.kept` says, written down afresh."""
+    kept = immunity.kept(method.params, method.state["arm"], view)
+    theta = view.theta.detach().clone().requires_grad_()
+    features = problem.encode(theta, view.batch)
+    features = {name: z * kept[:, m : m + 1] for m, (name, z) in enumerate(features.items())}
+    return torch.autograd.grad(problem.objectives(theta, features, view.batch)[0]["fused"], theta)[0], kept
+
+
+@pytest.mark.parametrize("micro", [0, 5])
+@pytest.mark.parametrize("own", [True, False])
+def test_in_the_loss_without_one_the_others_are_missing_too(micro, own):
+    """Against the gradient of zeroed features, on the row of the collapse and by itself, in pieces and whole."""
+    problem = built("1,1,1", batch=16, micro=micro, double=True)
+    state, optimizer, stack, rng = tiny.started(problem, [ModalImmune(knobs(others=0.5, share=0.4))])
+    method = stack.methods["modalimmune"]
+    method.state["apart"] = torch.full((3,), own)
+    view = looked(state, problem, optimizer, stack, rng)[0]
+    without, kept = left(view, method, problem)
+    theta = view.theta.clone().requires_grad_()
+    features = problem.encode(theta, view.batch)
+    full = torch.autograd.grad(problem.objectives(theta, features, view.batch)[0]["fused"], theta)[0]
+    torch.testing.assert_close(view.grads[0], 0.6 * full + 0.4 * without, atol=1e-13, rtol=1e-10)
+    assert kept.any(1).all() and not kept[:, method.state["arm"]].any()
+    assert (kept.sum(1) == 1).any() and (kept.sum(1) == 2).any()
+
+
+@pytest.mark.parametrize("omission", OMISSIONS)
+def test_of_two_modalities_no_other_is_missing_bit_by_bit(omission):
+    found = [
+        tiny.train(tiny.problem(), [ModalImmune(knobs(others=others, omission=omission))], 12)[0].theta
+        for others in (0.0, 0.5, 1.0)
+    ]
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+def test_where_rows_lose_one_they_lose_others_as_well():
+    view, method, problem = three(batch=64, omission="rows", share=0.5, others=0.5)
+    features = method.features(view.clean, view)
+    gone = torch.stack([(z == 0).all(1) for z in features.values()], 1)
+    attacked, kept = method.state["arm"], immunity.kept(method.params, method.state["arm"], view)
+    out = gone[:, attacked]
+    assert 0 < out.sum() < 64
+    assert torch.equal(gone[out], ~kept[out]) and not gone[~out].any()
+
+
+@pytest.mark.parametrize("micro", [0, 10])
+def test_how_many_are_missing_is_reported_as_drawn_and_as_expected(micro):
+    """Over 60 steps of 64 rows their mean is 1 + 2(p - p²/2), within five standard errors."""
+    problem = built("1,1,1", batch=64, micro=micro)
+    state, optimizer, stack, rng = tiny.started(problem, [ModalImmune(knobs(others=0.3))])
+    found = []
+    for _ in range(60):
+        method = copy.copy(stack.methods["modalimmune"])
+        state, view = train_step(state, problem, optimizer, stack, rng)
+        records = {r.name: r for r in stack.methods["modalimmune"].report(view)}
+        kept = immunity.kept(method.params, method.state["arm"], view)
+        assert records["modalimmune/missing"].value == pytest.approx((~kept).sum(1).double().mean().item())
+        found.append(records["modalimmune/missing"].value)
+    expected = records["modalimmune/missing_expected"].value
+    assert expected == pytest.approx(1 + 2 * (0.3 - 0.3**2 / 2))
+    assert np.mean(found) == pytest.approx(expected, abs=5 * np.std(found) / 60**0.5)
+    _, _, stack = tiny.train(problem, [ModalImmune(knobs(share=0.0))], 2)
+    assert not any("missing" in r.name for r in stack.methods["modalimmune"].report(view))
+
+
+@pytest.mark.parametrize("neutral", [False, True])
+def test_what_rows_lose_beside_the_attacked_one_is_filled_alike(neutral):
+    view, method, problem = three()
+    kept = immunity.kept(method.params, method.state["arm"], view)
+    name = problem.modalities[method.state["arm"]]
+    features = Omission(problem, 0.5, neutral, kept).features(view.clean, name, view.theta, view.batch)
+    blank = view.batch
+    for modality in problem.modalities:
+        blank = problem.without(blank, modality)
+    blank = problem.encode(view.theta, blank)
+    for m, (modality, z) in enumerate(features.items()):
+        stands = blank[modality] if neutral else torch.zeros_like(z)
+        wanted = torch.where(kept[:, m : m + 1], view.clean[modality], stands)
+        torch.testing.assert_close(z, wanted, atol=1e-14, rtol=0)
+
+
 @pytest.mark.parametrize("feedback", [0.0, 0.4])
 def test_only_the_attacked_encoder_feels_the_collapse(feedback):
     view, method, problem = one_step(knobs(feedback=feedback, adaptive=False, collapse=0.5))
@@ -195,8 +285,9 @@ def test_only_the_attacked_encoder_feels_the_collapse(feedback):
     assert row[outside].abs().max() == 0
 
 
-def test_the_collapse_row_is_the_gradient_of_the_closed_form():
-    params = knobs(adaptive=False, floor=0.0, clip=10.0, collapse=1e-3)
+@pytest.mark.parametrize("pull", collapse.PULLS)
+def test_the_collapse_row_is_the_gradient_of_the_closed_form(pull):
+    params = knobs(adaptive=False, floor=0.0, clip=10.0, collapse=1e-3, pull=pull, ratio=0.1)
     view, method, problem = one_step(params)
     name = NAMES[method.state["arm"]]
     theta = view.theta.clone().requires_grad_()
@@ -205,7 +296,11 @@ def test_the_collapse_row_is_the_gradient_of_the_closed_form():
     scale = zc.detach().square().mean().sqrt()
     noise = view.rng.normal("modalimmune", view.step, z)
     values = torch.linalg.eigvalsh(zc.T @ zc / (len(z) - 1))
-    wanted = 1e-3 * ((z - 0.5 * scale * noise).square().mean() / scale**2 + 0.1 * values.sum() / values[-1])
+    if pull == "rows":
+        term = (zc - 0.5 * scale * noise).square().sum(1).mean() / values[-1].detach()
+    else:
+        term = (z - 0.5 * scale * noise).square().mean() / scale**2
+    wanted = 1e-3 * (term + 0.1 * values.sum() / values[-1])
     assert view.losses["reg/modalimmune"].item() == pytest.approx(wanted.item(), rel=1e-5)
     torch.testing.assert_close(view.grads[-1], torch.autograd.grad(wanted, theta)[0], atol=1e-8, rtol=1e-4)
 

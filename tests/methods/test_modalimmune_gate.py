@@ -87,7 +87,7 @@ def test_the_gate_sees_the_block_of_the_encoder_that_is_attacked(neutral):
 
 def test_one_look_in_so_many_steps_in_turn_at_each_modality():
     problem = built("1,1,1", batch=16)
-    params = ModalImmune.Params(**NOW, gate_every=4, gate_steps=2, meta_every=0, explore=1.0)
+    params = ModalImmune.Params(**NOW, gate="hessian", gate_every=4, gate_steps=2, meta_every=0, explore=1.0)
     state, optimizer, stack, rng = tiny.started(problem, [ModalImmune(params)])
     ages = []
     for _ in range(40):

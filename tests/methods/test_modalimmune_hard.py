@@ -12,7 +12,7 @@ from engine.maths import collapse, immunity
 from engine.methods.modalimmune import ModalImmune
 from engine.step import train_step
 from tests import tiny
-from tests.methods.immune import NAMES, NOW, arms, built, knobs, one_step
+from tests.methods.immune import FORMER, NAMES, NOW, arms, built, knobs, one_step
 
 
 @pytest.mark.parametrize("gate", collapse.GATES)
@@ -111,7 +111,7 @@ def test_a_broken_loss_teaches_the_controller_nothing():
 
 
 def test_the_report_shows_what_the_state_holds():
-    params = ModalImmune.Params(**NOW, meta_every=4, tau=10.0, gate_every=2)
+    params = ModalImmune.Params(**NOW, **(FORMER | {"meta_every": 4, "tau": 10.0, "gate_every": 2, "tunes": "all"}))
     _, views, stack = tiny.train(tiny.problem(heads=True), [ModalImmune(params)], 20)
     method = stack.methods["modalimmune"]
     records = {record.name: record for record in method.report(views[-1])}
@@ -147,7 +147,7 @@ def test_the_report_shows_what_the_state_holds():
     certified = records["modalimmune/certified"]
     facts = method.state["meta"]
     assert certified.y[-1] == pytest.approx(facts["certificate"], rel=1e-6)
-    for name in ("lambda", "kappa"):
+    for name in ("lambda", "kappa", "omega"):
         record = records[f"modalimmune/hypergradient/{name}"]
         assert "rigorous" in record.mode
         assert record.error == records[f"modalimmune/certificate/{name}"].value

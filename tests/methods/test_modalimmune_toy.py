@@ -9,6 +9,7 @@ from engine.optim import Settings
 from engine.problem import Batch, Multimodal
 from engine.rng import Rng
 from tests import tiny
+from tests.methods.immune import FORMER
 
 NOISE = {"t": 0.25, "a": 0.6, "v": 0.8}
 SEEDS = range(2)
@@ -70,7 +71,7 @@ def trained(**values) -> tuple[dict[str, float], float]:
     found, share = [], []
     for seed in SEEDS:
         problem = Multimodal("toy", "Toy", rows(seed), Net, tiny.CrossEntropy(), Rng(seed), batch=64)
-        plain = {"gate": "off", "meta_every": 0, "warmup": 100, "ramp": 1}
+        plain = FORMER | {"gate": "off", "meta_every": 0, "warmup": 100, "ramp": 1}
         methods = [ModalImmune(ModalImmune.Params(**(plain | values)))] if values else []
         state, _, stack = tiny.train(problem, methods, 1500, Settings(name="adam", lr=1e-3))
         found.append(scores(problem, state.theta))
