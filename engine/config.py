@@ -19,7 +19,13 @@ RETIRED = ("budget",)
 _DEVICE = re.compile(r"[a-z]{1,12}(:[0-9]{1,3})?")
 DEFAULTS = 3
 """Number of the defaults that hold for what a configuration leaves out, written down with it."""
-_FORMER: dict[int, dict[str, Any]] = {1: {"unimodal": "none"}, 2: {}}
+_FORMER: dict[int, dict[str, Any]] = {
+    1: {"unimodal": "none"},
+    2: {
+        "inforeg.plain": 2,
+        "inforeg.smoothing": 1,
+    },
+}
 """Number of former defaults to the settings in which the next differed; files without a number are of the first."""
 
 

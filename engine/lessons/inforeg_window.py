@@ -34,6 +34,8 @@ _SETTINGS: dict[str, Any] = {
     "report": 10,
     "unimodal": "none",
 }
+_PAPER = {"inforeg.plain": 2, "inforeg.smoothing": 1}
+"""The paper's window: two plain periods, and growth from one period to the next."""
 
 
 def _arm(methods: tuple[str, ...] = (), **others: Any) -> dict[str, Any]:
@@ -43,7 +45,7 @@ def _arm(methods: tuple[str, ...] = (), **others: Any) -> dict[str, Any]:
         "probes": {"imbalance": 50},
         "steps": 700,
         "device": "cpu",
-        "settings": _SETTINGS | {f"inforeg.{knob}": value for knob, value in others.items()},
+        "settings": _SETTINGS | _PAPER | {f"inforeg.{knob}": value for knob, value in others.items()},
     }
 
 

@@ -129,7 +129,8 @@ def test_in_the_window_it_wakes_the_weak_modality_more_than_outside():
             alone[arm].append(found["accuracy/test/audio"])
             traces[arm].append(total)
             if arm == "window":
-                opened = [row[0] for row in run.stack.methods["inforeg"].state["opened"]]
+                state = run.stack.methods["inforeg"].state
+                opened = state["opened"][-state["periods"] :, 0].tolist()
                 assert all(opened[2:5]) and not any(opened[6:8]) and sum(opened[6:]) < 0.3 * len(opened)
     gain = {arm: [a - b for a, b in zip(alone[arm], alone["joint"], strict=True)] for arm in ("window", "outside")}
     assert min(gain["window"]) > 0.03
