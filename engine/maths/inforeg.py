@@ -67,6 +67,12 @@ class Form(Protocol):
     gate: str
 
 
+def epoch(problem: Any) -> int:
+    """Return the steps of one epoch of a problem, 0 where it does not say."""
+    rows, size = getattr(problem, "rows", None), getattr(problem, "batch_size", None)
+    return max(len(rows["train"]) // size, 1) if rows and size else 0
+
+
 def objectives(losses: Iterable[str]) -> list[int]:
     """Return the rows of the losses that are objectives; regularisers are named `reg/…`.
 

@@ -17,8 +17,8 @@ never opens, or opens first for a modality that does not lead.
 largest traces on record; its traces are sums over batches, here means, which leave growth as it is; model, data, rate
 and length are the run's. The code of March 2025 had K = 0.04 and heads, and by a slip never held video back.
 
-Equation 8 prints a score that is smaller for better; every later use, and ours, is larger. A `period` must be long
-enough for the pull to act, see `inforeg/room`; where no window opens, the report and the run say so.
+Equation 8 prints a score that is smaller for better; every later use, and ours, is larger. Periods must be long enough
+for the pull, see `inforeg/room`.
 
 *Acts at*: gradients, commit.
 
@@ -53,7 +53,7 @@ from engine.maths import inforeg as maths
 from engine.maths import inforeg_report as told
 from engine.method import Method, knob
 from engine.needs import FUSED, Need
-from engine.problem import Batch, Problem
+from engine.problem import Batch
 from engine.records import Record
 from engine.step import View
 
@@ -117,7 +117,7 @@ class InfoReg(Method):
         unimodal.comparable(self.title, problem.modalities, few.y, logits)
         if self.params.preset == "november" and not maths.sliced(logits, problem.modalities):
             raise InputError("InfoReg's preset november is for runs with unimodal=slices; choose preset released here.")
-        epoch = _epoch(problem) or self.params.period
+        epoch = maths.epoch(problem) or self.params.period
         if not epoch:
             raise InputError(f"InfoReg knows no length of an epoch of {problem.title}; set inforeg.period to steps.")
         alpha, form = view.theta.new_zeros(len(problem.modalities)), self._form()
@@ -233,11 +233,12 @@ class InfoReg(Method):
     def _alpha(self, view: View) -> Tensor:
         """Return the factor of each modality's pull (M,), 0 for none."""
         s, form = self.state, self._form()
+        rows = view.raw.untyped_storage()
         # commit asks again for what gradients asked, so the answer is kept with the very rows that it was asked for
-        if self._known is None or self._known[0] is not s or not view.raw.is_set_to(self._known[1]):
+        if not self._known or self._known[0] is not s or self._known[1] is not rows:
             gap = imbalance.performance_gap(maths.scores(_alone(view), view.batch.y, form.score))
             alpha = maths.coefficient(gap, form.beta, form.margin) * self._factor()
-            self._known = (s, view.raw, alpha)
+            self._known = (s, rows, alpha)
         return self._known[2]
 
 
@@ -246,12 +247,6 @@ def _begun(view: View) -> dict[str, Any]:
     count, zero = len(view.problem.modalities), torch.zeros_like(view.theta)
     table = {"squares": zero.new_zeros(count + 1), "sums": zero.new_zeros(5, count)}
     return {"drift": zero, "total": zero, "taken": 0} | table
-
-
-def _epoch(problem: Problem) -> int:
-    """Return the steps of one epoch, 0 where the problem does not say."""
-    rows, size = getattr(problem, "rows", None), getattr(problem, "batch_size", None)
-    return max(len(rows["train"]) // size, 1) if rows and size else 0
 
 
 def _alone(view: View) -> dict[str, Tensor]:
