@@ -224,14 +224,16 @@ def closed(state: Mapping[str, Any], opened: Sequence[bool], period: int, form: 
         return f"the first {form.plain} periods of {period:,} steps are left alone; set a shorter inforeg.period"
     if state["periods"] < form.plain + WATCHED:
         return ""
+    if form.when == "always":
+        return "no modality leads by enough; lower inforeg.margin"
+    early = form.when == "window" and (form.plain > 0 or form.smoothing < 10)
+    remedy = "inforeg.plain to 0 and inforeg.smoothing to 10 from the start, or " if early else ""
     if form.when == "window" and not any(opened) and not bool((state["ever"] > 0).any()):
         return (
             f"no Fisher trace has grown enough over periods of {period:,} steps, so no prime learning window has "
-            "opened; set a shorter inforeg.period, or inforeg.when to always"
+            f"opened; set {remedy}inforeg.when to always"
         )
-    if form.when == "always":
-        return "no modality leads by enough; lower inforeg.margin"
-    return "no modality has led in a period in which it could be pulled; set inforeg.when to always"
+    return f"no modality has led in a period in which it could be pulled; set {remedy}inforeg.when to always"
 
 
 def encoder_squares(vector: Tensor, spans: Sequence[Sequence[slice]]) -> Tensor:
@@ -357,4 +359,5 @@ def history(ever: int, periods: int, length: int, plain: int) -> str:
         return "nothing to pull back to in a period of one step: set inforeg.period"
     if ever or periods <= max(plain, 1):
         return f"open in {ever} of {periods} periods of {length} steps; 1: open now"
-    return f"never open in {periods} periods: no trace grew enough; try periods shorter than {length} steps"
+    remedy = "; or inforeg.plain 0 and inforeg.smoothing 10" if plain else ""
+    return f"never open in {periods} periods: no trace grew enough; try periods shorter than {length} steps{remedy}"

@@ -146,6 +146,22 @@ def test_of_equal_traces_the_first_is_the_strongest():
     assert maths.strongest(kept([1.0, 3.0, 3.0])).tolist() == [False, True, False]
 
 
+def test_why_nothing_is_pulled_is_said_with_what_helps_and_not_where_something_is():
+    state = {"pulled": torch.zeros(()), "periods": 9, "ever": torch.tensor([0, 0])}
+    paper, code, always = (InfoReg.Params(**knobs) for knobs in (PAPER, {}, {"when": "always"}))
+
+    def said(form, **changes):
+        return maths.closed(state | changes, [False, False], 20, form)
+
+    assert "no prime learning window has opened; set inforeg.plain to 0 and inforeg.smoothing to 10 from" in said(paper)
+    assert said(code).endswith("opened; set inforeg.when to always")
+    assert said(paper, ever=torch.tensor([0, 1])).startswith("no modality has led in a period in which it could")
+    assert said(always) == "no modality leads by enough; lower inforeg.margin"
+    assert said(paper, pulled=torch.ones(())) == said(paper, periods=2) == ""
+    assert "inforeg.smoothing 10" in maths.history(0, 9, 20, 2) and "smoothing" not in maths.history(0, 9, 20, 0)
+    assert maths.history(3, 9, 20, 2).startswith("open in 3 of 9 periods")
+
+
 # --- the same as tensors, and as numbers one by one
 
 

@@ -52,7 +52,9 @@ def test_the_papers_window_opens_for_a_modality_that_does_not_lead_where_the_def
     default = ordinary("inforeg", problem="digits_captions")
     for _ in range(200):
         plain.step(), paper.step(), default.step()
-    assert torch.equal(paper.state.theta, plain.state.theta) and "inforeg.when to always" in paper.idle()["inforeg"]
+    assert (
+        torch.equal(paper.state.theta, plain.state.theta) and "inforeg.smoothing to 10 from" in paper.idle()["inforeg"]
+    )
     traces = paper.stack.methods["inforeg"].state["traces"][-paper.stack.methods["inforeg"].state["periods"] :]
     assert (traces[0] > 2 * traces[2:]).any(0).all()
     state = default.stack.methods["inforeg"].state
@@ -114,6 +116,19 @@ def test_novembers_pull_is_that_of_the_code_written_down_again():
     assert {lead for lead, _ in pulls} == {0, 1} and closed > 20
     found = method.state["traces"][-len(table) :]
     torch.testing.assert_close(found, torch.tensor(table, dtype=torch.float64), rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("modalities", [2, 3, 10])
+def test_november_trains_with_any_number_of_modalities(modalities):
+    run = training(
+        "inforeg", modalities=modalities, unimodal="slices", inforeg__preset="november", inforeg__period=4, batch=32
+    )
+    for _ in range(9):
+        view = run.step()
+    state = run.stack.methods["inforeg"].state
+    assert torch.isfinite(run.state.theta).all() and float(state["pulled"]) > 0
+    assert sorted(state["factor"].tolist()) == pytest.approx([0.1] * (modalities - 1) + [0.95])
+    assert len(list(run.stack.methods["inforeg"].report(view))) > 10
 
 
 @pytest.mark.parametrize("unimodal", ["heads", "none"])
