@@ -64,7 +64,7 @@ def claim(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     first = next(arm for arm in lesson.arms if arm != lesson.control)
-    found = _compared(lesson.statistic, scalars, first)
+    found = _compared(lesson.statistic, scalars, first, lesson.pairs)
     difference = found["differences"][lesson.control]
     return {
         "lesson": name,
@@ -74,20 +74,27 @@ def claim(
         "seeds": [first_seed, first_seed + count - 1],
         "difference": difference | {"of": first, "to": lesson.control},
         "holds": verdict(difference, lesson.expect),
-        "further": {words: _compared(number, scalars, first) for words, number in lesson.further.items()},
+        "further": {words: _compared(number, scalars, first, lesson.pairs) for words, number in lesson.further.items()},
     } | found
 
 
 def _compared(
-    number: Callable[[Mapping[str, float]], float], scalars: Mapping[tuple[str, int], Mapping[str, float]], first: str
+    number: Callable[[Mapping[str, float]], float],
+    scalars: Mapping[tuple[str, int], Mapping[str, float]],
+    first: str,
+    pairs: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Return the interval of a number in each arm, and of the paired differences of the first arm to the others."""
+    """Return the interval of a number in each arm, and of the paired differences of the first arm to the others.
+
+    Also of the arms of `pairs`, each minus the one that it is compared with.
+    """
     arms: dict[str, list[float]] = {}
     for (arm, _), found in scalars.items():
         arms.setdefault(arm, []).append(number(found))
     return {
         "arms": {arm: interval(values) | {"n": len(values)} for arm, values in arms.items()},
         "differences": {arm: interval(np.subtract(arms[first], v)) for arm, v in arms.items() if arm != first},
+        "pairs": {arm: interval(np.subtract(arms[arm], arms[to])) | {"to": to} for arm, to in pairs.items()},
     }
 
 
@@ -106,7 +113,7 @@ def interval(values: Sequence[float]) -> dict[str, float | None]:
 
 
 def table(words: str, found: Mapping[str, Any]) -> list[str]:
-    """Return the lines that show the arms of one number, and the first arm's paired difference to each other one."""
+    """Return the lines that show the arms of one number, the first arm's paired differences, and those of pairs."""
 
     def shown(value: Mapping[str, Any]) -> str:
         bounds = "" if value["low"] is None else f" [{value['low']:.4g}, {value['high']:.4g}]"
@@ -118,6 +125,7 @@ def table(words: str, found: Mapping[str, Any]) -> list[str]:
             f"; first arm minus this one {shown(found['differences'][arm])}" if arm in found["differences"] else ""
         )
         lines.append(f"{arm}: {shown(value)}, n = {value['n']}{against}")
+    lines += [f"{arm} minus {value['to']}: {shown(value)}" for arm, value in found["pairs"].items()]
     return lines
 
 

@@ -35,6 +35,8 @@ _FORMER: dict[int, dict[str, Any]] = {
         "modalimmune.gate": "hessian",
         "modalimmune.meta_every": 100,
         "modalimmune.tunes": "collapse",
+        "inforeg.plain": 2,
+        "inforeg.smoothing": 1,
     },
 }
 """Number of former defaults to the settings in which the next differed; files without a number are of the first."""

@@ -24,6 +24,8 @@ class Lesson:
     """Arm to the JSON values of a run's configuration; the first is the one that Start offers."""
     control: ClassVar[str]
     """The arm that the first one is compared with."""
+    pairs: ClassVar[dict[str, str]] = {}
+    """Arm to the arm that it alone is compared with, because it differs from the control in more than it shows."""
     seeds: ClassVar[int] = 3
     scalar: ClassVar[str]
     """Name of the scalar whose last value is compared, unless `statistic` says otherwise."""

@@ -51,6 +51,22 @@ def test_a_claim_runs_its_arms_once_and_compares_them_by_seed(tmp_path, monkeypa
     assert [summary(home) for home in homes] == before
 
 
+def test_an_arm_with_a_control_of_its_own_is_compared_with_that_by_seed(tmp_path, monkeypatch):
+    class Three(Longer):
+        arms = Longer.arms | {
+            "middle": {"problem": "planted", "steps": 30, "settings": SMALL | {"optimizer.lr": 0.004}}
+        }
+        pairs = {"middle": "fast"}
+
+    monkeypatch.setattr(claims, "named", lambda *_: Three)
+    found = claims.claim("three", 2, None, tmp_path)
+    pair = found["pairs"]["middle"]
+    assert pair["mean"] == pytest.approx(-0.006) and pair["low"] == pytest.approx(pair["high"]) and pair["to"] == "fast"
+    assert found["further"]["twice the rate"]["pairs"]["middle"]["mean"] == pytest.approx(-0.012)
+    assert claims.table("", found)[-1].startswith("middle minus fast: -0.006 [")
+    assert found["difference"]["to"] == "fast" and set(found["differences"]) == {"fast", "middle"}
+
+
 def test_a_claim_begins_at_the_seed_that_is_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(claims, "named", lambda *_: Longer)
     found = claims.claim("longer", 2, None, tmp_path, first_seed=7)

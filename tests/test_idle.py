@@ -87,7 +87,7 @@ IDLE = [
     ("gani", {"warmup": 500}, "averages 500 gradients"),
     ("isotropic_noise", {"virtual_batch": 64}, "lower isotropic_noise.virtual_batch"),
     ("inforeg", {"threshold": 1.0}, "no window ever opens"),
-    ("inforeg", {"period": 150}, "the first 2 periods of 150 steps are left alone"),
+    ("inforeg", {"period": 150, "plain": 2}, "the first 2 periods of 150 steps are left alone"),
     ("inforeg", {"period": 1, "when": "always"}, "nothing to pull back to"),
     ("modalimmune", {"intervene": 0.0}, "while modalimmune.intervene is 0.0"),
     ("modalimmune", {"warmup": 400}, "in its first 400 steps; lower modalimmune.warmup"),

@@ -20,13 +20,14 @@ from engine.needs import PATIENCE
 FACTORS = (0.95, 0.1)
 """Factors on α in the authors' code: of the modality whose trace is the gate (audio), and of the others (video)."""
 
-RELEASED = {"score": "sum", "beta": 1.0, "smoothing": 10, "plain": 0, "trace": "weights", "gate": "strongest"}
-"""Knobs that the preset of the authors' code overrules."""
+_CODE = {"score": "sum", "beta": 1.0, "smoothing": 10, "plain": 0, "trace": "weights", "gate": "strongest"}
+PRESETS: dict[str, dict[str, Any]] = {"paper": {}, "released": _CODE, "november": _CODE | {"threshold": 0.05}}
+"""Preset to the knobs that it overrules. All but `paper` also put FACTORS on α."""
 
 WATCHED = 3
 """Periods after the plain ones in which some window should have opened."""
 KEPT = 256
-"""Periods whose traces are kept."""
+"""Periods whose traces are kept; more than the longest `smoothing`."""
 
 TRACES = {
     "batches": "mean squared gradient of the training loss over the last period's batches",
@@ -66,6 +67,12 @@ class Form(Protocol):
     gate: str
 
 
+def epoch(problem: Any) -> int:
+    """Return the steps of one epoch of a problem, 0 where it does not say."""
+    rows, size = getattr(problem, "rows", None), getattr(problem, "batch_size", None)
+    return max(len(rows["train"]) // size, 1) if rows and size else 0
+
+
 def objectives(losses: Iterable[str]) -> list[int]:
     """Return the rows of the losses that are objectives; regularisers are named `reg/…`.
 
@@ -80,6 +87,16 @@ def scores(logits: Mapping[str, Tensor], y: Tensor, kind: str) -> Tensor:
     return torch.stack([SCORES[kind](value, y) for value in logits.values()])
 
 
+def sliced(logits: Mapping[str, Tensor], modalities: Sequence[str]) -> bool:
+    """Return whether the logits (B, C) of the modalities add up to the fused ones, as slices of a fusion do.
+
+    It asks the device, so it is not for a step.
+    """
+    if not set(modalities) <= logits.keys():
+        return False
+    return torch.allclose(sum(logits[name] for name in modalities), logits["fused"], rtol=1e-3, atol=1e-4)
+
+
 def coefficient(gap: Tensor, beta: float, margin: float = 0.0) -> Tensor:
     """Return α = exp(β·tanh Δ) where the lead Δ (M,) exceeds `margin`, else 0; it jumps from 0 to 1 at Δ = 0+.
 
@@ -91,66 +108,111 @@ def coefficient(gap: Tensor, beta: float, margin: float = 0.0) -> Tensor:
     return torch.where(gap > margin, torch.exp(beta * torch.tanh(gap)), torch.zeros_like(gap))
 
 
-def growth(traces: Sequence[float], smoothing: int = 1) -> float:
-    """Return k, by what share of itself the last of some traces exceeds the one before; nan where that has no meaning.
+def deciding(form: Form) -> list[Any]:
+    """Return the values of the knobs that `factors` reads, so that a change of one is seen without asking a device."""
+    return [getattr(form, key) for key in Form.__annotations__]
 
-    InfoReg, equation 11: k = (T₁ - T₂)/T₁, here of moving averages over `smoothing` traces, missing ones counted as
-    zero as in the authors' code: (T₁ - T_{S+1})/(T₁ + … + T_S). Before the first trace k is 1, also as in the code.
 
-    >>> growth([1.0, 2.0, 4.0]), growth([3.0, 3.0]), growth([4.0, 2.0])
-    (0.5, 0.0, -1.0)
+def growth(traces: Tensor, periods: int, smoothing: int = 1) -> Tensor:
+    """Return k (M,), by what share of itself each last trace exceeds the one before; nan where that has no meaning.
+
+    `traces` (N, M) of finished periods, the newest last, with zeros before the first; N > `smoothing`. InfoReg,
+    equation 11: k = (T₁ - T₂)/T₁, here of moving averages over `smoothing` traces, missing ones counted as zero as in
+    the authors' code: (T₁ - T_{S+1})/(T₁ + … + T_S). Before the first of all `periods` k is 1, also as in the code.
+
+    >>> growth(torch.tensor([[0.0, 0.0, 0.0], [2.0, 3.0, 4.0], [4.0, 3.0, 2.0]]), 2).tolist()
+    [0.5, 0.0, -1.0]
     """
-    if not traces:
-        return 1.0
-    padded = [0.0] * (smoothing + 1) + [float(trace) for trace in traces]
-    recent = sum(padded[-smoothing:])
-    return (padded[-1] - padded[-1 - smoothing]) / recent if 0.0 < recent < math.inf else math.nan
+    if not periods:
+        return torch.ones_like(traces[-1])
+    recent = sum(traces[-smoothing:].unbind())  # one by one, so that the last bit does not depend on the device
+    k = (traces[-1] - traces[-1 - smoothing]) / recent
+    return torch.where((recent > 0) & (recent < math.inf), k, torch.full_like(k, math.nan))
 
 
-def gate(traces: Sequence[Sequence[float]], rule: str) -> int | None:
-    """Return the number of the modality whose trace opens all windows; None where each has its own (`own`).
+def strongest(traces: Tensor) -> Tensor:
+    """Return for each modality whether its sum of traces (N, M) is the largest, (M,): true for one, first of equals.
 
-    `strongest`: the largest sum of traces (periods, M); the first modality before there are any.
+    Before there are any traces that is the first modality.
     """
-    if rule == "own":
-        return None
-    totals = [sum(column) for column in zip(*traces, strict=True)]
-    return totals.index(max(totals)) if totals else 0
+    totals = traces.sum(0)
+    return torch.arange(len(totals), device=totals.device) == totals.argmax()
 
 
-def growths(traces: Sequence[Sequence[float]], count: int, form: Form) -> list[float]:
-    """Return k of the window of each of `count` modalities, for traces (periods, count): its own, or the gate's."""
-    leader = gate(traces, form.gate)
-    k = [growth([row[i] for row in traces], form.smoothing) for i in range(count)]
-    return k if leader is None else [k[leader]] * count
+def growths(traces: Tensor, periods: int, form: Form) -> Tensor:
+    """Return k of the window of each modality (M,), for traces (N, M): its own, or that of the `strongest`."""
+    k = growth(traces, periods, form.smoothing)
+    if form.gate == "own":
+        return k
+    return torch.where(strongest(traces), k, torch.zeros_like(k)).sum().expand_as(k)
 
 
-def windows(traces: Sequence[Sequence[float]], count: int, periods: int, form: Form) -> list[bool]:
-    """Return whether each modality's prime learning window is open after so many finished periods."""
-    return [periods >= form.plain and k > form.threshold for k in growths(traces, count, form)]
+def windows(traces: Tensor, periods: int, form: Form) -> Tensor:
+    """Return whether each modality's prime learning window is open (M,) after so many finished periods."""
+    is_open = growths(traces, periods, form) > form.threshold
+    return is_open if periods >= form.plain else torch.zeros_like(is_open)
 
 
-def factors(traces: Sequence[Sequence[float]], count: int, periods: int, form: Form) -> list[float]:
-    """Return what multiplies each modality's α: the dose, 0 where `when` and the window allow no pull.
+def factors(traces: Tensor, periods: int, form: Form) -> Tensor:
+    """Return what multiplies each modality's α (M,): the dose, 0 where `when` and the window allow no pull.
 
-    In the code's form (`preset` released) also 0.95 for the modality whose trace is the gate, 0.1 for the others.
+    In the code's forms (`preset` released, november) also 0.95 for the modality whose trace is the gate, 0.1 for the
+    others. Nothing here waits for the device.
     """
-    opened = windows(traces, count, periods, form)
-    may = {
-        "window": opened,
-        "always": [True] * count,
-        "outside": [periods >= form.plain and not is_open for is_open in opened],
-    }[form.when]
-    leader = gate(traces, form.gate) if form.preset == "released" else None
-    shares = [1.0] * count if leader is None else [FACTORS[i != leader] for i in range(count)]
-    return [form.strength * share if allowed else 0.0 for share, allowed in zip(shares, may, strict=True)]
+    opened = windows(traces, periods, form)
+    dose = torch.full_like(traces[-1], form.strength)
+    if form.preset != "paper":
+        gate, others = (torch.full_like(dose, form.strength * share) for share in FACTORS)
+        dose = torch.where(strongest(traces), gate, others)
+    if form.when == "always":
+        return dose
+    may = opened if form.when == "window" else ~opened
+    if periods < form.plain:
+        may = torch.zeros_like(may)
+    return torch.where(may, dose, torch.zeros_like(dose))
+
+
+def record(rows: Tensor, new: Tensor) -> Tensor:
+    """Return the record (N, …) with a new row at its end and its first row gone."""
+    return torch.cat([rows[1:], new[None]])
+
+
+def renewed(state: dict[str, Any]) -> dict[str, Any]:
+    """Return the state of an older version, which kept lists of numbers, with tensors in their place; others as is."""
+    if not isinstance(state.get("traces"), list):
+        return state
+    alpha = state["alpha"]
+    empty = unread(alpha)
+
+    def table(key: str) -> Tensor:
+        rows = alpha.new_tensor(state[key], dtype=empty[key].dtype).view(-1, len(alpha))
+        return torch.cat([empty[key], rows])[-len(empty[key]) :]
+
+    last = {key: value if key == "steps" else alpha.new_tensor(value) for key, value in state["last"].items()}
+    ever = alpha.new_tensor(state["ever"], dtype=torch.int64)
+    return state | {"traces": table("traces"), "opened": table("opened"), "ever": ever, "last": last}
+
+
+def unread(like: Tensor) -> dict[str, Any]:
+    """Return the record of periods before there are any, on the device of `like` (M,).
+
+    `traces` (KEPT, M) and `opened` (KEPT, M), the newest last; `ever` (M,), the periods in which a window was open.
+    """
+    shape = (KEPT, len(like))
+    return {
+        "periods": 0,
+        "places": [],
+        "traces": like.new_zeros(shape, dtype=torch.float64),
+        "opened": like.new_zeros(shape, dtype=torch.bool),
+        "ever": like.new_zeros(len(like), dtype=torch.int64),
+    }
 
 
 def closed(state: Mapping[str, Any], opened: Sequence[bool], period: int, form: Form) -> str:
     """Return why no encoder has been pulled and none will be soon, and what would change it; empty where one was.
 
     `state` has the finished `periods`, how `ever` often each modality's window was open in them, and the steps with a
-    pull, `pulled`; `opened` is of the present.
+    pull, `pulled`; `opened` is of the present. It asks the device, so it is not for a step.
     """
     if period < 2:
         return "in a period of one step there is nothing to pull back to; set inforeg.period to more"
@@ -162,20 +224,27 @@ def closed(state: Mapping[str, Any], opened: Sequence[bool], period: int, form: 
         return f"the first {form.plain} periods of {period:,} steps are left alone; set a shorter inforeg.period"
     if state["periods"] < form.plain + WATCHED:
         return ""
-    if form.when == "window" and not any(opened) and not any(state["ever"]):
-        return (
-            f"no Fisher trace has grown enough over periods of {period:,} steps, so no prime learning window has "
-            "opened; set a shorter inforeg.period, or inforeg.when to always"
-        )
     if form.when == "always":
         return "no modality leads by enough; lower inforeg.margin"
-    return "no modality has led in a period in which it could be pulled; set inforeg.when to always"
+    early = form.when == "window" and (form.plain > 0 or form.smoothing < 10)
+    remedy = "inforeg.plain to 0 and inforeg.smoothing to 10 from the start, or " if early else ""
+    if form.when == "window" and not any(opened) and not bool((state["ever"] > 0).any()):
+        return (
+            f"no Fisher trace has grown enough over periods of {period:,} steps, so no prime learning window has "
+            f"opened; set {remedy}inforeg.when to always"
+        )
+    return f"no modality has led in a period in which it could be pulled; set {remedy}inforeg.when to always"
+
+
+def encoder_squares(vector: Tensor, spans: Sequence[Sequence[slice]]) -> Tensor:
+    """Return the squared norm of a vector (P,) on the slices of each encoder: (M,)."""
+    zero = vector.new_zeros(())
+    return torch.stack([sum((vector[w] @ vector[w] for w in span), zero) for span in spans])
 
 
 def squares(grad: Tensor, spans: Sequence[Sequence[slice]]) -> Tensor:
     """Return ‖g_m‖² on the slices of each encoder, and of the whole gradient (P,): (M + 1,)."""
-    zero = grad.new_zeros(())
-    return torch.stack([sum((grad[w] @ grad[w] for w in span), zero) for span in [*spans, [slice(None)]]])
+    return encoder_squares(grad, [*spans, [slice(None)]])
 
 
 def weight_squares(grad: Tensor, layout: Layout, modalities: Sequence[str]) -> Tensor:
@@ -210,11 +279,12 @@ def pulled(grads: Tensor, row: int, alpha: Tensor, drift: Tensor, spans: Sequenc
     """Return the rows (K, P) with α_m·drift added to one row on the slices of each encoder.
 
     The gradient of (α_m/2)‖w_m - w_m⁰‖² with α_m held fixed; InfoReg, equation 12. The sign and size are those of the
-    code; the paper's appendix B prints α·η²·Σg, which is not the gradient of equation 12.
+    code; the paper's appendix B prints α·η²·Σg, which is not the gradient of equation 12. Where α_m is 0 nothing
+    changes, not even if the drift is no number.
     """
     grads = grads.clone()
     for a, where in ((a, where) for a, wheres in zip(alpha, spans, strict=True) for where in wheres):
-        grads[row, where] += a * drift[where]
+        grads[row, where] = torch.where(a > 0, grads[row, where] + a * drift[where], grads[row, where])
     return grads
 
 
@@ -289,4 +359,5 @@ def history(ever: int, periods: int, length: int, plain: int) -> str:
         return "nothing to pull back to in a period of one step: set inforeg.period"
     if ever or periods <= max(plain, 1):
         return f"open in {ever} of {periods} periods of {length} steps; 1: open now"
-    return f"never open in {periods} periods: no trace grew enough; try periods shorter than {length} steps"
+    remedy = "; or inforeg.plain 0 and inforeg.smoothing 10" if plain else ""
+    return f"never open in {periods} periods: no trace grew enough; try periods shorter than {length} steps{remedy}"

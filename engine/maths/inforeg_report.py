@@ -74,12 +74,12 @@ def about_the_lead(alone: Mapping[str, Tensor], y: Tensor, own: bool, alpha: Ten
 def about_the_windows(state: Mapping[str, Any], names: Sequence[str], length: int, form: Form) -> Iterator[Record]:
     """Yield whether each window is open, with words where it never was, and by what share the trace has grown."""
     periods = state["periods"]
-    opened = maths.windows(state["traces"], len(names), periods, form)
-    growths = maths.growths(state["traces"], len(names), form)
+    opened = maths.windows(state["traces"], periods, form).tolist()
+    growths = maths.growths(state["traces"], periods, form).tolist()
     levels = {f"K = {form.threshold:g}": form.threshold}
     growth = {"panel": "Growth of the trace", "place": 2, "levels": levels, "within": [-1.0, 1.0]}
     window = {"panel": "Prime learning window", "place": 10, "y": "1: open"}
-    for name, k, is_open, ever in zip(names, growths, opened, state["ever"], strict=True):
+    for name, k, is_open, ever in zip(names, growths, opened, state["ever"].tolist(), strict=True):
         words = maths.history(ever, periods, length, form.plain)
         yield Scalar(f"inforeg/window/{name}", float(is_open), n=periods, mode=words, draw=window)
         if periods and math.isfinite(k):
@@ -98,22 +98,25 @@ def about_the_period(
     state: Mapping[str, Any], names: Sequence[str], opened: Sequence[bool], length: int, form: Form
 ) -> Iterator[Record]:
     """Yield traces, drift and pull of the last finished period; `opened` says whose window is open in the present."""
-    last, mode = state["last"], TRACES[state["kind"]]
-    steps, everyone = last["steps"], sum(state["traces"][-1])
+    last, mode, count = state["last"], TRACES[state["kind"]], len(state["places"])
+    traces, ever = state["traces"][-count:].tolist(), state["ever"].tolist()
+    past = [*state["opened"][-count:].tolist(), list(opened)]
+    drift, total, sums = (last[key].tolist() for key in ("drift", "total", "sums"))
+    steps, everyone = last["steps"], sum(traces[-1])
     starts, ends = zip(*state["places"], strict=True)
-    for name, value in zip((*names, "network"), (*state["traces"][-1], last["network"]), strict=True):
+    for name, value in zip((*names, "network"), (*traces[-1], float(last["network"])), strict=True):
         yield Scalar(f"inforeg/fisher_trace/{name}", value, n=steps, mode=mode, draw=_TRACE)
     for i, name in enumerate(names):
-        spans = maths.spans([row[i] for row in [*state["opened"], opened]], [*starts, ends[-1], ends[-1] + steps])
-        values = np.array([row[i] for row in state["traces"]])
+        spans = maths.spans([row[i] for row in past], [*starts, ends[-1], ends[-1] + steps])
+        values = np.array([row[i] for row in traces])
         draw = _BY_PERIOD | {"spans": spans, "label": ""}
-        words = maths.history(state["ever"][i], state["periods"], length, form.plain).partition(";")[0]
+        words = maths.history(ever[i], state["periods"], length, form.plain).partition(";")[0]
         yield Curve(f"inforeg/traces/{name}", np.array(ends), values, mode=f"{mode}; window {words}", draw=draw)
         if everyone > 0:
-            share = state["traces"][-1][i] / everyone
+            share = traces[-1][i] / everyone
             yield Scalar(f"inforeg/trace_share/{name}", share, n=steps, mode="share of all encoders' traces")
-        for path, value in maths.summary(last["drift"][i], last["total"][i], last["sums"][i], steps).items():
+        for path, value in maths.summary(drift[i], total[i], sums[i], steps).items():
             if math.isfinite(value):
                 yield Scalar(f"inforeg/{path}/{name}", value, n=steps, mode=SUMMARY[path], draw=_PERIOD.get(path, {}))
-    active = np.array([sums[-1] / steps for sums in last["sums"]])
+    active = np.array([row[-1] / steps for row in sums])
     yield Bars("inforeg/held_back", np.array(names), active, n=steps, mode=SUMMARY["active"])

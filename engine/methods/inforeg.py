@@ -5,19 +5,26 @@ still grows by a share above K from one period to the next, the encoder's *prime
 whose score on the batch is above that of others, by Δ on average, and whose window is open, gets α·(w - w⁰) added to
 its encoder's gradient, with α = exp(β·tanh Δ) and w⁰ its weights when the period began. Heads and fusion never do.
 
-The paper's form is the default. `preset` released is that of the authors' code: scores summed over the batch, so that
-tanh saturates; traces as in `weights`, with the pull in them; growth of ten-period averages; no plain periods; one
-trace as the gate of all windows; factors 0.95 and 0.1 on α. The code's gate is audio; here, the modality with the
-largest traces on record. The code's unimodal losses are the setting `unimodal`. Equation 8 prints a score that is
-smaller for better; every later use, and ours, is larger.
+The pull is the paper's; the window is by default that of the authors' code, which averages ten periods, counts those
+before the first as zero, and so is open from the first step until a trace has stopped growing, of a constant one for
+ten periods. The paper's is `plain` 2 and `smoothing` 1: on small data, where a trace falls from its first period on, it
+never opens, or opens first for a modality that does not lead.
 
-Where the trace peaks within the first period, as on small data, the window never opens, and the report says so: set a
-shorter `period`, yet long enough for the pull to act, see `inforeg/room`.
+*Presets*: `released` is the authors' code but for K: scores summed over the batch, so that tanh saturates; traces as in
+`weights`, with the pull in them; growth of ten-period averages; no plain periods; one trace as the gate of all windows;
+β = 1 with factors 0.95 and 0.1 on α. `november` is the code of November 2025 with its K = 0.05 too, in a run with
+`unimodal` slices, which is refused otherwise. What still differs from it: its gate is audio, here the modality with the
+largest traces on record; its traces are sums over batches, here means, which leave growth as it is; model, data, rate
+and length are the run's. The code of March 2025 had K = 0.04 and heads, and by a slip never held video back.
+
+Equation 8 prints a score that is smaller for better; every later use, and ours, is larger. Periods must be long enough
+for the pull, see `inforeg/room`.
 
 *Acts at*: gradients, commit.
 
 *Remembers*: the drift w - w⁰ and the sum of gradients since the period began, (P,) each; sums over the period; the
-traces of up to 256 periods and when windows were open; what the last period came to.
+traces of up to 256 periods and when windows were open; what the last period came to; the factors on α. Nothing of it is
+asked of the device in a step.
 
 *Composes with*: every `fuse`; the pull is added to the first, the fused, row after OGM-GE and ModalImmune have acted,
 and a `fuse` that weighs rows weighs it too. Traces are of the raw rows without `reg/…`, unimodal losses included. SAM:
@@ -45,8 +52,8 @@ from engine.maths import imbalance, unimodal
 from engine.maths import inforeg as maths
 from engine.maths import inforeg_report as told
 from engine.method import Method, knob
-from engine.needs import FUSED
-from engine.problem import Batch, Problem
+from engine.needs import FUSED, Need
+from engine.problem import Batch
 from engine.records import Record
 from engine.step import View
 
@@ -56,7 +63,7 @@ class InfoReg(Method):
 
     name = "inforeg"
     title = "InfoReg"
-    needs = (FUSED,)
+    needs = (FUSED, Need("unimodal", ("slices",), {"inforeg.preset": "november"}))
     modalities = (2, None)
     after = ("modalimmune", "ogm_ge")
     neutral = {"strength": 0.0}
@@ -74,12 +81,14 @@ class InfoReg(Method):
         when: str = knob("window", help="When to pull.", choices=("window", "always", "outside"))
         threshold: float = knob(0.04, 0.0, 1.0, "K: growth of the trace above which a window is open; 1 for never.")
         preset: str = knob(
-            "paper", help="`released`: the authors' code, whatever the knobs below say.", choices=("paper", "released")
+            "paper",
+            help="`released`: the authors' code, whatever the knobs below say; `november`: with its K and slices too.",
+            choices=tuple(maths.PRESETS),
         )
         beta: float = knob(0.9, 0.0, 5.0, "β: how much α grows with the lead; 0 for α = 1 at any lead.")
         score: str = knob("mean", help="True-class probability that is compared.", choices=("mean", "sum", "log"))
-        smoothing: int = knob(1, 1, 50, "Periods averaged before growth is taken.")
-        plain: int = knob(2, 0, 1000, "First periods, in which no window is open.")
+        smoothing: int = knob(10, 1, 50, "Periods averaged before growth is taken, as in the authors' code; paper: 1.")
+        plain: int = knob(0, 0, 1000, "First periods, in which no window is open; paper: 2.")
         trace: str = knob(
             "batches",
             help="Squares of batch gradients, of single rows' gradients, or means by weight tensor.",
@@ -92,44 +101,51 @@ class InfoReg(Method):
     _known: tuple | None = None
     _spans: list[list[slice]] | None = None
 
+    def __init__(self, params: Any = None, state: dict[str, Any] | None = None) -> None:
+        super().__init__(params, state and maths.renewed(state))
+
     def init(self, view: View) -> dict[str, Any]:
         """Return the state before the first period.
 
         Raises:
-            InputError: the problem has no classes, one modality, or an epoch of unknown length.
+            InputError: the problem has no classes, one modality, or an epoch of unknown length, or it has no slices
+                and the preset is november.
         """
         problem, few = view.problem, view.batch.rows(slice(0, 2))
         with torch.no_grad():
             _, logits = problem.objectives(view.theta, problem.encode(view.theta, few), few)
         unimodal.comparable(self.title, problem.modalities, few.y, logits)
-        epoch = _epoch(problem) or self.params.period
+        if self.params.preset == "november" and not maths.sliced(logits, problem.modalities):
+            raise InputError("InfoReg's preset november is for runs with unimodal=slices; choose preset released here.")
+        epoch = maths.epoch(problem) or self.params.period
         if not epoch:
             raise InputError(f"InfoReg knows no length of an epoch of {problem.title}; set inforeg.period to steps.")
-        alpha = view.theta.new_zeros(len(problem.modalities))
-        own = {"epoch": epoch, "kind": self._form().trace, "alpha": alpha, "pulled": alpha.sum(), "last": {}}
-        return _unread(view) | _begun(view) | own
+        alpha, form = view.theta.new_zeros(len(problem.modalities)), self._form()
+        state = maths.unread(alpha) | _begun(view) | {"epoch": epoch, "kind": form.trace, "alpha": alpha, "last": {}}
+        factor = maths.factors(state["traces"], 0, form).to(alpha.dtype)
+        return state | {"pulled": alpha.sum(), "factor": factor, "decided": maths.deciding(form)}
 
     def idle(self, view: View) -> str:
         """Return why no encoder is pulled: as for every method, or no window opens for long."""
-        reason = maths.closed({"pulled": 0} | self.state, self._open(), self._period(), self._form())
+        reason = maths.closed({"pulled": 0} | self.state, self._open().tolist(), self._period(), self._form())
         return super().idle(view) or (reason and f"InfoReg pulls no encoder: {reason}.")
 
     def gradients(self, grads: Tensor, view: View) -> Tensor:
         """Return the rows (K, P) with the pull on the leading encoders in the first row that is no regulariser."""
-        alpha = self._alpha(view)
-        if alpha is None:
-            return grads
-        return maths.pulled(grads, maths.objectives(view.losses)[0], alpha, self.state["drift"], self._encoders(view))
+        row = maths.objectives(view.losses)[0]
+        return maths.pulled(grads, row, self._alpha(view), self.state["drift"], self._encoders(view))
 
     def commit(self, view: View) -> dict[str, Any]:
-        """Return the state with this step in it; the last step of a period leaves its trace and begins the next."""
+        """Return the state with this step in it; the last step of a period leaves its trace and begins the next.
+
+        The device is asked nothing, at the end of a period either: which windows are open is a tensor.
+        """
         s, encoders, alpha, rows = self.state, self._encoders(view), self._alpha(view), maths.objectives(view.losses)
-        grad = view.raw[rows[0]] if len(rows) == 1 else view.raw[rows].sum(0)
+        # a list of numbers as an index would be copied to the device
+        kept = view.raw if len(rows) == len(view.raw) else torch.stack([view.raw[row] for row in rows])
+        grad = kept[0] if len(rows) == 1 else kept.sum(0)
         measured = own = maths.squares(grad, encoders)
-        none = torch.zeros_like(s["alpha"])
-        alpha, pull = (
-            (none, none) if alpha is None else (alpha, alpha * maths.squares(s["drift"], encoders)[:-1].sqrt())
-        )
+        pull = alpha * maths.encoder_squares(s["drift"], encoders).sqrt()
         if self._form().trace == "weights":
             whole = maths.pulled(grad[None], 0, alpha, s["drift"], encoders)[0]
             measured = maths.weight_squares(whole, view.problem.layout, view.problem.modalities)
@@ -142,6 +158,8 @@ class InfoReg(Method):
             "alpha": alpha,
             "pulled": s.get("pulled", 0) + alpha.any().to(alpha.dtype),  # absent from checkpoints of older versions
             "taken": s["taken"] + 1,
+            "factor": self._factor(),
+            "decided": maths.deciding(self._form()),
         }
         return self._finished(state, view) if state["taken"] >= self._period() else state
 
@@ -155,7 +173,7 @@ class InfoReg(Method):
             value = maths.room(view.rate.lr, self.params.strength, self._period(), view.rate.momentum)
             yield from told.about_the_room(value)
         if s["last"]:
-            yield from told.about_the_period(s, names, self._open(), self._period(), form)
+            yield from told.about_the_period(s, names, self._open().tolist(), self._period(), form)
 
     def _finished(self, state: dict[str, Any], view: View) -> dict[str, Any]:
         """Return the state with the period's trace on record and the next period begun."""
@@ -168,28 +186,30 @@ class InfoReg(Method):
                 return problem.loss(theta, Batch(dict(zip(few.x, x, strict=True)), y))
 
             squares = maths.sample_squares(loss, view.theta, (few.y, *few.x.values()), encoders)
-        drift, total = (maths.squares(state[key], encoders)[:-1].sqrt() for key in ("drift", "total"))
+        last = {key: maths.encoder_squares(state[key], encoders).sqrt() for key in ("drift", "total")}
         opened = self._open()
         # traces of another kind have another unit, so growth must not be taken across a change
-        past = state if state["kind"] == kind else _unread(view)
-        last = {"steps": steps, "network": float(squares[-1]), "drift": drift.tolist(), "total": total.tolist()}
+        past = state if state["kind"] == kind else maths.unread(state["alpha"])
+        traces, periods = maths.record(past["traces"], squares[:-1].to(past["traces"].dtype)), past["periods"] + 1
         return (
             state
             | _begun(view)
             | {
                 "kind": kind,
-                "periods": past["periods"] + 1,
-                "traces": [*past["traces"], squares[:-1].tolist()][-maths.KEPT :],
+                "periods": periods,
+                "traces": traces,
                 "places": [*past["places"], [view.step + 1 - steps, view.step + 1]][-maths.KEPT :],
-                "opened": [*past["opened"], opened][-maths.KEPT :],
-                "ever": [ever + is_open for ever, is_open in zip(past["ever"], opened, strict=True)],
-                "last": last | {"sums": state["sums"].T.tolist()},
+                "opened": maths.record(past["opened"], opened),
+                "ever": past["ever"] + opened,
+                "last": last | {"steps": steps, "network": squares[-1], "sums": state["sums"].T.clone()},
+                "factor": maths.factors(traces, periods, self._form()).to(state["alpha"].dtype),
             }
         )
 
     def _form(self) -> Params:
         """Return the knobs with the preset carried out."""
-        return self.params if self.params.preset == "paper" else dataclasses.replace(self.params, **maths.RELEASED)
+        overruled = maths.PRESETS[self.params.preset]
+        return dataclasses.replace(self.params, **overruled) if overruled else self.params
 
     def _period(self) -> int:
         return self.params.period or self.state["epoch"]
@@ -199,21 +219,26 @@ class InfoReg(Method):
             self._spans = [unimodal.encoder(view.problem.layout, name) for name in view.problem.modalities]
         return self._spans
 
-    def _open(self) -> list[bool]:
-        """Return whether each modality's prime learning window is open in the present period."""
-        return maths.windows(self.state["traces"], len(self.state["ever"]), self.state["periods"], self._form())
+    def _open(self) -> Tensor:
+        """Return whether each modality's prime learning window is open in the present period (M,)."""
+        return maths.windows(self.state["traces"], self.state["periods"], self._form())
 
-    def _alpha(self, view: View) -> Tensor | None:
-        """Return the factor of each modality's pull (M,), 0 for none; None where no modality may be pulled."""
+    def _factor(self) -> Tensor:
+        """Return what multiplies each modality's α (M,): as the last commit decided, or anew if a knob has changed."""
         s, form = self.state, self._form()
-        factors = maths.factors(s["traces"], len(s["ever"]), s["periods"], form)
-        if not any(factors):
-            return None
+        if s.get("decided") == maths.deciding(form):  # absent from checkpoints of older versions
+            return s["factor"]
+        return maths.factors(s["traces"], s["periods"], form).to(s["alpha"].dtype)
+
+    def _alpha(self, view: View) -> Tensor:
+        """Return the factor of each modality's pull (M,), 0 for none."""
+        s, form = self.state, self._form()
+        rows = view.raw.untyped_storage()
         # commit asks again for what gradients asked, so the answer is kept with the very rows that it was asked for
-        if self._known is None or self._known[0] is not s or not view.raw.is_set_to(self._known[1]):
+        if not self._known or self._known[0] is not s or self._known[1] is not rows:
             gap = imbalance.performance_gap(maths.scores(_alone(view), view.batch.y, form.score))
-            alpha = maths.coefficient(gap, form.beta, form.margin) * gap.new_tensor(factors)
-            self._known = (s, view.raw, alpha)
+            alpha = maths.coefficient(gap, form.beta, form.margin) * self._factor()
+            self._known = (s, rows, alpha)
         return self._known[2]
 
 
@@ -222,17 +247,6 @@ def _begun(view: View) -> dict[str, Any]:
     count, zero = len(view.problem.modalities), torch.zeros_like(view.theta)
     table = {"squares": zero.new_zeros(count + 1), "sums": zero.new_zeros(5, count)}
     return {"drift": zero, "total": zero, "taken": 0} | table
-
-
-def _unread(view: View) -> dict[str, Any]:
-    """Return the record of periods before there are any."""
-    return {"periods": 0, "traces": [], "places": [], "opened": [], "ever": [0] * len(view.problem.modalities)}
-
-
-def _epoch(problem: Problem) -> int:
-    """Return the steps of one epoch, 0 where the problem does not say."""
-    rows, size = getattr(problem, "rows", None), getattr(problem, "batch_size", None)
-    return max(len(rows["train"]) // size, 1) if rows and size else 0
 
 
 def _alone(view: View) -> dict[str, Tensor]:

@@ -40,6 +40,8 @@ def test_every_arm_is_a_valid_run_of_known_methods(lesson):
     for arm in lesson.arms.values():
         validated(RunConfig.from_json(arm), known)
     assert lesson.control in list(lesson.arms)[1:]
+    assert {*lesson.pairs, *lesson.pairs.values()} <= set(lesson.arms)
+    assert all(arm != other for arm, other in lesson.pairs.items())
     assert lesson.expect in ("lower", "higher")
     pages = {path.stem.partition("_")[2] for path in (ROOT / "pages").glob("[0-9]*.py")}
     assert lesson.show and set(lesson.show) <= pages

@@ -48,22 +48,46 @@ def test_every_score_is_larger_for_the_better_modality():
 # --- when the window is open
 
 
+PAPER = {"plain": 2, "smoothing": 1}
+"""The paper's window: two plain periods, growth from one period to the next."""
+
+
+def kept(*rows) -> torch.Tensor:
+    """A record of traces, (KEPT, M), the last rows of which are these."""
+    table = torch.zeros(maths.KEPT, len(rows[-1]) if rows else 2, dtype=torch.float64)
+    for place, row in enumerate(rows):
+        table[place - len(rows)] = torch.tensor(row, dtype=torch.float64)
+    return table
+
+
+def growth(traces, smoothing=1) -> float:
+    return float(maths.growth(kept(*([value] for value in traces)), len(traces), smoothing)[0])
+
+
+def windows(rows, form) -> list[bool]:
+    return maths.windows(kept(*rows), len(rows), form).tolist()
+
+
+def factors(rows, form) -> list[float]:
+    return maths.factors(kept(*rows), len(rows), form).tolist()
+
+
 def test_growth_of_lists_made_by_hand():
-    assert maths.growth([1.0, 2.0]) == 0.5
-    assert maths.growth([5.0, 5.0, 5.0]) == 0.0
-    assert maths.growth([4.0, 3.0]) == pytest.approx(-1 / 3)
-    assert maths.growth([]) == 1.0
+    assert growth([1.0, 2.0]) == 0.5
+    assert growth([5.0, 5.0, 5.0]) == 0.0
+    assert growth([4.0, 3.0]) == pytest.approx(-1 / 3)
+    assert growth([]) == 1.0
 
 
 @pytest.mark.parametrize("last", [0.0, math.nan, math.inf])
 def test_a_trace_without_meaning_opens_no_window(last):
-    form = InfoReg.Params(plain=0)
-    assert math.isnan(maths.growth([1.0, last])) or maths.growth([1.0, last]) < 0
-    assert maths.windows([[1.0], [last]], 1, 2, form) == [False]
+    for form in (InfoReg.Params(plain=0, smoothing=1), InfoReg.Params(plain=0, smoothing=1, gate="strongest")):
+        assert math.isnan(growth([1.0, last])) or growth([1.0, last]) < 0
+        assert windows([[1.0], [last]], form) == [False]
 
 
 def test_smoothed_growth_of_a_constant_trace_is_one_over_the_period():
-    found = [maths.growth([3.0] * t, 10) for t in range(1, 13)]
+    found = [growth([3.0] * t, 10) for t in range(1, 13)]
     assert found == pytest.approx([1 / t for t in range(1, 11)] + [0.0, 0.0])
 
 
@@ -71,15 +95,15 @@ def test_smoothing_is_the_difference_of_moving_averages():
     draw = torch.Generator().manual_seed(0)
     traces = torch.rand(15, generator=draw, dtype=torch.float64).tolist()
     now, before = sum(traces[-4:]) / 4, sum(traces[-5:-1]) / 4
-    assert maths.growth(traces, 4) == pytest.approx((now - before) / now)
+    assert growth(traces, 4) == pytest.approx((now - before) / now)
 
 
 def test_the_window_of_a_peaked_trace_closes_at_the_peak_and_later_when_smoothed():
     traces = [math.exp(-(((t - 15) / 5) ** 2) / 2) for t in range(40)]
     closing = {}
     for smoothing in (1, 10):
-        form = InfoReg.Params(smoothing=smoothing)
-        opened = [maths.windows([[v] for v in traces[:t]], 1, t, form)[0] for t in range(40)]
+        form = InfoReg.Params(smoothing=smoothing, plain=2)
+        opened = [windows([[v] for v in traces[:t]], form)[0] if t else False for t in range(40)]
         assert opened[:2] == [False, False] and opened[2]
         closing[smoothing] = max(t for t, is_open in enumerate(opened) if is_open)
         assert all(opened[2 : closing[smoothing] + 1])
@@ -87,23 +111,101 @@ def test_the_window_of_a_peaked_trace_closes_at_the_peak_and_later_when_smoothed
     assert closing == {1: 15, 10: 19}
 
 
+def test_by_default_the_window_is_open_from_the_start_and_a_falling_trace_closes_it():
+    """The paper's rule never opens on a trace that falls from its first period on, as on small data."""
+    falling = [[2.0**-t, 1.0] for t in range(20)]
+    opened = [windows(falling[:t], InfoReg.Params()) if t else [True, True] for t in range(20)]
+    assert maths.windows(kept(), 0, InfoReg.Params()).tolist() == [True, True]
+    # halved each time, k = 2^(1-t)/(2 - 2^(1-t)), which is 1/15 after four periods and 1/31 after five; constant, 1/t
+    assert [row[0] for row in opened] == [True] * 5 + [False] * 15
+    assert [row[1] for row in opened] == [True] * 11 + [False] * 9
+    assert not any(any(windows(falling[:t], InfoReg.Params(**PAPER))) for t in range(1, 20))
+
+
 def test_plain_periods_and_the_three_times_of_regulation():
-    rising, falling = [[1.0, 2.0], [2.0, 1.0]], InfoReg.Params(plain=2)
-    assert maths.windows(rising, 2, 2, falling) == [True, False]
-    assert maths.windows(rising[:1], 2, 1, falling) == [False, False]
+    rising, paper = [[1.0, 2.0], [2.0, 1.0]], InfoReg.Params(**PAPER)
+    assert windows(rising, paper) == [True, False]
+    assert windows(rising[:1], paper) == [False, False]
     for when, expected in (("window", [1.0, 0.0]), ("outside", [0.0, 1.0]), ("always", [1.0, 1.0])):
-        assert maths.factors(rising, 2, 2, InfoReg.Params(when=when)) == expected
-    assert maths.factors([], 2, 0, InfoReg.Params(when="outside")) == [0.0, 0.0]
+        assert factors(rising, InfoReg.Params(when=when, **PAPER)) == expected
+    assert factors([], InfoReg.Params(when="outside", **PAPER)) == [0.0, 0.0]
 
 
 def test_the_released_form_has_one_gate_and_two_factors():
-    form = InfoReg.Params(strength=2.0, **maths.RELEASED, preset="released")
-    assert maths.factors([], 2, 0, form) == [1.9, 0.2]
+    form = InfoReg.Params(strength=2.0, **maths.PRESETS["released"], preset="released")
+    assert factors([], form) == [1.9, 0.2]
     traces = [[1.0, 4.0], [2.0, 8.0]]
-    assert maths.gate(traces, form.gate) == 1
-    assert maths.factors(traces, 2, 2, form) == [0.2, 1.9]
+    assert maths.strongest(kept(*traces)).tolist() == [False, True]
+    assert factors(traces, form) == [0.2, 1.9]
     fallen = [[1.0, 8.0]] + [[9.0, 8.0]] * 9 + [[20.0, 1.0]]
-    assert maths.windows(fallen, 2, 11, form) == maths.windows([[row[0]] for row in fallen], 1, 11, form) * 2
+    assert windows(fallen, form) == windows([[row[0]] for row in fallen], form) * 2
+
+
+def test_of_equal_traces_the_first_is_the_strongest():
+    assert maths.strongest(kept()).tolist() == [True, False]
+    assert maths.strongest(kept([1.0, 3.0, 3.0])).tolist() == [False, True, False]
+
+
+def test_why_nothing_is_pulled_is_said_with_what_helps_and_not_where_something_is():
+    state = {"pulled": torch.zeros(()), "periods": 9, "ever": torch.tensor([0, 0])}
+    paper, code, always = (InfoReg.Params(**knobs) for knobs in (PAPER, {}, {"when": "always"}))
+
+    def said(form, **changes):
+        return maths.closed(state | changes, [False, False], 20, form)
+
+    assert "no prime learning window has opened; set inforeg.plain to 0 and inforeg.smoothing to 10 from" in said(paper)
+    assert said(code).endswith("opened; set inforeg.when to always")
+    assert said(paper, ever=torch.tensor([0, 1])).startswith("no modality has led in a period in which it could")
+    assert said(always) == "no modality leads by enough; lower inforeg.margin"
+    assert said(paper, pulled=torch.ones(())) == said(paper, periods=2) == ""
+    assert "inforeg.smoothing 10" in maths.history(0, 9, 20, 2) and "smoothing" not in maths.history(0, 9, 20, 0)
+    assert maths.history(3, 9, 20, 2).startswith("open in 3 of 9 periods")
+
+
+# --- the same as tensors, and as numbers one by one
+
+
+def by_hand(rows, form) -> tuple[list[float], list[float]]:
+    """k and factors of each modality from lists of numbers, without a tensor."""
+    count = len(rows[-1]) if rows else 2
+
+    def single(column):
+        if not rows:
+            return 1.0
+        padded = [0.0] * (form.smoothing + 1) + [row[column] for row in rows]
+        recent = 0.0
+        for value in padded[-form.smoothing :]:
+            recent += value
+        return (padded[-1] - padded[-1 - form.smoothing]) / recent if 0.0 < recent < math.inf else math.nan
+
+    k = [single(column) for column in range(count)]
+    totals = [sum(row[column] for row in rows) for column in range(count)]
+    leader = totals.index(max(totals))
+    if form.gate == "strongest":
+        k = [k[leader]] * count
+    found = []
+    for column, value in enumerate(k):
+        is_open = len(rows) >= form.plain and value > form.threshold
+        may = {"window": is_open, "always": True, "outside": len(rows) >= form.plain and not is_open}[form.when]
+        share = 1.0 if form.preset == "paper" else maths.FACTORS[column != leader]
+        found.append(form.strength * share if may else 0.0)
+    return k, found
+
+
+@pytest.mark.parametrize("preset", maths.PRESETS)
+@pytest.mark.parametrize("when", ["window", "always", "outside"])
+@pytest.mark.parametrize("gate", ["own", "strongest"])
+def test_growth_and_factors_are_to_the_last_bit_what_numbers_one_by_one_give(preset, when, gate):
+    draw = torch.Generator().manual_seed(3)
+    for smoothing in (1, 2, 10, 50):
+        knobs = {"when": when, "gate": gate, "smoothing": smoothing, "threshold": 0.1, "strength": 0.7}
+        form = InfoReg.Params(preset=preset, plain=3, **knobs)
+        for periods in (0, 1, 2, 5, 11, 60):
+            rows = torch.rand(periods, 3, generator=draw, dtype=torch.float64).pow(3).tolist()
+            k, wanted = by_hand(rows, form)
+            table = kept(*rows)
+            assert maths.growths(table, periods, form).tolist() == (k if rows else [1.0, 1.0])
+            assert maths.factors(table, periods, form).tolist() == wanted
 
 
 # --- the Fisher trace

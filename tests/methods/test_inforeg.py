@@ -17,8 +17,11 @@ from engine.records import Bars, Curve
 from engine.step import gradient, train_step
 from engine.training import Training
 from tests import tiny
+from tests.test_method_contract import same
 
 ALWAYS = {"when": "always", "period": 6}
+PAPER = {"plain": 2, "smoothing": 1}
+"""The paper's window: two plain periods, growth from one period to the next."""
 SETTINGS = tiny.sgd(0.1, 0.9)
 
 
@@ -44,8 +47,8 @@ def trained(problem, method, steps, settings=SETTINGS):
 def test_the_recorded_trace_is_the_mean_over_the_periods_batches(heads):
     problem = tiny.problem(heads=heads)
     _, views, method = trained(problem, inforeg(period=4), 9)
-    traces, places = method.state["traces"], method.state["places"]
-    assert places == [[0, 4], [4, 8]]
+    traces, places = method.state["traces"][-2:].tolist(), method.state["places"]
+    assert places == [[0, 4], [4, 8]] and not method.state["traces"][:-2].any()
     for (start, end), row in zip(places, traces, strict=True):
         grads = [view.raw.sum(0) for view in views[start:end]]
         for name, value in zip(problem.modalities, row, strict=True):
@@ -61,7 +64,7 @@ def test_the_trace_is_taken_before_the_pull_and_in_the_codes_form_after():
         rows = [getattr(view, attribute).sum(0) for view in views]
         spans = [encoder(problem.layout, name) for name in problem.modalities]
         found = [weigh(g, problem.layout, problem.modalities) if weigh else maths.squares(g, spans) for g in rows]
-        assert method.state["traces"][0] == pytest.approx((sum(found) / 6)[:-1].tolist())
+        assert method.state["traces"][-1].tolist() == pytest.approx((sum(found) / 6)[:-1].tolist())
 
 
 def test_the_sample_trace_is_taken_on_the_probe_rows_when_a_period_ends():
@@ -71,7 +74,7 @@ def test_the_sample_trace_is_taken_on_the_probe_rows_when_a_period_ends():
     for i in range(10):
         row = torch.func.grad(problem.loss)(views[-1].theta, probe.rows(slice(i, i + 1)))
         total += torch.stack([row[problem.layout.slices[name]].square().sum() for name in problem.modalities])
-    assert method.state["traces"][0] == pytest.approx((total / 10).tolist())
+    assert method.state["traces"][-1].tolist() == pytest.approx((total / 10).tolist())
 
 
 def test_a_change_of_estimate_starts_the_record_anew():
@@ -81,8 +84,9 @@ def test_a_change_of_estimate_starts_the_record_anew():
         if step == 8:
             stack = stack.having(stack.methods["inforeg"].tuned("trace", "weights"))
         state, _ = train_step(state, problem, optimizer, stack, rng)
-    assert [len(stack.methods["inforeg"].state[key]) for key in ("traces", "places", "opened")] == [2, 2, 2]
-    assert stack.methods["inforeg"].state["periods"] == 2
+    state = stack.methods["inforeg"].state
+    assert state["periods"] == len(state["places"]) == 2
+    assert not state["traces"][:-2].any() and (state["traces"][-2:] > 0).all() and not state["opened"][:-2].any()
 
 
 # --- the pull
@@ -253,8 +257,7 @@ def test_a_dead_modality_is_never_the_one_held_back():
         rows.x["text"].zero_()
     run = trained(problem, inforeg(**ALWAYS), 60)
     assert torch.isfinite(run[0][-1]).all()
-    assert run[2].state["last"]["sums"][1][-1] == 0
-    assert run[2].state["last"]["sums"][0][-1] == 6
+    assert run[2].state["last"]["sums"][:, -1].tolist() == [6, 0]
 
 
 def test_numbers_that_are_not_finite_pull_nothing_and_open_nothing():
@@ -289,31 +292,31 @@ def test_contrastive_training_is_refused_when_it_is_switched_on():
 
 
 def test_memory_is_bounded(monkeypatch):
-    monkeypatch.setattr(maths, "KEPT", 5)
+    monkeypatch.setattr(maths, "KEPT", 12)
     _, _, method = trained(tiny.problem(), inforeg(period=2), 40)
-    assert [len(method.state[key]) for key in ("traces", "places", "opened")] == [5, 5, 5]
+    assert [len(method.state[key]) for key in ("traces", "places", "opened")] == [12, 12, 12]
     assert method.state["periods"] == 20
     size = sum(v.numel() for v in method.state.values() if torch.is_tensor(v))
-    assert size < 2 * tiny.problem().layout.size + 30
+    assert size < 2 * tiny.problem().layout.size + 4 * 12 + 30
 
 
 def test_the_report_marks_the_window_and_says_who_is_held_back():
     problem = tiny.problem()
-    _, views, method = trained(problem, inforeg(**ALWAYS), 31)
-    before = copy.deepcopy(method.state["last"])
+    _, views, method = trained(problem, inforeg(**ALWAYS, **PAPER), 31)
+    before = copy.deepcopy(method.state)
     records = {record.name: record for record in method.report(views[-1])}
-    assert method.state["last"] == before
+    assert same(method.state, before)
     for name in tiny.WIDTHS:
         assert records[f"inforeg/window/{name}"].value in (0.0, 1.0)
         curve = records[f"inforeg/traces/{name}"]
         assert isinstance(curve, Curve) and curve.x.tolist() == [6, 12, 18, 24, 30]
-        opened = [row[list(tiny.WIDTHS).index(name)] for row in method.state["opened"]]
+        opened = method.state["opened"][-5:, list(tiny.WIDTHS).index(name)].tolist()
         shaded = lambda step, curve=curve: any(a <= step < b for a, b in curve.draw["spans"])  # noqa: E731
         assert [shaded(6 * i + 3) for i in range(5)] == opened
         assert records[f"inforeg/fisher_trace/{name}"].value == curve.y[-1]
         alpha, gap = (records[f"inforeg/{path}/{name}"].value for path in ("alpha", "gap"))
         assert (alpha > 0) == (gap > 0)
-    assert any(map(any, method.state["opened"])) and not all(map(all, method.state["opened"]))
+    assert method.state["opened"][-5:].any() and not method.state["opened"][-5:].all()
     held = records["inforeg/held_back"]
     assert isinstance(held, Bars) and float(held.values.sum()) == pytest.approx(1.0)
     shares = [records[f"inforeg/trace_share/{name}"].value for name in tiny.WIDTHS]
