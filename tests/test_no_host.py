@@ -11,9 +11,6 @@ from tests.no_host import QUESTIONS, HostCopy, steps_without_numbers
 METHODS = discover("engine.methods", Method)
 ASKING = {
     "bogc": "asks whether any cosine is negative",
-    "fanoise": "asks whether features are finite",
-    "gani": "asks whether the gradient is finite",
-    "isotropic_noise": "asks whether the gradient is finite",
     "modalimmune": "asks whether the loss is finite",
     "moddrop": "draws on the host and copies the mask",
     "opm": "draws on the host and asks for the number",
