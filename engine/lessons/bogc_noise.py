@@ -5,9 +5,10 @@ loss that is told wrong captions stays unsure of itself: its gradients are large
 precision falls by orders of magnitude and the text encoder listens to the fused loss more. On the image encoder the
 reverse happens, since the fused loss now rests on a worse partner.
 
-That is so of evidence by precision, which all arms set. By SNR, the default, the gradients of the text's own loss are
-larger in mean as well, and it keeps its weight or gains: that evidence asks how surely a gradient points somewhere, not
-whether its labels are right.
+That is so of evidence by precision, which all arms set. By SNR, the default, it is the other way round: the gradients
+of a loss that cannot be fitted are larger in mean as well, and the text's own loss gains weight, from 0.58 with clean
+captions to 0.65 with wrong ones (seeds 1000 and 1001, each). That evidence asks how surely a gradient points somewhere,
+not whether its labels are right.
 
 *Source*: BOGC-MML as reconstructed here, arXiv 2505.23071. Model, data, rates and the statistic are ours.
 """
