@@ -222,10 +222,11 @@ def export(home, to, folder) -> None:
 @click.option("--seeds", type=click.IntRange(1, 1000), help="Seeds per arm; default: the lesson's own.")
 @click.option("--first-seed", type=click.IntRange(0, 2**62), default=0, show_default=True, help="The first of them.")
 @click.option("--data", type=_Path(), help="A data file in place of the lesson's problem.")
+@click.option("--problem", help="Another built-in problem in place of the lesson's.")
 @click.option("--runs", "folder", type=_Path(), help="Folder of the claim's runs; kept, so it resumes.")
 @click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="A setting of every arm, over its own.")
 @_JSON
-def claim(lesson, seeds, first_seed, data, folder, pairs, as_json) -> None:
+def claim(lesson, seeds, first_seed, data, problem, folder, pairs, as_json) -> None:
     """Run a lesson's arms over seeds and say whether its claim holds."""
     from engine import claim as claims
 
@@ -237,6 +238,7 @@ def claim(lesson, seeds, first_seed, data, folder, pairs, as_json) -> None:
         say=lambda line: click.echo(line, err=True),
         settings=_settings(pairs),
         first_seed=first_seed,
+        problem=problem,
     )
     for words, found in {} if as_json else ({"": result} | result["further"]).items():
         for line in claims.table(words, found):

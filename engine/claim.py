@@ -39,20 +39,24 @@ def claim(
     say: Callable[[str], None] = lambda line: None,
     settings: Mapping[str, Any] = MappingProxyType({}),
     first_seed: int = 0,
+    problem: str | None = None,
 ) -> dict[str, Any]:
-    """Run a lesson's arms over seeds; return arms, the first arm's paired differences to the others, and the verdict.
+    """Run a lesson's arms over seeds; return arms, paired differences of the first to the others, and the verdict.
 
-    There are `seeds` of them from `first_seed` on. `settings` go to every arm, over its own. `holds` is true or false
-    when the 95 % interval of the difference lies on one side of zero, else None; the lesson's `further` numbers stand
-    beside it, compared in the same way, unjudged.
+    There are `seeds` of them from `first_seed` on. A file of `data` or another built-in `problem` takes the place of
+    the lesson's own, whose settings of the problem go with it. `settings` go to every arm, over its own. `holds` is
+    true or false when the 95 % interval of the difference lies on one side of zero, else None; the lesson's `further`
+    numbers stand beside it, compared in the same way, unjudged.
 
     Raises:
-        InputError: no such lesson, an arm cannot be configured, or a run fails.
+        InputError: no such lesson, both data and a problem, an arm cannot be configured, or a run fails.
     """
     lesson = named("engine.lessons", Lesson, name)
+    if data is not None and problem:
+        raise InputError(f"A claim is tried on one set, not on {Path(data).name} and {problem}; give one of them.")
     count = lesson.seeds if seeds is None else seeds
     jobs = {
-        (arm, seed): _config(values, seed, data, settings)
+        (arm, seed): _config(_moved(values, data, problem), seed, settings)
         for arm, values in lesson.arms.items()
         for seed in range(first_seed, first_seed + count)
     }
@@ -69,7 +73,7 @@ def claim(
     return {
         "lesson": name,
         "claim": lesson.claim,
-        "data": None if data is None else Path(data).name,
+        "data": problem if data is None else Path(data).name,
         "settings": dict(settings),
         "seeds": [first_seed, first_seed + count - 1],
         "difference": difference | {"of": first, "to": lesson.control},
@@ -137,12 +141,18 @@ def verdict(difference: dict[str, Any], expect: str) -> bool | None:
     return (high < 0) == (expect == "lower")
 
 
-def _config(values: dict[str, Any], seed: int, data: Path | None, settings: Mapping[str, Any]) -> RunConfig:
+def _moved(values: dict[str, Any], data: Path | None, problem: str | None) -> dict[str, Any]:
+    """Return an arm on other data, or as it is."""
+    if data is None and not problem:
+        return values
+    prefix = f"{values.get('problem')}."
+    kept = {key: value for key, value in values.get("settings", {}).items() if not key.startswith(prefix)}
+    where = {"problem": problem} if data is None else {"problem": None, "data": str(Path(data).absolute())}
+    return values | where | {"settings": kept}
+
+
+def _config(values: dict[str, Any], seed: int, settings: Mapping[str, Any]) -> RunConfig:
     values = {"device": "cpu"} | values | {"seed": seed}
-    if data is not None:
-        prefix = f"{values.pop('problem', None)}."
-        kept = {key: value for key, value in values.get("settings", {}).items() if not key.startswith(prefix)}
-        values |= {"data": str(Path(data).absolute()), "settings": kept}
     values |= {"settings": values.get("settings", {}) | dict(settings)}
     return validated(RunConfig.from_json(values), catalog())
 

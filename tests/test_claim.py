@@ -1,5 +1,7 @@
 """Claims: arms over seeds in real engines, differences paired by seed, a verdict that may be undecided."""
 
+import json
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -73,6 +75,17 @@ def test_a_claim_begins_at_the_seed_that_is_asked_for(tmp_path, monkeypatch):
     assert found["seeds"] == [7, 8]
     names = sorted(home.name.rpartition("-")[0] for home in (tmp_path / "longer").glob("*"))
     assert names == ["fast-7", "fast-8", "slow-7", "slow-8"]
+
+
+def test_another_problem_takes_the_place_of_the_lessons_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "named", lambda *_: Longer)
+    found = claims.claim("longer", 1, None, tmp_path, problem="tumours")
+    assert found["data"] == "tumours" and found["arms"]["slow"]["n"] == 1
+    configs = [json.loads((home / "config.json").read_text()) for home in (tmp_path / "longer").glob("*")]
+    assert {config["problem"] for config in configs} == {"tumours"}
+    assert not any(key.startswith("planted.") for config in configs for key in config["settings"])
+    with pytest.raises(InputError, match="not on x.npz and tumours; give one of them"):
+        claims.claim("longer", 1, tmp_path / "x.npz", tmp_path, problem="tumours")
 
 
 def test_an_unknown_lesson_is_answered_by_a_sentence(tmp_path):

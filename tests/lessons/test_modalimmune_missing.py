@@ -32,10 +32,13 @@ def test_what_is_compared_beside_the_claim_is_what_the_probe_wrote():
         "robustness/worst_subset": 0.4,
         "robustness/incomplete": 0.55,
         "robustness/retention/missing": 0.8,
+        "reconstruction/r2/image": 0.9,
+        "reconstruction/within/image": 0.25,
+        "reconstruction/within/text": 0.35,
     }
     assert ModalImmuneMissing.statistic(scalars) == 0.9
     found = [number(scalars) for number in ModalImmuneMissing.further.values()]
-    assert found == pytest.approx([0.6, 0.95, 0.6, 0.4, 0.55, 0.8])
+    assert found == pytest.approx([0.6, 0.95, 0.6, 0.4, 0.55, 0.8, 0.3])
     assert all(math.isnan(number({})) for number in ModalImmuneMissing.further.values())
 
 
@@ -46,7 +49,7 @@ def test_arms_differ_by_the_method_alone():
         assert extra == {f"{arm['methods'][0]}.fill": "neutral"}
         same = ("problem", "probes", "steps", "device")
         assert [arm[key] for key in same] == [plain[key] for key in same]
-    alone = ModalImmuneMissing.arms["one at a time"]
+    alone = ModalImmuneMissing.arms["one_at_a_time"]
     assert alone == own | {"settings": own["settings"] | {"modalimmune.others": 0.0}}
     assert plain["methods"] == []
     assert plain["settings"]["robustness.part"] == "test", "ModalImmune tunes itself on the validation rows"
@@ -63,4 +66,4 @@ def test_the_claim_holds_at_no_cost_to_the_clean_score():
     assert min(area) > 0.005, area
     assert min(gains("robustness/clean", "plain")) > -0.02
     # of two modalities the other always stays
-    assert max(map(abs, gains("robustness/area/missing", "one at a time"))) == 0.0
+    assert max(map(abs, gains("robustness/area/missing", "one_at_a_time"))) == 0.0
