@@ -88,6 +88,7 @@ class BogcAccuracy(Lesson):
     control = "plain"
     seeds = 5
     scalar = "generalization/accuracy/test"
+    number = "accuracy, clean test rows"
     expect = "higher"
     further = {
         "accuracy on test rows at the lowest validation loss": (

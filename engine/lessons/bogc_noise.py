@@ -65,5 +65,6 @@ class BogcNoise(Lesson):
     arms = {"wrong_captions": _arm(0.5), "clean_captions": _arm(0.0), "method_off": _arm(0.5, ())}
     control = "clean_captions"
     scalar = "evidence/weight/text/text"
+    number = "weight of the text's own loss on its encoder"
     expect = "lower"
     show = ("gradients", "methods", "live")

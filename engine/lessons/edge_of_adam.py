@@ -53,5 +53,6 @@ class EdgeOfAdam(Lesson):
     arms = {"full_batch": _arm(0.003), "longer_step": _arm(0.01), "small_batch": _arm(0.003, batch=64)}
     control = "small_batch"
     scalar = "stability/ratio"
+    number = "λ_max(P⁻¹H) over 38/lr at the end"
     expect = "higher"
     show = ("curvature", "live")

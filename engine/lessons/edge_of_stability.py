@@ -60,5 +60,6 @@ class EdgeOfStability(Lesson):
     arms = {"full_batch": _arm(0.4, 1500), "shorter_step": _arm(0.3, 2000), "small_batch": _arm(0.4, 1500, batch=64)}
     control = "small_batch"
     scalar = "hessian/lambda_max"
+    number = "λ_max at the end"
     expect = "higher"
     show = ("curvature", "live")

@@ -87,6 +87,7 @@ class FaNoiseRetrieval(Lesson):
     control = "none"
     seeds = 5
     scalar = "recall@10/val"
+    number = "recall@10, held out"
     expect = "higher"
     further = {
         "recall at 1, held out": lambda scalars: scalars["recall@1/val"],

@@ -85,6 +85,7 @@ class InfoRegWindow(Lesson):
     pairs = {"released": "joint_with_slices", "with_slices": "joint_with_slices"}
     seeds = 5
     scalar = "accuracy/val/audio"
+    number = "accuracy of the weakest modality alone"
     expect = "higher"
     further = {
         "fused accuracy": lambda scalars: scalars["accuracy/val"],

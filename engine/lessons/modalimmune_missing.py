@@ -86,6 +86,7 @@ class ModalImmuneMissing(Lesson):
     control = "plain"
     seeds = 5
     scalar = "robustness/area/missing"
+    number = "area under accuracy by missing rate"
     expect = "higher"
     further = {
         "area under accuracy against noise, mean over the modalities": _corrupted,
