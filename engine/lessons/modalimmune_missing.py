@@ -44,6 +44,11 @@ def _arm(method: str = "", **knobs: Any) -> dict[str, Any]:
     }
 
 
+def dosed(**knobs: Any) -> dict[str, Any]:
+    """Return a run with ModalImmune at these knobs."""
+    return _arm("modalimmune", fill="neutral", **knobs)
+
+
 def _corrupted(scalars: Mapping[str, float]) -> float:
     """Return the mean over modalities of the area under accuracy against the severity of noise on one of them."""
     prefix = "robustness/area/"
@@ -78,10 +83,10 @@ class ModalImmuneMissing(Lesson):
         "than after plain training."
     )
     arms = {
-        "modalimmune": _arm("modalimmune", fill="neutral"),
+        "modalimmune": dosed(),
         "plain": _arm(),
         "moddrop": _arm("moddrop", fill="neutral"),
-        "one_at_a_time": _arm("modalimmune", fill="neutral", others=0.0),
+        "one_at_a_time": dosed(others=0.0),
     }
     control = "plain"
     seeds = 5
