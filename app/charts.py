@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from app import alone, catalog, curvature, figures, landscapes, spectra, windows
+from app import against, alone, catalog, curvature, figures, landscapes, spectra, windows
 from app.drawing import Chart, ChartError, Drawing, arguments
 from app.edges import edges, noisy_edges, told, within
 from app.figures.bars import beside
@@ -285,6 +285,7 @@ CHARTS: dict[str, Chart] = {
     "between": Chart(landscapes.plane, measured, ("surface",)),
     "spectrum": Chart(spectra.spectrum, spectra.stamp, ("curve",)),
     "alone": Chart(alone.gap, alone.stamp),
+    "against": Chart(against.against, moving, ("scalar",)),
     "pipeline": Chart(_pipeline, lambda reader, args: (sorted(reader.meta("methods", {}) or {}), catalog.titles())),
 }
 """Name of a chart to how it is drawn, by what it is drawn anew, and the kinds of record that it draws."""

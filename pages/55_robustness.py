@@ -85,6 +85,24 @@ st.caption(
     "measurements. Bands and whiskers are one standard error over the rows."
 )
 
+collapsed = ["modalimmune/severity_attacked", "robustness/area/missing"]
+if collapsed[0] in shell.reader(run).names()["records"]:
+    st.markdown("##### Does robustness follow the collapse?")
+    live.chart(
+        run,
+        "against",
+        key=f"robustness/collapse/{run}",
+        title="Area by missing rate against the severity of ModalImmune's collapse",
+        names=collapsed,
+        y="area by missing rate",
+        height=300,
+        **{"as": "severity, 1 - r/r_0"},
+    )
+    st.caption(
+        "Both change while a network learns, so that they go together in one run says little; the lesson *Does the "
+        "collapse help?* compares runs that differ in the dose alone."
+    )
+
 st.markdown("##### What can be reconstructed from the other modalities")
 probe = shell.probe("reconstruction")
 if probe:
