@@ -17,6 +17,9 @@ from engine.stability import edge_of_stability, stability_bound
 LATE = 2
 """Reports that may be missing before a method counts as switched off."""
 
+ALONG = ", by its noise along the gradient"
+"""End of the label of a line that takes the noise along the gradient for that along the top eigenvector."""
+
 
 def edges(rate: Mapping[str, float]) -> list[tuple[float, str]]:
     """Return the stability edges (value, words) of sgd that `lr`, `momentum` and `nesterov` imply.
@@ -36,24 +39,26 @@ def noisy_edges(reader, steps: Sequence[int], look: Look, titles: Mapping[str, s
     """Return for each method that reports a `lambda_bound` the largest stable λ at `steps` (N,), NaN where it was off.
 
     The noise that the method adds per coordinate has the share Σu⁴ of its variance along the top eigenvector u: the
-    strength is multiplied by √Σu⁴, as the Hessian probe measured it at the same step.
+    strength is multiplied by √Σu⁴, as the Hessian probe measured it at the same step. Where a method has measured its
+    noise `along` the gradient, that is taken as it is.
     """
     lines, age = [], LATE * int((reader.meta("settings", {}) or {}).get("report", 1))
     measured = set(reader.history("hessian/concentration"))
     for name in matching(reader.names()["records"], ["*/lambda_bound"]):
         method = name.partition("/")[0]
         reported = np.array(reader.history(name))
-        values = []
+        values, along = [], ""
         for step in steps:
             last = reported[reported <= step].max(initial=-1)
             known = step in measured and last >= 0 and step - last <= age
             edge = reader.at(name, int(last)).draw.get("edge") if known else None
             if edge:
-                spread = math.sqrt(reader.at("hessian/concentration", int(step)).value)
+                along = edge.get("along", "")
+                spread = 1.0 if along else math.sqrt(reader.at("hessian/concentration", int(step)).value)
                 edge = stability_bound(edge["lr"], spread * edge["sigma"], edge["momentum"], edge["placement"])
             values.append(edge or math.nan)
         if np.isfinite(values).any():
-            label = f"stable below, with {titles.get(method, method)}"
+            label = f"stable below, with {titles.get(method, method)}" + (ALONG if along else "")
             colour = look.methods.get(method, look.muted)
             lines.append(Line(label, np.asarray(steps), np.array(values), colour, sparse=True, dash="dash"))
     return lines
@@ -68,4 +73,6 @@ def within(lines: Sequence[Line], most: float) -> list[Line]:
 def told(lines: Sequence[Line]) -> str:
     """Return the end of a caption: each line's latest value, and under what assumption it holds."""
     words = "".join(f" · {line.label}: λ = {short(line.values[np.isfinite(line.values)][-1])}" for line in lines)
-    return words + (" (σ²·Σu⁴ for σ²; derived for noise that follows a deterministic gradient)" if words else "")
+    if any(not line.label.endswith(ALONG) for line in lines):
+        words += " (σ²·Σu⁴ for σ²; derived for noise that follows a deterministic gradient)"
+    return words

@@ -185,8 +185,9 @@ class Gani(Method):
             how = "noise of this power beside the gradient along it, as if along the top eigenvector"
         sigma *= gain
         edge = {"lr": rate.lr, "momentum": rate.momentum, "sigma": sigma, "placement": p.placement}
+        told = {"edge": edge | ({"along": "gradient"} if p.mode in noise_ring.MODES else {})}
         draw = _PANELS["bound"]
-        yield Scalar("gani/lambda_bound", stability_bound(**edge), mode=how, draw=draw | _NOISY | {"edge": edge})
+        yield Scalar("gani/lambda_bound", stability_bound(**edge), mode=how, draw=draw | _NOISY | told)
         plain = stability_bound(rate.lr, 0.0, rate.momentum)
         yield Scalar("gani/lambda_edge", plain, mode="2(1+μ)/lr", draw=draw | _PLAIN)
         even = p.kappa == "1" and p.exclude == "none"

@@ -42,6 +42,17 @@ def test_the_line_is_the_bound_with_the_eigenvectors_share_of_the_noise(written)
     assert line.label == "stable below, with GANI" and line.colour == LOOK.methods["gani"]
 
 
+def test_noise_that_was_measured_along_the_gradient_is_taken_as_it_is(written):
+    writer = RunWriter(written.path.parent)
+    edge = {"lr": 0.1, "sigma": 2.0, "momentum": 0.0, "placement": "decoupled", "along": "gradient"}
+    writer.record(500, Scalar("gani/lambda_bound", 1.0, draw={"edge": edge}))
+    writer.close()
+    (line,) = noisy_edges(RunReader(written.path.parent), [500], LOOK, TITLES)
+    assert line.values.tolist() == [pytest.approx(20 / 5)]
+    assert line.label == "stable below, with GANI, by its noise along the gradient"
+    assert "deterministic" not in told([line])
+
+
 def test_lines_far_above_are_told_and_not_drawn(written):
     lines = noisy_edges(written, range(0, 501, 100), LOOK, TITLES)
     (drawn,) = within(lines, 10.0)
