@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from engine.knobs import InputError
+
+
+def last(name: str) -> Callable[[Mapping[str, float]], float]:
+    """Return a function that gives the last value of a scalar, NaN where a run has none."""
+    return lambda scalars: scalars.get(name, math.nan)
+
+
+def mean_of(start: str, without: str = "") -> Callable[[Mapping[str, float]], float]:
+    """Return a function that gives the mean of the scalars whose names begin so, but for one; NaN for none."""
+
+    def mean(scalars: Mapping[str, float]) -> float:
+        found = [value for name, value in scalars.items() if name.startswith(start) and name != without]
+        return sum(found) / len(found) if found else math.nan
+
+    return mean
+
+
+CORRUPTED = mean_of("robustness/area/", "robustness/area/missing")
+"""The area under accuracy against the severity of noise on one modality, mean over the modalities."""
+RECONSTRUCTED = mean_of("reconstruction/within/")
+"""Held-out R² of each modality's features from the others', within classes, mean over the modalities."""
 
 
 class Lesson:

@@ -20,10 +20,9 @@ Data, model, rate and statistic are ours, found by trial on seeds 0 to 5.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from engine.lesson import Lesson
+from engine.lesson import CORRUPTED, Lesson
 
 STEPS = 1000
 
@@ -60,12 +59,6 @@ def _arm(methods: tuple[str, ...] = (), mode: str = "halves", **others: Any) -> 
     }
 
 
-def _corrupted(scalars: Mapping[str, float]) -> float:
-    """Return the accuracy under corrupted inputs, mean over severities and modalities."""
-    areas = [v for name, v in scalars.items() if name.startswith("robustness/area/") and not name.endswith("/missing")]
-    return sum(areas) / len(areas)
-
-
 class LabelNoise(Lesson):
     """Noise put back into large-batch descent keeps it out of sharp places."""
 
@@ -99,7 +92,7 @@ class LabelNoise(Lesson):
         "gap in accuracy, training minus test rows": lambda scalars: scalars["generalization/gap/accuracy"],
         "accuracy on test rows": lambda scalars: scalars["generalization/accuracy/test"],
         "accuracy with modalities missing, mean over rates": lambda scalars: scalars["robustness/area/missing"],
-        "accuracy on corrupted inputs, mean over severities": _corrupted,
+        "accuracy on corrupted inputs, mean over severities": CORRUPTED,
         "root mean square of the updates": lambda scalars: scalars["update/rms"],
     }
     show = ("curvature", "methods", "live")

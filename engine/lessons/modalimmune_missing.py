@@ -12,11 +12,9 @@ their defaults. Data and network are ours, chosen on seeds of 100 and up.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from typing import Any
 
-from engine.lesson import Lesson
+from engine.lesson import CORRUPTED, RECONSTRUCTED, Lesson, last
 
 STEPS = 400
 
@@ -44,28 +42,6 @@ def _arm(method: str = "", **knobs: Any) -> dict[str, Any]:
     }
 
 
-def dosed(**knobs: Any) -> dict[str, Any]:
-    """Return a run with ModalImmune at these knobs."""
-    return _arm("modalimmune", fill="neutral", **knobs)
-
-
-def _corrupted(scalars: Mapping[str, float]) -> float:
-    """Return the mean over modalities of the area under accuracy against the severity of noise on one of them."""
-    prefix = "robustness/area/"
-    found = [value for name, value in scalars.items() if name.startswith(prefix) and name != f"{prefix}missing"]
-    return sum(found) / len(found) if found else math.nan
-
-
-def _reconstructed(scalars: Mapping[str, float]) -> float:
-    """Return the held-out R² of each modality's features from the others', within classes, mean over the modalities."""
-    found = [value for name, value in scalars.items() if name.startswith("reconstruction/within/")]
-    return sum(found) / len(found) if found else math.nan
-
-
-def _last(name: str):
-    return lambda scalars: scalars.get(name, math.nan)
-
-
 class ModalImmuneMissing(Lesson):
     """A network that has practised without each of its modalities can do with what is left."""
 
@@ -83,10 +59,10 @@ class ModalImmuneMissing(Lesson):
         "than after plain training."
     )
     arms = {
-        "modalimmune": dosed(),
+        "modalimmune": _arm("modalimmune", fill="neutral"),
         "plain": _arm(),
         "moddrop": _arm("moddrop", fill="neutral"),
-        "one_at_a_time": dosed(others=0.0),
+        "one_at_a_time": _arm("modalimmune", fill="neutral", others=0.0),
     }
     control = "plain"
     seeds = 5
@@ -94,12 +70,12 @@ class ModalImmuneMissing(Lesson):
     number = "area under accuracy by missing rate"
     expect = "higher"
     further = {
-        "area under accuracy against noise, mean over the modalities": _corrupted,
-        "accuracy with all modalities": _last("robustness/clean"),
-        "accuracy without the one missed most": _last("robustness/worst"),
-        "accuracy with the subset that serves worst": _last("robustness/worst_subset"),
-        "mean accuracy over incomplete subsets": _last("robustness/incomplete"),
-        "share kept of the lead over chance, mean over missing rates": _last("robustness/retention/missing"),
-        "R² of features from the other modalities' within classes, mean over the modalities": _reconstructed,
+        "area under accuracy against noise, mean over the modalities": CORRUPTED,
+        "accuracy with all modalities": last("robustness/clean"),
+        "accuracy without the one missed most": last("robustness/worst"),
+        "accuracy with the subset that serves worst": last("robustness/worst_subset"),
+        "mean accuracy over incomplete subsets": last("robustness/incomplete"),
+        "share kept of the lead over chance, mean over missing rates": last("robustness/retention/missing"),
+        "R² of features from the other modalities' within classes, mean over the modalities": RECONSTRUCTED,
     }
     show = ("robustness", "methods", "live")
