@@ -21,7 +21,10 @@ def edge_of_stability(optimizer: str, lr: float, momentum: float = 0.0, *, neste
 
 
 def stability_bound(lr: float, sigma: float, momentum: float = 0.0, placement: str = "decoupled") -> float:
-    """Return the largest curvature λ at which descent with `second`-mode noise of strength σ is mean-square stable.
+    """Return the largest curvature λ at which descent with noise that grows with the gradient is mean-square stable.
+
+    σ is the noise's standard deviation along the top eigenvector u over the gradient's length along it, √(uᵀΣu)/|uᵀg|,
+    for a noise covariance Σ in gradient units. In `second` mode that is its strength σ.
 
     Plain: 2/(lr(1+σ²)). With heavy-ball μ and a = lr·λ, for decoupled noise the root of
     σ²a[(1+μ)(1-μ)² + 2μa] = (1-μ)(2(1+μ) - a); through the momentum buffer
@@ -29,6 +32,9 @@ def stability_bound(lr: float, sigma: float, momentum: float = 0.0, placement: s
 
     Our derivation, from the exact recursion of second moments, for a diagonal Hessian and every β. Where the top
     eigenvector u is spread over coordinates, put σ·√(Σuᵢ⁴) for σ: an approximation that we have only seen hold roughly.
+    For losses ½hᵢθ² of the rows, noise of halves that imitates batches of b rows in full, with the noise that the batch
+    has itself, has σ² = Var(h)/(b·mean(h)²), however many steps its vectors come from: the bound of descent with
+    batches of b rows (Wu et al., NeurIPS 2018, for the latter).
 
     >>> round(stability_bound(1.0, 1.0, 0.9), 4), round(stability_bound(1.0, 1.0, 0.9, "through_grad"), 4)
     (0.4276, 0.19)
