@@ -77,8 +77,8 @@ def test_cancel_and_stop_end_a_measurement_within_a_second(tmp_path, ending):
     asked, took = {}, []
 
     def ask(number):
+        asked["at"] = time.monotonic()  # before, since the run may obey before this thread goes on
         post(tmp_path / "a", ending)
-        asked["at"] = time.monotonic()
 
     def begin():
         threading.Timer(1.0, ask, [1]).start()

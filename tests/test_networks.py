@@ -26,6 +26,7 @@ def settings(**changes):
         "activation": "gelu",
         "objective": "auto",
         "temperature": 0.07,
+        "normalise": "loss",
     }
     return SimpleNamespace(**(defaults | changes))
 
