@@ -106,6 +106,11 @@ class Gani(Method):
     title = "GANI"
     neutral = {"sigma": 0.0}
     shown_by = ("escape",)
+    judged = (
+        "Keeps large batches out of sharp places: with a fifth of the labels wrong, λ_max fell to 29 to 40 % and "
+        "accuracy on clean rows rose by 7 to 10 points on four data sets, where isotropic noise of the same length "
+        "lowered λ_max by less than half as much and gained at most 2.5 points; it costs half a backward pass."
+    )
     reconstructed = True
     rescaled = (
         "Its noise is measured in gradients and does not pass through the optimiser, so it vanishes beside the steps; "
