@@ -97,6 +97,10 @@ class Bogc(Method):
     )
     neutral = {"dose": 0.0}
     reconstructed = True
+    judged = (
+        "Shows whose gradient says what, how surely, and who contradicts whom; as training it gained no accuracy on "
+        "digits with captions or mosi, and on mosi the test loss ended 0.05 nats higher."
+    )
 
     @dataclass(frozen=True)
     class Params:

@@ -75,6 +75,11 @@ class ModalImmune(Method):
     neutral = {"collapse": 0.0, "share": 0.0, "feedback": 0.0, "decode": 0.0}
     silent = {"intervene": 0.0}
     reconstructed = True
+    judged = (
+        "Keeps the score when modalities go missing: the area by missing rate rose by 0.11 on six views of digits and "
+        "by 0.04 on digits with captions, 0.010 above and 0.005 below ModDrop; on mosi it gained nothing and cost 1.9 "
+        "points of accuracy with all modalities."
+    )
 
     @dataclass(frozen=True)
     class Params:
