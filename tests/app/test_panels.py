@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from app import charts, figures, methods
+from app import catalog, charts, figures, methods
 from app.api import Desk
 from app.figures.bars import beside
 from app.figures.curves import overlay
@@ -194,6 +194,17 @@ def test_the_page_says_which_reading_is_in_force(served):
     shown = texts(opened("20_methods.py", RUN))
     line = next(row for row in shown.splitlines() if row.startswith("The reading in force: "))
     assert "**mode first**" in line and "sigma" not in line
+
+
+def test_the_card_says_what_a_method_is_good_for_where_that_was_measured(served):
+    write_run(folder() / RUN)
+    judged = {entry["name"]: entry["judged"] for entry in catalog.methods()}
+    assert {name for name, words in judged.items() if words} == {"bogc", "fanoise", "gani", "inforeg", "modalimmune"}
+    at = opened("20_methods.py", RUN)
+    for name in ("gani", "moddrop"):
+        at.session_state["method-choice"] = name
+        at.run()
+        assert not at.exception and (judged["gani"] in texts(at)) == (name == "gani")
 
 
 @pytest.mark.parametrize(("optimizer", "noted"), [("sgd", False), ("adam", True), ("rmsprop", True)])
