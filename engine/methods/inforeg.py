@@ -68,8 +68,9 @@ class InfoReg(Method):
     after = ("modalimmune", "ogm_ge")
     neutral = {"strength": 0.0}
     judged = (
-        "Lets the weakest modality learn: alone it gained 27 points on planted data, inside the window and not outside "
-        "it, at no cost to the fused accuracy; beside slices' own losses it gained nothing and cost 1.2 points."
+        "Lets the weakest modality learn: alone it gained 27 points on planted data and 13 on spoken and written "
+        "digits, inside the window and not outside, at no cost to the fused accuracy; the strongest lost 11 on the "
+        "digits, and beside slices' own losses there was nothing to gain."
     )
     rescaled = (
         "It divides each gradient by its running size, the pull included: the drift settles within a few steps and the "
