@@ -24,7 +24,7 @@ def against(reader, args: Mapping[str, Any], look: Look) -> Drawing:
     The first one's value is the last that was known at the step of the second.
     """
     lines = {line.label: line for line in recorded(reader, args["names"], look)}
-    x, y = (lines.get(name) for name in args["names"][:2])
+    x, y = map(lines.get, (*args["names"], "", "")[:2])
     if x is None or y is None:
         return Drawing(None, empty=args["empty"] or "Nothing has been measured here yet.")
     known = np.searchsorted(x.steps, y.steps, side="right") - 1

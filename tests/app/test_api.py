@@ -189,6 +189,7 @@ def test_every_chart_draws_the_fixture_run_in_light_and_dark(home):
         "barriers": ["between/*/barrier"],
         "between": ["between/*/plane"],
         "alone": ["image-alone"],
+        "against": ["imbalance/drift/image", "robustness/area/missing"],
     }
     write_alone("image", "image-alone")
     assert set(wanted) == set(CHARTS)
