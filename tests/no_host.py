@@ -8,6 +8,7 @@ raises by itself (`float`, `if`, boolean indexing); copies from the host, which 
 from __future__ import annotations
 
 from contextlib import contextmanager
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +72,14 @@ def emptied(value):
     return tree_map(lambda leaf: torch.empty_like(leaf, device="meta") if isinstance(leaf, Tensor) else leaf, value)
 
 
+def _without_numbers(method: Method) -> Method:
+    """Return the method with all it holds emptied; what is one object in it stays one."""
+    held = [leaf for leaf in tree_flatten(vars(method))[0] if isinstance(leaf, Tensor)]
+    empty = type(method)(method.params)
+    vars(empty).update(deepcopy(vars(method), {id(leaf): emptied(leaf) for leaf in held}))
+    return empty
+
+
 def _batch(batch: Batch) -> Batch:
     return Batch(emptied(batch.x), emptied(batch.y))
 
@@ -102,7 +111,7 @@ def steps_without_numbers(problem, methods: list[Method], steps: int, before: in
     batch, probe = _batch(problem.batch(before)), _batch(problem.probe_batch())
     parts = {name: _batch(rows) for name, rows in problem.rows.items()}
     problem.batch, problem._probe, problem.rows, problem._named = (lambda step: batch), probe, parts, None
-    stack = Stack(type(m)(m.params, emptied(m.state)) for m in stack.methods.values())
+    stack = Stack(_without_numbers(m) for m in stack.methods.values())
     state = State(state.step, emptied(state.theta), emptied(state.moments))
     optimizer = Optimizer(SETTINGS, optimizer.horizon)
     optimizer._slot = nn.Parameter(torch.empty_like(state.theta))
