@@ -20,10 +20,10 @@ from app.naming import spoken
 from app.reading import POINTS, marked, marks
 from app.status import folder, home_of, listed
 from app.theme import Look
+from engine.client.handle import UNREADABLE, RunHandle
 from engine.config import RunConfig, read, resolved
-from engine.handle import UNREADABLE, RunHandle
-from engine.knobs import InputError
-from engine.store import RunReader
+from engine.core.knobs import InputError
+from engine.store.writer import RunReader
 
 NEWEST = 200
 """Newest runs among which those of one modality are looked for."""

@@ -31,9 +31,9 @@ from app.status import DEAD, Standing, folder, home_of, listed, standing, tag
 from app.tails import Tails
 from app.text import harmless
 from app.theme import Look, look
-from engine.knobs import InputError, sentence
-from engine.outside import brief, value_of
-from engine.store import RunReader
+from engine.core.knobs import InputError, sentence
+from engine.store.files import brief, value_of
+from engine.store.writer import RunReader
 
 BASE = "/modalscape"
 MOST_CHARTS = 96

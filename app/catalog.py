@@ -13,8 +13,8 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from engine.knobs import InputError
-from engine.launching import stamp
+from engine.client.launch import stamp
+from engine.core.knobs import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 LOOK_AGAIN = 5.0

@@ -15,7 +15,7 @@ from app.progress import USUAL
 from app.status import folder, home_of, sentence, standing
 from app.steering import interval, measure, send, widget
 from app.text import literal
-from engine.control import Cancel, Measure, Note
+from engine.store.commands import Cancel, Measure, Note
 
 
 def knobs(

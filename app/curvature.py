@@ -20,7 +20,7 @@ from app.figures.styles import hue
 from app.naming import matching
 from app.reading import ERRORS, about, located, marks, own_from, recorded, said
 from app.theme import Look
-from engine.records import Bars
+from engine.core.records import Bars
 
 MATRICES = {"hessian": "Hessian", "ggn": "Gauss–Newton", "ggn/empirical_fisher": "empirical Fisher"}
 """Start of a record's name to the matrix that was measured."""

@@ -12,7 +12,7 @@ from app.figures.base import short
 from app.figures.curves import Line
 from app.naming import matching
 from app.theme import Look
-from engine.stability import edge_of_stability, stability_bound
+from engine.core.stability import edge_of_stability, stability_bound
 
 LATE = 2
 """Reports that may be missing before a method counts as switched off."""

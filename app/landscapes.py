@@ -16,7 +16,7 @@ from app.figures.surface import contour, surface
 from app.naming import matching, named, spoken
 from app.reading import located, marks, recorded, said
 from app.theme import Look
-from engine.records import Record
+from engine.core.records import Record
 
 NOTHING = "This has not been measured yet."
 

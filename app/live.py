@@ -17,7 +17,7 @@ from app.charts import CHARTS, checked
 from app.figures.base import HEIGHT
 from app.status import Standing, folder
 from app.text import literal
-from engine.store import RunReader
+from engine.store.writer import RunReader
 
 _SERVED = "MODALSCAPE_SERVED"
 STEERING = "steering"

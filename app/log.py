@@ -17,9 +17,9 @@ from app import catalog, controls, live, shell
 from app.status import folder, sentence
 from app.text import literal
 from engine.config import read
-from engine.export import file_of
-from engine.knobs import InputError
-from engine.outside import brief, opened, text_of, value_of
+from engine.core.knobs import InputError
+from engine.store.export import file_of
+from engine.store.files import brief, opened, text_of, value_of
 
 ICONS = {
     "started": "▶",

@@ -18,18 +18,18 @@ if str(ROOT) not in sys.path:
 
 from app import api, catalog, live  # noqa: E402  the root has to be on the path first
 from app.origin import OwnOrigin  # noqa: E402
-from engine import launching  # noqa: E402
+from engine.client import launch  # noqa: E402
 
 
 @asynccontextmanager
 async def lifespan(app):
     """While the server runs, pages may rely on its routes; what takes a while is done ahead of the first click."""
     live.serving(True)
-    launching.keep_warm()
+    launch.keep_warm()
     for ahead in (catalog.titles, api.plotly_script, _widgets):
         threading.Thread(target=ahead, daemon=True).start()
     yield
-    launching.let_go()
+    launch.let_go()
     live.serving(False)
 
 

@@ -17,9 +17,9 @@ from app.figures.marks import Mark
 from app.naming import matching
 from app.status import sentence
 from app.theme import Look
-from engine.knobs import InputError
-from engine.lineage import fork_of, parent_of
-from engine.reader import RunReader, thinned
+from engine.core.knobs import InputError
+from engine.store.lineage import fork_of, parent_of
+from engine.store.reader import RunReader, thinned
 
 POINTS = 1000
 """Points of one curve on the page; the store keeps each bucket's minimum and maximum."""

@@ -13,10 +13,10 @@ from app.naming import spoken as words
 from app.status import Standing, folder, home_of, listed, origin, standing
 from app.supervisor import note_of
 from app.text import literal
+from engine.client.handle import RunHandle
 from engine.config import read
-from engine.handle import RunHandle
-from engine.knobs import InputError
-from engine.store import RunReader
+from engine.core.knobs import InputError
+from engine.store.writer import RunReader
 
 PAGES = Path(__file__).resolve().parents[1] / "pages"
 NEWEST = 200

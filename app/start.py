@@ -14,7 +14,7 @@ from app.status import ALIVE, DEAD, WORDS, branches, folder, home_of, listed, or
 from app.supervisor import delete, write_note
 from app.text import literal
 from engine.config import RunConfig, validated
-from engine.knobs import InputError
+from engine.core.knobs import InputError
 
 COLOURS = {
     "running": "green",

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from app import progress
-from engine.folder import kept_steps
-from engine.handle import OVER, RUN_ID, UNREADABLE, RunHandle, Status, runs, runs_folder
-from engine.knobs import InputError
-from engine.lineage import fork_of
-from engine.reader import RunReader
+from engine.client.handle import OVER, RUN_ID, UNREADABLE, RunHandle, Status, runs, runs_folder
+from engine.core.knobs import InputError
+from engine.store.home import kept_steps
+from engine.store.lineage import fork_of
+from engine.store.reader import RunReader
 
 ALIVE = ("starting", "running", "paused", "stopping", "stalled")
 DEAD = OVER

@@ -23,10 +23,10 @@ from app.acknowledged import already, measurable, ready
 from app.status import ALIVE, DEAD, Standing, folder, home_of, sentence, standing
 from app.supervisor import Supervisor
 from app.text import literal
-from engine.control import Cancel, Command, Measure, Pace, Pause, Resume, Stop, Toggle, Tune, Watch, from_json
-from engine.fork import new_id, planned
-from engine.handle import RunHandle
-from engine.knobs import InputError
+from engine.client.forks import new_id, planned
+from engine.client.handle import RunHandle
+from engine.core.knobs import InputError
+from engine.store.commands import Cancel, Command, Measure, Pace, Pause, Resume, Stop, Toggle, Tune, Watch, from_json
 
 MOST = 100
 """Requests taken from a page at once, and tokens remembered of those taken before."""

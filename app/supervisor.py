@@ -17,12 +17,12 @@ from typing import Any
 
 from app import limits
 from app.status import folder, home_of, listed
+from engine.client.handle import RunHandle, lock
+from engine.client.observers import dismissed
 from engine.config import read
-from engine.handle import RunHandle, lock
-from engine.knobs import InputError
-from engine.lineage import fork_of
-from engine.observers import dismissed
-from engine.outside import brief, text_of
+from engine.core.knobs import InputError
+from engine.store.files import brief, text_of
+from engine.store.lineage import fork_of
 
 _LOOK = 0.3
 """Seconds between two looks at the engines that run while others wait."""

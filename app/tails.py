@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from engine.reader import envelope, thinned
-from engine.store import RunReader
+from engine.store.reader import envelope, thinned
+from engine.store.writer import RunReader
 
 MOST = 600
 """Series kept; the least recently drawn are let go."""

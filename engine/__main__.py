@@ -15,12 +15,12 @@ from typing import Any
 import click
 
 from engine import config as configuration
-from engine import streams
+from engine.client.handle import UNREADABLE, Busy, runs, runs_folder
 from engine.config import RunConfig
-from engine.folder import Gone
-from engine.handle import UNREADABLE, Busy, runs, runs_folder
-from engine.knobs import InputError, sentence, shown
-from engine.outside import brief
+from engine.core.knobs import InputError, sentence, shown
+from engine.runtime import streams
+from engine.store.files import brief
+from engine.store.home import Gone
 
 LOGGED = "modalscape-fault-"
 """How the name of a file begins in which the traceback of a fault of the program lies."""
@@ -71,15 +71,15 @@ def main() -> None:
 @_JSON
 def run(prepared, problem, data, methods, pairs, probes, steps, seed, device, home, attended, as_json) -> None:
     """Train. PREPARED is a folder that holds a config.json; without it, the options say what to train."""
-    from engine import foreground
+    from engine import actions
 
     if prepared is not None:
-        return _end(foreground.run_prepared(prepared, attended=attended), prepared, as_json)
+        return _end(actions.run_prepared(prepared, attended=attended), prepared, as_json)
     made = RunConfig(
         problem, data and str(data.absolute()), methods, _intervals(probes), steps, seed, device, _settings(pairs)
     )
-    home = Path(home or foreground.new_home(runs_folder(), made)).absolute()
-    _end(foreground.run_new(made, home, attended=attended), home, as_json)
+    home = Path(home or actions.new_home(runs_folder(), made)).absolute()
+    _end(actions.run_new(made, home, attended=attended), home, as_json)
 
 
 @main.command()
@@ -90,9 +90,9 @@ def run(prepared, problem, data, methods, pairs, probes, steps, seed, device, ho
 @_JSON
 def resume(home, steps, attended, paused, as_json) -> None:
     """Go on with a run that was stopped, crashed or finished."""
-    from engine import foreground
+    from engine import actions
 
-    _end(foreground.resume(home, steps, attended=attended, paused=paused), home, as_json)
+    _end(actions.resume(home, steps, attended=attended, paused=paused), home, as_json)
 
 
 @main.command()
@@ -107,10 +107,10 @@ def resume(home, steps, attended, paused, as_json) -> None:
 @_JSON
 def fork(home, step, new, methods, without, pairs, seed, steps, as_json) -> None:
     """Make a new run that has the first steps of another and then goes its own way; `resume` trains it."""
-    from engine import foreground
+    from engine import actions
 
     changes = {"methods": methods, "without": without, "settings": _settings(pairs), "seed": seed, "steps": steps}
-    _shown(foreground.fork(home, step, new, **changes), as_json)
+    _shown(actions.fork(home, step, new, **changes), as_json)
 
 
 @main.command()
@@ -118,9 +118,9 @@ def fork(home, step, new, methods, without, pairs, seed, steps, as_json) -> None
 @_JSON
 def replay(home, as_json) -> None:
     """Repeat a run from its configuration and command log; exit 0 iff the final parameters are identical."""
-    from engine import foreground
+    from engine import actions
 
-    result = foreground.replay(home)
+    result = actions.replay(home)
     words = "identical" if result["identical"] else "different"
     click.echo(f"{home}: parameters at step {result['step']} are {words}.", err=as_json)
     if as_json:
@@ -137,9 +137,9 @@ def replay(home, as_json) -> None:
 @_JSON
 def probe(home, name, step, pairs, as_json) -> None:
     """Measure a recorded run at any of its steps."""
-    from engine import foreground
+    from engine import actions
 
-    result = foreground.probe(home, name, step, _settings(pairs))
+    result = actions.probe(home, name, step, _settings(pairs))
     for line in result["records"]:
         shown = line["value"] if line["kind"] == "scalar" else line["kind"]
         click.echo(f"{line['name']}: {shown} (n = {line['n']}, {line['mode']})", err=as_json)
@@ -152,11 +152,11 @@ def probe(home, name, step, pairs, as_json) -> None:
 @click.option("--number", type=click.IntRange(1, 16), default=1, show_default=True, help="Which of several.")
 def observe(home, number) -> None:
     """Measure a run, beside its training or after it, as long as anything is due or asked for."""
-    from engine import foreground
+    from engine import actions
 
     if len(os.sched_getaffinity(0)) < 2:
         os.nice(10)  # training goes first on the only core
-    foreground.observe(home, number)
+    actions.observe(home, number)
 
 
 @main.command()
@@ -173,7 +173,7 @@ def show(home, as_json) -> None:
 @_JSON
 def list_(folder, as_json) -> None:
     """List the runs in a folder, newest first."""
-    from engine.summary import listed
+    from engine.client.summary import listed
 
     found = [listed(path) for _, path in runs(folder or runs_folder())]
     for entry in [] if as_json else found:
@@ -210,7 +210,7 @@ def catalog(as_json) -> None:
 @click.argument("folder", type=_Path())
 def export(home, to, folder) -> None:
     """Write a run's scalars, events and records as tables into FOLDER."""
-    from engine.export import export as write
+    from engine.store.export import export as write
 
     configuration.read(home)
     for path in write(home, to, folder):
@@ -228,7 +228,7 @@ def export(home, to, folder) -> None:
 @_JSON
 def claim(lesson, seeds, first_seed, data, problem, folder, pairs, as_json) -> None:
     """Run a lesson's arms over seeds and say whether its claim holds."""
-    from engine import claim as claims
+    from engine.runtime import claims
 
     result = claims.claim(
         lesson,
@@ -256,7 +256,7 @@ def _end(code: int, home: Path, as_json: bool) -> None:
 
 
 def _shown(home: Path, as_json: bool) -> None:
-    from engine.summary import summary
+    from engine.client.summary import summary
 
     found = summary(home)
     if as_json:
@@ -361,7 +361,7 @@ def _said(words: Exception | str, code: int) -> int:
 if __name__ == "__main__":
     streams.guard()
     if sys.argv[1:] == ["warm"]:  # for the dashboard alone; on the command line there is no such command
-        from engine import warm
+        from engine.runtime import warm
 
         control = warm.owner()
         if control is not None and not warm.serve(control):

@@ -7,12 +7,12 @@ import re
 from typing import Any
 
 from engine.config import RunSettings
+from engine.core.knobs import describe
+from engine.core.lesson import Lesson
+from engine.core.method import Method
+from engine.core.optimizer import RESCALING, Settings
+from engine.core.probe import Probe
 from engine.data.dataset import Source
-from engine.knobs import describe
-from engine.lesson import Lesson
-from engine.method import Method
-from engine.optim import RESCALING, Settings
-from engine.probe import Probe
 from engine.registry import discover
 
 

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from engine.knobs import InputError, checked, knob, nearest, shown
-from engine.lineage import FORK
-from engine.needs import met
-from engine.outside import brief, fits, text_of, value_of
+from engine.core.knobs import InputError, checked, knob, nearest, shown
+from engine.core.needs import met
+from engine.store.files import brief, fits, text_of, value_of
+from engine.store.lineage import FORK
 
 MOST_STEPS = 100_000_000
 RETIRED = ("budget",)
@@ -116,7 +116,7 @@ class RunConfig:
     settings: dict[str, Any] = field(default_factory=dict)
     """Key, such as `optimizer.lr` or `gani.sigma`, to value."""
     fork: dict[str, Any] | None = None
-    """Where a run comes from that goes on from a step of another, with the fields of `engine.lineage.FORK`."""
+    """Where a run comes from that goes on from a step of another, with the fields of `engine.store.lineage.FORK`."""
 
     @property
     def data_seed(self) -> int:

@@ -7,12 +7,12 @@ import inspect
 import pkgutil
 from functools import cache
 
-from engine.knobs import InputError, nearest
+from engine.core.knobs import InputError, nearest
 
 
 @cache
 def discover(package: str, base: type) -> dict[str, type]:
-    """Return name to subclass of `base`, one for each module of `package`, sorted by name.
+    """Return name to subclass of `base`, one for each module or package in `package`, sorted by name.
 
     Raises:
         TypeError: a module holds no such class, or one whose `name` is not the module's.
@@ -24,7 +24,7 @@ def discover(package: str, base: type) -> dict[str, type]:
         own = [
             c
             for _, c in inspect.getmembers(module, inspect.isclass)
-            if issubclass(c, base) and c.__module__ == module.__name__
+            if issubclass(c, base) and f"{c.__module__}.".startswith(f"{module.__name__}.")
         ]
         if len(own) != 1 or own[0].name != info.name:
             raise TypeError(f"{module.__name__} must hold one {base.__name__} whose name is {info.name!r}.")

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.lesson import Lesson
+from engine.core.lesson import Lesson
 from engine.registry import discover
 
 ROOT = Path(__file__).resolve().parent.parent

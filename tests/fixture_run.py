@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.control import Toggle, Tune, post
-from engine.records import Bars, Curve, Matrix, Scalar, Surface
-from engine.store import RunWriter, create
+from engine.core.records import Bars, Curve, Matrix, Scalar, Surface
+from engine.store.commands import Toggle, Tune, post
+from engine.store.writer import RunWriter, create
 
 STEPS = 400
 PARTS = ("image", "text", "shared")

@@ -15,11 +15,11 @@ from pathlib import Path
 from engine.__main__ import entry
 from engine.catalog import catalog
 from engine.config import RunConfig, validated
-from engine.control import post
-from engine.folder import founded, lock
-from engine.run import Run
-from engine.store import RunReader
-from engine.training import Training, deterministic
+from engine.runtime.loop import Run
+from engine.runtime.session import Training, deterministic
+from engine.store.commands import post
+from engine.store.home import founded, lock
+from engine.store.writer import RunReader
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {"planted.rows": 600, "batch": 32, "width": 8, "hidden": 8, "checkpoint": 20}

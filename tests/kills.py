@@ -19,10 +19,10 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from engine.__main__ import entry
-from engine.control import Note, Toggle, Tune, post
-from engine.foreground import replay
-from engine.store import RunReader
-from engine.training import Training
+from engine.actions import replay
+from engine.runtime.session import Training
+from engine.store.commands import Note, Toggle, Tune, post
+from engine.store.writer import RunReader
 from tests.homes import SMALL, small
 
 STEPS, EVERY, EVALUATE, PROBE = 240, 20, 30, 45

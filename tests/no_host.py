@@ -20,11 +20,11 @@ from torch._subclasses.fake_tensor import (
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from engine.method import Method, Stack
-from engine.optim import _BUILD, Optimizer
-from engine.problem import Batch
-from engine.rng import Rng
-from engine.step import State, train_step
+from engine.core.method import Method, Stack
+from engine.core.optimizer import _BUILD, Optimizer
+from engine.core.problem import Batch
+from engine.core.rng import Rng
+from engine.core.step import State, train_step
 from tests import tiny
 
 SETTINGS = tiny.sgd(0.1, 0.9)

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from app.supervisor import write_note
-from engine.control import Note, Toggle, Tune
-from engine.knobs import InputError
-from engine.store import RunWriter
+from engine.core.knobs import InputError
+from engine.store.commands import Note, Toggle, Tune
+from engine.store.writer import RunWriter
 from tests.homes import small, trained
 
 HOST = "tracker.example"

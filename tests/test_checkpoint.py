@@ -6,9 +6,9 @@ import shutil
 import pytest
 import torch
 
-from engine import checkpoint
-from engine.foreground import probe, replay, resume
-from engine.store import RunReader
+from engine.actions import probe, replay, resume
+from engine.runtime import checkpoint
+from engine.store.writer import RunReader
 from tests.homes import small, trained
 
 CONTENT = {

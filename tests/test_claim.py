@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from engine import claim as claims
-from engine.knobs import InputError
-from engine.lesson import Lesson
-from engine.summary import summary
+from engine.client.summary import summary
+from engine.core.knobs import InputError
+from engine.core.lesson import Lesson
+from engine.runtime import claims
 from tests.homes import SMALL
 
 

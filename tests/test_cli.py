@@ -11,9 +11,9 @@ import sys
 import numpy as np
 import pytest
 
-from engine.control import Toggle, Tune, post
-from engine.handle import RunHandle
-from engine.store import RunReader
+from engine.client.handle import RunHandle
+from engine.store.commands import Toggle, Tune, post
+from engine.store.writer import RunReader
 from tests.homes import SMALL, engine, json_of, reader_of, said, wait_for
 
 PLANTED = [f"--set={key}={value}" for key, value in SMALL.items()]
@@ -184,7 +184,7 @@ def test_the_program_itself_ends_with_these_codes(tmp_path):
 
 
 def test_show_and_list_do_without_torch():
-    code = "import sys, engine.__main__, engine.summary; sys.exit('torch' in sys.modules)"
+    code = "import sys, engine.__main__, engine.client.summary; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=os.path.dirname(os.path.dirname(__file__))).returncode == 0
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.control import (
+from engine.core.knobs import InputError
+from engine.store.commands import (
     COMMANDS,
     Cancel,
     Garbled,
@@ -27,8 +28,7 @@ from engine.control import (
     post,
     set_meta,
 )
-from engine.knobs import InputError
-from engine.store import create
+from engine.store.writer import create
 
 ROOT = Path(__file__).resolve().parent.parent
 EVERY = [
@@ -145,7 +145,7 @@ def test_the_engine_only_reads(home):
 
 def test_due_is_true_at_most_ten_times_a_second(home, monkeypatch):
     now = 100.0
-    monkeypatch.setattr("engine.control.time.monotonic", lambda: now)
+    monkeypatch.setattr("engine.store.commands.time.monotonic", lambda: now)
     mailbox = Mailbox(home)
     seen = 0
     for tick in range(1000):
@@ -186,7 +186,8 @@ def test_what_is_asked_for_once_is_posted_once_however_many_ask(home):
 
 
 def test_two_processes_post_at_once(home):
-    code = "import sys; from engine.control import Note, post\nfor i in range(30): post(sys.argv[1], Note(sys.argv[2]))"
+    code = "import sys; from engine.store.commands import Note, post\n"
+    code += "for i in range(30): post(sys.argv[1], Note(sys.argv[2]))"
     senders = [subprocess.Popen([sys.executable, "-c", code, str(home), who], cwd=ROOT) for who in "ab"]
     assert [sender.wait(60) for sender in senders] == [0, 0]
     assert sorted(c.text for _, c in Mailbox(home).unread(0)) == ["a"] * 30 + ["b"] * 30
@@ -245,9 +246,9 @@ def poisoned(home, body):
 
 @pytest.mark.parametrize("body", POISON.values(), ids=list(POISON))
 def test_poison_is_refused_in_a_sentence_and_passed_over(tmp_path, body):
-    from engine.foreground import replay, resume
-    from engine.handle import RunHandle
-    from engine.store import RunReader
+    from engine.actions import replay, resume
+    from engine.client.handle import RunHandle
+    from engine.store.writer import RunReader
     from tests.homes import small, trained
 
     home = tmp_path / "run"
@@ -269,9 +270,9 @@ def test_poison_is_refused_in_a_sentence_and_passed_over(tmp_path, body):
 
 
 def test_a_command_that_breaks_something_is_refused_with_its_traceback(tmp_path, monkeypatch):
-    from engine.foreground import resume
-    from engine.run import Run
-    from engine.store import RunReader
+    from engine.actions import resume
+    from engine.runtime.loop import Run
+    from engine.store.writer import RunReader
     from tests.homes import small, trained
 
     def broken(self, text):
@@ -289,7 +290,7 @@ def test_a_command_that_breaks_something_is_refused_with_its_traceback(tmp_path,
 def test_a_mailbox_that_cannot_be_read_is_said_once_and_read_again_later(tmp_path, how):
     import sqlite3
 
-    from engine.store import RunReader
+    from engine.store.writer import RunReader
     from tests.homes import small, trained
 
     home, held = tmp_path / "run", []

@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 
 from engine import __main__ as program
-from engine import foreground
+from engine import actions
+from engine.client.handle import Busy, RunHandle, runs
 from engine.config import DEFAULTS
-from engine.folder import founded, lock
-from engine.handle import Busy, RunHandle, runs
-from engine.knobs import InputError
-from engine.reader import RunReader
-from engine.store import RunWriter
+from engine.core.knobs import InputError
+from engine.store.home import founded, lock
+from engine.store.reader import RunReader
+from engine.store.writer import RunWriter
 from tests.homes import ROOT, SMALL, engine, json_of, said, small, trained, wait_for
 
 PLANTED = ["--problem", "planted", *(f"--set={key}={value}" for key, value in SMALL.items())]
@@ -270,25 +270,25 @@ def test_ctrl_c_is_no_fault(tmp_path):
 
 
 def test_a_home_that_was_claimed_while_data_were_read_is_left_alone(tmp_path, monkeypatch):
-    home, other, real = tmp_path / "home", small(steps=12), foreground.Training
+    home, other, real = tmp_path / "home", small(steps=12), actions.Training
 
     def slow(config):
         trained_now = real(config)
         if not home.exists():  # another process begins and ends a run there meanwhile
-            monkeypatch.setattr(foreground, "Training", real)
-            assert foreground.run_new(other, home) == 0
+            monkeypatch.setattr(actions, "Training", real)
+            assert actions.run_new(other, home) == 0
         return trained_now
 
-    monkeypatch.setattr(foreground, "Training", slow)
+    monkeypatch.setattr(actions, "Training", slow)
     with pytest.raises(InputError, match="already holds a run"):
-        foreground.run_new(small(steps=30), home)
+        actions.run_new(small(steps=30), home)
     assert json.loads((home / "config.json").read_text())["steps"] == 12
     assert RunReader(home).meta("step") == 12
     assert [event.kind for event in RunReader(home).events()].count("started") == 1
 
 
 def test_a_home_that_cannot_be_had_is_not_deleted(tmp_path, monkeypatch):
-    home, real = tmp_path / "home", foreground.Training
+    home, real = tmp_path / "home", actions.Training
 
     def slow(config):
         made = real(config)
@@ -297,9 +297,9 @@ def test_a_home_that_cannot_be_had_is_not_deleted(tmp_path, monkeypatch):
         (home / "lock").mkdir()
         return made
 
-    monkeypatch.setattr(foreground, "Training", slow)
+    monkeypatch.setattr(actions, "Training", slow)
     with pytest.raises(InputError, match="locked"):
-        foreground.run_new(small(), home)
+        actions.run_new(small(), home)
     assert RunReader(home).meta("step") == 5
 
 
@@ -343,7 +343,7 @@ def test_a_home_is_founded_once_by_many_threads_and_given_back_where_it_fails(tm
     def full(home):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("engine.folder.create", full)
+    monkeypatch.setattr("engine.store.home.create", full)
     with pytest.raises(InputError, match="No space left"):
         founded(tmp_path / "other", {"steps": 1})
     assert not (tmp_path / "other").exists()

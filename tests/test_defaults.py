@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from engine import config as configuration
+from engine.actions import probe, replay, resume, run_prepared
 from engine.catalog import catalog
 from engine.config import DEFAULTS, RunConfig, read, resolved, validated
-from engine.folder import founded
-from engine.foreground import probe, replay, resume, run_prepared
-from engine.knobs import InputError
-from engine.store import create
-from engine.training import Training
+from engine.core.knobs import InputError
+from engine.runtime.session import Training
+from engine.store.home import founded
+from engine.store.writer import create
 from tests.homes import SMALL, json_of, said, small, trained
 from tests.methods.several import data_file
 

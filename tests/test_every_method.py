@@ -7,12 +7,12 @@ import psutil
 import pytest
 import torch
 
-from engine.knobs import InputError
-from engine.method import Method
-from engine.problem import Batch
+from engine.core.knobs import InputError
+from engine.core.method import Method
+from engine.core.problem import Batch
 from engine.registry import discover
-from engine.run import Run
-from engine.store import RunReader, create
+from engine.runtime.loop import Run
+from engine.store.writer import RunReader, create
 from tests.methods.several import data_file, training
 
 METHODS = sorted(discover("engine.methods", Method))

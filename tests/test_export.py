@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from engine.export import COLUMNS, export
-from engine.knobs import InputError
-from engine.records import KINDS, Bars, Curve, Matrix, Scalar, Surface
-from engine.store import RunWriter, create
+from engine.core.knobs import InputError
+from engine.core.records import KINDS, Bars, Curve, Matrix, Scalar, Surface
+from engine.store.export import COLUMNS, export
+from engine.store.writer import RunWriter, create
 
 READ = {"csv": lambda path: pd.read_csv(path), "parquet": pd.read_parquet}
 

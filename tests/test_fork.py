@@ -9,18 +9,19 @@ import time
 
 import pytest
 
-from engine import checkpoint, foreground, observer
+from engine import actions
 from engine.catalog import catalog
+from engine.client.forks import planned
+from engine.client.handle import RunHandle
 from engine.config import read
-from engine.control import Measure, Pace, Toggle, Tune, Watch, post
-from engine.folder import founded, kept_steps, lock, rewritten
-from engine.fork import planned
-from engine.handle import RunHandle
-from engine.past import recreated
-from engine.run import Run
-from engine.store import RunReader
-from engine.trail import kept
-from engine.training import Training, deterministic
+from engine.runtime import checkpoint, observer
+from engine.runtime.loop import Run
+from engine.runtime.path_history import kept
+from engine.runtime.replay import recreated
+from engine.runtime.session import Training, deterministic
+from engine.store.commands import Measure, Pace, Toggle, Tune, Watch, post
+from engine.store.home import founded, kept_steps, lock, rewritten
+from engine.store.writer import RunReader
 from tests.homes import engine, json_of, said, small, trained, wait_for
 
 N = 33
@@ -332,7 +333,7 @@ def test_a_fork_is_observed_and_looks_back_along_the_path_of_its_parent(copied, 
     monkeypatch.setattr(observer, "LINGER", 1.0)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     number = post(child, Measure("trajectory", {}, 60))
-    foreground.observe(child)
+    actions.observe(child)
     answers = [e.detail["id"] for e in RunReader(child, inherited=False).events(kinds=("applied",))]
     assert answers == [number] and not RunHandle(child).pending()
     steps = RunReader(child).latest("trajectory/path")[1].draw["step"]

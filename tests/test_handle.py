@@ -11,9 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.config import DEFAULTS, RunConfig
-from engine.control import Note, Pause, Toggle
-from engine.handle import (
+from engine.client.handle import (
     LOAD_WITHIN,
     STALL_AFTER,
     START_WITHIN,
@@ -26,8 +24,10 @@ from engine.handle import (
     runs,
     runs_folder,
 )
-from engine.knobs import InputError
-from engine.store import RunReader, RunWriter, create
+from engine.config import DEFAULTS, RunConfig
+from engine.core.knobs import InputError
+from engine.store.commands import Note, Pause, Toggle
+from engine.store.writer import RunReader, RunWriter, create
 from tests.homes import wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,9 +36,9 @@ CONFIG = {"problem": "planted", "steps": 400}
 ENGINE = """
 import os, sys
 sys.path.insert(0, {root!r})
-from engine.control import Mailbox
-from engine.handle import lock
-from engine.store import RunWriter
+from engine.store.commands import Mailbox
+from engine.client.handle import lock
+from engine.store.writer import RunWriter
 word, home = sys.argv[1], sys.argv[2]
 print("called with", *sys.argv[1:], flush=True)
 if os.environ.get("STAND_IN") == "refuses":
@@ -164,7 +164,7 @@ def test_a_run_from_queue_to_running_to_killed_to_resumed_to_stopped(tmp_path, s
     wait_for(lambda: handle.status().state == "running", 30, "the resumed run")
     assert "called with resume" in (handle.home / "log.txt").read_text()
     assert "--steps 500" in (handle.home / "log.txt").read_text()
-    from engine.control import Stop
+    from engine.store.commands import Stop
 
     handle.send(Stop())
     wait_for(lambda: handle.status().exit_code is not None, 10, "the exit code")

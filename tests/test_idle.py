@@ -7,11 +7,11 @@ import torch
 
 from engine.catalog import catalog
 from engine.config import RunConfig, validated
-from engine.knobs import InputError
-from engine.method import Method
-from engine.needs import PATIENCE
+from engine.core.knobs import InputError
+from engine.core.method import Method
+from engine.core.needs import PATIENCE
 from engine.registry import discover
-from engine.training import Training, deterministic
+from engine.runtime.session import Training, deterministic
 from tests.methods.several import data_file, training
 
 METHODS = discover("engine.methods", Method)

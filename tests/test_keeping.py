@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine import checkpoint, keeping, store
-from engine.control import Measure, Note, Pause, Resume, Toggle, post
-from engine.foreground import UNWRITTEN, replay, resume
-from engine.handle import RunHandle
-from engine.store import RunReader
+from engine.actions import UNWRITTEN, replay, resume
+from engine.client.handle import RunHandle
+from engine.runtime import checkpoint, recorder
+from engine.store import writer as store
+from engine.store.commands import Measure, Note, Pause, Resume, Toggle, post
+from engine.store.writer import RunReader
 from tests.homes import SMALL, small, trained, wait_for
 from tests.kills import forked
 
@@ -56,7 +57,7 @@ def kinds(home):
 def prompt(monkeypatch):
     """Let the disk be asked at every step."""
     monkeypatch.setattr(store.RunWriter, "due", lambda writer: True)
-    monkeypatch.setattr(keeping, "RETRY_MOST", 0.0)
+    monkeypatch.setattr(recorder, "RETRY_MOST", 0.0)
 
 
 def whole(home):
@@ -116,7 +117,7 @@ def test_a_checkpoint_that_does_not_fit_waits_while_numbers_are_written(disk, mo
 
 def test_a_run_that_ends_while_the_disk_is_full_says_what_is_missing_and_resume_makes_up_for_it(disk, monkeypatch):
     prompt(monkeypatch)
-    monkeypatch.setattr(keeping, "PATIENCE", 0.3)
+    monkeypatch.setattr(recorder, "PATIENCE", 0.3)
     run = trained(disk / "run", small(), {10: lambda: fill(disk) and None})
     status = RunHandle(run.home).status()
     assert (status.state, status.step, status.alive) == ("finished", 60, False)
@@ -190,7 +191,7 @@ def test_output_into_a_full_disk_ends_nothing(tmp_path):
 def test_other_errors_of_output_are_not_hidden(tmp_path):
     read, write = os.pipe()
     os.close(read)
-    code = "from engine.streams import guard; guard(); print('x', flush=True)"
+    code = "from engine.runtime.streams import guard; guard(); print('x', flush=True)"
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert process.returncode and "BrokenPipeError" in process.stderr

@@ -8,10 +8,10 @@ import time
 import pytest
 import torch
 
-from engine.control import Cancel, Measure, Pace, Stop, Watch, post
-from engine.knobs import InputError
-from engine.schedule import Schedule
-from engine.store import RunReader
+from engine.core.knobs import InputError
+from engine.runtime.schedule import Schedule
+from engine.store.commands import Cancel, Measure, Pace, Stop, Watch, post
+from engine.store.writer import RunReader
 from tests.homes import engine, json_of, small, trained, wait_for
 
 QUICK = {"hessian.steps": 5, "hessian.probes": 1, "hessian.parts": False, "hessian.sigma": 0.1, "probe_rows": 32}

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from engine.knobs import InputError, checked
-from engine.method import POINTS, Method, MethodConflict, Stack, knob
+from engine.core.knobs import InputError, checked
+from engine.core.method import POINTS, Method, MethodConflict, Stack, knob
+from engine.core.rng import Rng
+from engine.core.step import train_step
 from engine.registry import discover
-from engine.rng import Rng
-from engine.step import train_step
 from tests import tiny
 
 METHODS = discover("engine.methods", Method)

@@ -8,9 +8,9 @@ import pytest
 from engine import config as configuration
 from engine.catalog import catalog
 from engine.config import RunConfig, resolved, validated
-from engine.knobs import InputError
-from engine.needs import Unmet
-from engine.training import Training
+from engine.core.knobs import InputError
+from engine.core.needs import Unmet
+from engine.runtime.session import Training
 from tests.homes import said, small
 
 CATALOGUE = catalog()

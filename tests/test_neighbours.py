@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from engine.foreground import probe
-from engine.knobs import InputError
-from engine.neighbours import neighbour
-from engine.store import RunReader
+from engine.actions import probe
+from engine.core.knobs import InputError
+from engine.runtime.other_runs import neighbour
+from engine.store.writer import RunReader
 from tests.homes import small, trained
 
 

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from engine import networks, objectives
+from engine import networks
+from engine.core import objectives
+from engine.core.knobs import InputError
+from engine.core.problem import Multimodal
+from engine.core.rng import Rng
 from engine.data.dataset import Dataset
-from engine.knobs import InputError
-from engine.problem import Multimodal
-from engine.rng import Rng
 
 FAMILIES = {"vector": "mlp", "image": "cnn", "sequence": "sequence", "tokens": "tokens"}
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from engine.method import Method
+from engine.core.method import Method
 from engine.registry import discover
 from tests import tiny
 from tests.no_host import QUESTIONS, HostCopy, steps_without_numbers

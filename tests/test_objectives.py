@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from engine.core.knobs import InputError
+from engine.core.objectives import build
 from engine.data.dataset import Dataset
-from engine.knobs import InputError
-from engine.maths.contrastive import info_nce, normalised, recall_at
-from engine.objectives import build
+from engine.maths.features.contrastive import info_nce, normalised, recall_at
 
 
 def settings(**changes):

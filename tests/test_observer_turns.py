@@ -5,12 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from engine import jobs, observer
-from engine.jobs import Bench, Job
+from engine.core.probe import Scalar
 from engine.maths.progress import tracked
-from engine.observer import Observer
-from engine.probe import Scalar
-from engine.schedule import Schedule
+from engine.runtime import jobs, observer
+from engine.runtime.jobs import Bench, Job
+from engine.runtime.observer import Observer
+from engine.runtime.schedule import Schedule
 
 LIGHT = ("spectra", "imbalance", "evidence", "generalization", "robustness", "trajectory")
 DEAR = ("hessian", "landscape", "sharpness", "stability")

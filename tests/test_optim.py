@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-from engine.optim import Optimizer, Settings
-from engine.rng import Rng
+from engine.core.optimizer import Optimizer, Settings
+from engine.core.rng import Rng
 
 RULES = {
     "sgd": (Settings(name="sgd", lr=0.1, momentum=0.0), lambda p: torch.optim.SGD(p, 0.1)),

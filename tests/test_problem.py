@@ -4,16 +4,17 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from engine import networks, objectives
+from engine import networks
 from engine.config import RunSettings
+from engine.core import objectives
+from engine.core.method import Stack
+from engine.core.optimizer import Optimizer, Settings
+from engine.core.problem import Multimodal
+from engine.core.rng import Rng
+from engine.core.step import State, train_step
 from engine.data import npz
-from engine.method import Stack
-from engine.optim import Optimizer, Settings
-from engine.problem import Multimodal
 from engine.problems.digits_captions import DigitsCaptions
 from engine.problems.planted import Planted
-from engine.rng import Rng
-from engine.step import State, train_step
 
 
 def chosen(**changes):

@@ -5,16 +5,16 @@ import json
 import pytest
 import torch
 
-from engine import checkpoint
-from engine.control import Measure, Note, Pause, Resume, Stop, Toggle, Tune, Watch
-from engine.foreground import probe, replay, resume
-from engine.handle import RunHandle
-from engine.knobs import InputError
+from engine.actions import probe, replay, resume
+from engine.client.handle import RunHandle
+from engine.core.knobs import InputError
 from engine.methods.gani import Gani
-from engine.past import recreated
-from engine.run import Run
-from engine.store import RunReader, create
-from engine.training import Training
+from engine.runtime import checkpoint
+from engine.runtime.loop import Run
+from engine.runtime.replay import recreated
+from engine.runtime.session import Training
+from engine.store.commands import Measure, Note, Pause, Resume, Stop, Toggle, Tune, Watch
+from engine.store.writer import RunReader, create
 from tests.homes import small, trained
 
 STEER = {
@@ -77,7 +77,7 @@ def test_stop_and_resume_equals_never_stopping(tmp_path, at):
     late = {step: commands for step, commands in STEER.items() if step >= at}
     part = trained(tmp_path / "b", small(), early | {at: [*late.pop(at, []), Stop()]})
     assert part.training.state.step == at
-    from engine.control import post
+    from engine.store.commands import post
 
     for _step, commands in late.items():
         for command in commands:

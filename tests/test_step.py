@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from engine.method import Stack
-from engine.step import gradient, per_objective, settled, train_step
+from engine.core.method import Stack
+from engine.core.step import gradient, per_objective, settled, train_step
 from tests import tiny
 
 

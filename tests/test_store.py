@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine import store
-from engine.knobs import InputError
-from engine.records import Bars, Curve, Matrix, Scalar, Surface
-from engine.store import RunReader, RunWriter, create, thinned
+from engine.core.knobs import InputError
+from engine.core.records import Bars, Curve, Matrix, Scalar, Surface
+from engine.store import writer as store
+from engine.store.writer import RunReader, RunWriter, create, thinned
 
 ROOT = Path(__file__).resolve().parent.parent
 EIGHT = {f"grad_norm/modality_{i}": i / 3 for i in range(8)}
@@ -41,7 +41,7 @@ def relent(writer):
     writer._db.execute("PRAGMA max_page_count=1000000")
 
 
-@pytest.mark.parametrize("module", ["store", "reader", "control", "handle", "export"])
+@pytest.mark.parametrize("module", ["store.writer", "store.reader", "store.commands", "client.handle", "store.export"])
 def test_it_does_without_torch(module):
     code = f"import sys, engine.{module}; sys.exit(any(m in sys.modules for m in ('torch', 'pandas', 'sklearn')))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
@@ -310,7 +310,7 @@ def test_a_finished_run_can_be_read_from_a_read_only_disk(home, monkeypatch):
     writer.scalar(0, "a", 1.0)
     writer.close()
     assert not (home / "run.db-wal").exists()
-    monkeypatch.setattr("engine.reader.os.access", lambda path, mode: False)
+    monkeypatch.setattr("engine.store.reader.os.access", lambda path, mode: False)
     assert RunReader(home).last() == {"a": 1.0}
     assert not (home / "run.db-wal").exists() and not (home / "run.db-shm").exists()
 
@@ -397,7 +397,7 @@ def test_due_is_a_gate_in_time(writer):
 
 
 def test_a_step_side_costs_at_most_five_microseconds(home, writer):
-    from engine.control import Mailbox
+    from engine.store.commands import Mailbox
 
     mailbox, costs = Mailbox(home), []
     for repeat in range(7):

@@ -5,11 +5,11 @@ import math
 
 import pytest
 
-from engine import claim as claims
-from engine.folder import founded
-from engine.lesson import Lesson
-from engine.store import RunReader, RunWriter
-from engine.summary import listed, numbers, summary
+from engine.client.summary import listed, numbers, summary
+from engine.core.lesson import Lesson
+from engine.runtime import claims
+from engine.store.home import founded
+from engine.store.writer import RunReader, RunWriter
 from tests.homes import SMALL, small, trained
 
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from engine import checkpoint
-from engine.control import Stop, Toggle, Tune
-from engine.foreground import replay, resume
-from engine.store import RunReader
+from engine.actions import replay, resume
+from engine.runtime import checkpoint
+from engine.store.commands import Stop, Toggle, Tune
+from engine.store.writer import RunReader
 from tests.homes import small, trained
 
 FIVE = ("bogc", "fanoise", "gani", "inforeg", "modalimmune")

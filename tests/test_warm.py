@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from engine import launching
-from engine.control import Stop
-from engine.handle import RunHandle
-from engine.launching import Forked, launched
-from engine.observers import dismissed
+from engine.client import launch
+from engine.client.handle import RunHandle
+from engine.client.launch import Forked, launched
+from engine.client.observers import dismissed
+from engine.store.commands import Stop
 from tests.homes import ROOT, SMALL, wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a warm process")
@@ -26,18 +26,18 @@ LONG = {"problem": "planted", "steps": 10**7, "device": "cpu", "settings": SMALL
 
 def ready():
     """Wait until the warm process can fork; return it."""
-    launching.keep_warm()
-    wait_for(lambda: launching._KEPT.warm.alive() and launching._KEPT.warm.ready, 60, "the warm process")
-    return launching._KEPT.warm
+    launch.keep_warm()
+    wait_for(lambda: launch._KEPT.warm.alive() and launch._KEPT.warm.ready, 60, "the warm process")
+    return launch._KEPT.warm
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _ends():
-    launching.OWN = (launching.OWN, "PYTEST_")  # says which test this is
+    launch.OWN = (launch.OWN, "PYTEST_")  # says which test this is
     yield
-    launching.OWN = launching.OWN[0]
-    last = launching._KEPT.warm
-    launching.let_go()
+    launch.OWN = launch.OWN[0]
+    last = launch._KEPT.warm
+    launch.let_go()
     if last is not None:
         last.process.wait(30)
 
@@ -170,10 +170,11 @@ def test_a_run_outlives_the_warm_process_and_another_takes_its_place(warm, train
 
 def test_it_ends_with_its_owner_and_what_it_forked_goes_on(tmp_path):
     script = (
-        "import sys, time; from engine import launching; from engine.handle import RunHandle; launching.keep_warm()\n"
-        "while not (launching._KEPT.warm.alive() and launching._KEPT.warm.ready): time.sleep(0.02)\n"
+        "import sys, time; from engine.client import launch; from engine.client.handle import RunHandle\n"
+        "launch.keep_warm()\n"
+        "while not (launch._KEPT.warm.alive() and launch._KEPT.warm.ready): time.sleep(0.02)\n"
         f"RunHandle.start({LONG!r}, {str(tmp_path / 'run')!r})\n"
-        "print(launching._KEPT.warm.process.pid, flush=True); time.sleep(600)"
+        "print(launch._KEPT.warm.process.pid, flush=True); time.sleep(600)"
     )
     owner = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     pid, handle = int(owner.stdout.readline()), RunHandle(tmp_path / "run")
@@ -194,10 +195,10 @@ def test_changed_code_is_loaded_anew_and_exit_codes_are_still_told(warm, trainin
     def none():
         raise OSError("no more processes")
 
-    monkeypatch.setattr(launching, "_mark", lambda: "other code")
-    monkeypatch.setattr(launching, "_Warm", none)
+    monkeypatch.setattr(launch, "_mark", lambda: "other code")
+    monkeypatch.setattr(launch, "_Warm", none)
     assert ended(["list"], tmp_path / "log.txt")[:2] == (subprocess.Popen, 0)
-    assert launching._KEPT.warm is None and not gone(warm.process.pid)
+    assert launch._KEPT.warm is None and not gone(warm.process.pid)
     os.kill(pid, signal.SIGKILL)
     wait_for(lambda: handle.status().exit_code == -9, 10, "the exit code")
     dismissed(handle.home)  # forked with the run, and the warm process stays to tell how each of its children ends
@@ -208,10 +209,10 @@ def test_a_file_of_the_engine_that_changes_changes_the_mark(tmp_path):
     (tmp_path / "sub").mkdir()
     file = tmp_path / "sub" / "a.py"
     file.write_text("1")
-    before = launching.stamp(tmp_path)
+    before = launch.stamp(tmp_path)
     os.utime(file, (1, 1))
-    assert launching.stamp(tmp_path) != before
-    assert launching._mark() == launching._mark()
+    assert launch.stamp(tmp_path) != before
+    assert launch._mark() == launch._mark()
 
 
 def test_another_environment_needs_a_process_of_its_own(warm, tmp_path):
@@ -247,7 +248,7 @@ def test_a_request_that_makes_no_sense_is_passed_over(warm, request_, tmp_path):
 
 
 def test_one_that_does_not_answer_is_ended(warm, tmp_path, monkeypatch):
-    monkeypatch.setattr(launching, "ANSWER_WITHIN", 0.2)
+    monkeypatch.setattr(launch, "ANSWER_WITHIN", 0.2)
     os.kill(warm.process.pid, signal.SIGSTOP)
     began = time.monotonic()
     assert ended(["list"], tmp_path / "log.txt")[:2] == (subprocess.Popen, 0)
@@ -272,9 +273,9 @@ def test_one_that_cannot_load_is_not_tried_again(tmp_path, monkeypatch):
         def forked(self, *request):
             return None
 
-    kept = launching._Kept()
-    monkeypatch.setattr(launching, "_Warm", Broken)
-    monkeypatch.setattr(launching, "_mark", lambda: Broken.mark)
+    kept = launch._Kept()
+    monkeypatch.setattr(launch, "_Warm", Broken)
+    monkeypatch.setattr(launch, "_mark", lambda: Broken.mark)
     kept.begin()
     assert [kept.forked(["list"], 1, {}) for _ in range(3)] == [None] * 3 and len(started) == 1
     monkeypatch.setattr(Broken, "mark", "mended code")
@@ -284,7 +285,7 @@ def test_one_that_cannot_load_is_not_tried_again(tmp_path, monkeypatch):
 
 LOADED = """
 import os, threading, torch
-from engine import warm
+from engine.runtime import warm
 before = torch.get_rng_state()
 assert warm.fit()
 warm.loaded()

@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 
 from engine.config import RunConfig
+from engine.core.knobs import InputError
+from engine.core.method import Method
 from engine.data.dataset import Source
-from engine.knobs import InputError
-from engine.method import Method
 from engine.registry import discover
-from engine.training import Training
+from engine.runtime.session import Training
 
 STEPS, SEEDS = 30, 10
 EARLY = {

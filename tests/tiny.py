@@ -5,12 +5,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from engine.layout import Layout
-from engine.method import Method, Stack
-from engine.optim import Optimizer, Settings
-from engine.problem import Batch, Multimodal
-from engine.rng import Rng
-from engine.step import State, View, train_step
+from engine.core.layout import Layout
+from engine.core.method import Method, Stack
+from engine.core.optimizer import Optimizer, Settings
+from engine.core.problem import Batch, Multimodal
+from engine.core.rng import Rng
+from engine.core.step import State, View, train_step
 
 WIDTHS = {"image": 5, "text": 3}
 CLASSES = 3

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from engine.knobs import InputError, assigned, nearest
-from engine.problem import Batch
-from engine.rng import Rng
+from engine.core.knobs import InputError, assigned, nearest
+from engine.core.problem import Batch
+from engine.core.rng import Rng
 
 PARTS = ("train", "val", "test")
 """Names of the parts, at the number that `split` uses for each."""

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from engine.core.knobs import knob
+from engine.core.rng import Rng
 from engine.data.dataset import Dataset
-from engine.knobs import knob
-from engine.rng import Rng
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _BOLDNESS = ("thin", "plain", "bold")

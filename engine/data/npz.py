@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from engine.arrays import Archive
+from engine.core.knobs import InputError, nearest, shown
+from engine.core.rng import Rng
 from engine.data.dataset import PARTS, Dataset
-from engine.knobs import InputError, nearest, shown
-from engine.outside import brief, opened, value_of
-from engine.rng import Rng
+from engine.store.archive import Archive
+from engine.store.files import brief, opened, value_of
 
 _KEPT = ("labels", "class_names", "metadata")
 _LARGEST_TOKEN = 99_999

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from engine.core.rng import Rng
 from engine.data.dataset import Dataset
-from engine.rng import Rng
 
 CLASSES = ("malignant", "benign")
 MODALITIES = ("mean", "error", "worst")

@@ -32,7 +32,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.lesson import Lesson
+from engine.core.lesson import Lesson
 
 STEPS, EVERY = 300, 25
 

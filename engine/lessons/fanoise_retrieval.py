@@ -31,7 +31,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.lesson import Lesson
+from engine.core.lesson import Lesson
 
 STEPS = 800
 

@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from engine.lesson import Lesson
+from engine.core.lesson import Lesson
 
 _SETTINGS: dict[str, Any] = {
     "planted.unique": "4,2",

@@ -34,12 +34,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.knobs import InputError
-from engine.maths.unimodal import comparable, fused_by, places, ratio, responses, score
-from engine.method import Method, knob
-from engine.needs import FUSED
-from engine.records import Record, Scalar
-from engine.step import View
+from engine.core.knobs import InputError
+from engine.core.method import Method, knob
+from engine.core.needs import FUSED
+from engine.core.records import Record, Scalar
+from engine.core.step import View
+from engine.maths.modalities.unimodal import comparable, fused_by, places, ratio, responses, score
 
 _MOST = 5
 _ROWS = {

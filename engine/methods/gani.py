@@ -56,14 +56,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.maths import anisotropic_noise as maths
-from engine.maths import noise_ring
-from engine.maths.angles import cosine
-from engine.maths.noise_dose import Dose, annealed, stillness, strength, suits
-from engine.method import Method
-from engine.records import Bars, Record, Scalar
-from engine.stability import stability_bound
-from engine.step import View
+from engine.core.method import Method
+from engine.core.records import Bars, Record, Scalar
+from engine.core.stability import stability_bound
+from engine.core.step import View
+from engine.maths.gradients import noise_injection as maths
+from engine.maths.gradients import noise_ring
+from engine.maths.gradients.angles import cosine
+from engine.maths.gradients.noise_dose import Dose, annealed, stillness, strength, suits
 
 
 def expected_cosine(sigma: float) -> float:

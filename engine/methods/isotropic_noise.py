@@ -27,11 +27,11 @@ from typing import Any
 
 from torch import Tensor
 
-from engine.maths import anisotropic_noise as maths
-from engine.maths.noise_dose import Dose, stillness, strength, suits
-from engine.method import Method, knob
-from engine.records import Record, Scalar
-from engine.step import View
+from engine.core.method import Method, knob
+from engine.core.records import Record, Scalar
+from engine.core.step import View
+from engine.maths.gradients import noise_injection as maths
+from engine.maths.gradients.noise_dose import Dose, stillness, strength, suits
 
 SHAPED = "gani"
 """Key of the draws of the noise whose norm is matched: those that GANI itself would make."""

@@ -31,13 +31,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.knobs import InputError
-from engine.maths.angles import cosine
-from engine.maths.unimodal import columns, encoder, places
-from engine.method import Method, knob
-from engine.needs import Need
-from engine.records import Record, Scalar
-from engine.step import View
+from engine.core.knobs import InputError
+from engine.core.method import Method, knob
+from engine.core.needs import Need
+from engine.core.records import Record, Scalar
+from engine.core.step import View
+from engine.maths.gradients.angles import cosine
+from engine.maths.modalities.unimodal import columns, encoder, places
 
 
 def shortest(g: Tensor, u: Tensor) -> Tensor:

@@ -36,11 +36,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.knobs import InputError, assigned
-from engine.method import Method, knob
-from engine.needs import Need
-from engine.records import Bars, Record, Scalar
-from engine.step import View
+from engine.core.knobs import InputError, assigned
+from engine.core.method import Method, knob
+from engine.core.needs import Need
+from engine.core.records import Bars, Record, Scalar
+from engine.core.step import View
 
 
 def kept(uniform: Tensor, rates: Tensor, rescue: str) -> Tensor:

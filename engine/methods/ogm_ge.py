@@ -29,12 +29,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.maths import unimodal
-from engine.maths.unimodal import confidence, leads, places
-from engine.method import Method, knob
-from engine.needs import FUSED
-from engine.records import Record, Scalar
-from engine.step import View
+from engine.core.method import Method, knob
+from engine.core.needs import FUSED
+from engine.core.records import Record, Scalar
+from engine.core.step import View
+from engine.maths.modalities import unimodal
+from engine.maths.modalities.unimodal import confidence, leads, places
 
 
 def coefficient(lead: Tensor, alpha: float) -> Tensor:

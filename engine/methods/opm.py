@@ -28,11 +28,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.maths.unimodal import alone, comparable, confidence, fused_by, leads
-from engine.method import Method, knob
-from engine.needs import FUSED
-from engine.records import Record, Scalar
-from engine.step import View
+from engine.core.method import Method, knob
+from engine.core.needs import FUSED
+from engine.core.records import Record, Scalar
+from engine.core.step import View
+from engine.maths.modalities.unimodal import alone, comparable, confidence, fused_by, leads
 
 
 def probability(lead: Tensor, base: float, alpha: float) -> Tensor:

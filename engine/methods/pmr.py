@@ -33,12 +33,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.maths.imbalance import similarity
-from engine.maths.unimodal import comparable, confidence, leads
-from engine.method import Method, knob
-from engine.needs import FUSED
-from engine.records import Record, Scalar
-from engine.step import View
+from engine.core.method import Method, knob
+from engine.core.needs import FUSED
+from engine.core.records import Record, Scalar
+from engine.core.step import View
+from engine.maths.modalities.imbalance import similarity
+from engine.maths.modalities.unimodal import comparable, confidence, leads
 
 
 def prototypical(similar: Tensor, y: Tensor, known: Tensor) -> Tensor:

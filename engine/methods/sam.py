@@ -21,9 +21,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.method import Method, knob
-from engine.records import Record, Scalar
-from engine.step import View
+from engine.core.method import Method, knob
+from engine.core.records import Record, Scalar
+from engine.core.step import View
 
 
 def ascent(grad: Tensor, theta: Tensor, rho: float, adaptive: bool) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.knobs import InputError
+from engine.core.knobs import InputError
 
 
 class Concat(nn.Module):

@@ -17,14 +17,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.knobs import InputError
-from engine.maths.directions import direction_pair
-from engine.maths.landscape import axis_over, line, refine, rise
-from engine.maths.planes import Cutting, under
-from engine.maths.points import at_once
+from engine.core.knobs import InputError
+from engine.core.probe import Neighbour, Probe, Record, Scalar, Snapshot, knob
+from engine.core.problem import Batch
+from engine.maths.landscape.directions import direction_pair
+from engine.maths.landscape.evaluate import at_once
+from engine.maths.landscape.slices import axis_over, line, refine, rise
 from engine.maths.progress import Tally, tracked
-from engine.probe import Neighbour, Probe, Record, Scalar, Snapshot, knob
-from engine.problem import Batch
+from engine.reports.planes import Cutting, under
 
 LEAST = 25
 """Points on the way between two runs, at least: fewer miss a narrow barrier."""

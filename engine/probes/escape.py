@@ -21,11 +21,11 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from engine.maths.escape import alignment, mean_error
-from engine.maths.krylov import Products
+from engine.core.probe import Curve, Probe, Record, Scalar, Snapshot, knob
+from engine.core.step import gradient, settled
+from engine.maths.curvature.krylov import Products
+from engine.maths.curvature.noise_alignment import alignment, mean_error
 from engine.maths.progress import Tally
-from engine.probe import Curve, Probe, Record, Scalar, Snapshot, knob
-from engine.step import gradient, settled
 
 WORDS = {"added": "noise that methods add", "batch": "difference between training batches"}
 

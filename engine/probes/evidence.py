@@ -14,16 +14,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.maths import calibration as maths
-from engine.maths import evidence_report as told
-from engine.maths import gradient_report
-from engine.maths.evidence import EVIDENCE, READINGS, SIZES
-from engine.maths.laplace import KINDS
-from engine.maths.last_layer import Head, linear_heads
+from engine.core.probe import Curve, Probe, Record, Scalar, Snapshot, knob
+from engine.core.problem import Batch
+from engine.core.step import per_objective
+from engine.maths.gradients import calibration as maths
+from engine.maths.gradients.evidence import EVIDENCE, READINGS, SIZES
+from engine.maths.gradients.laplace import KINDS
+from engine.maths.gradients.last_layer import Head, linear_heads
 from engine.maths.progress import tracked
-from engine.probe import Curve, Probe, Record, Scalar, Snapshot, knob
-from engine.problem import Batch
-from engine.step import per_objective
+from engine.reports import calibration as told
+from engine.reports import gradients
 
 
 class Evidence(Probe):
@@ -71,8 +71,8 @@ class Evidence(Probe):
             rows.append(grads)
         problem = snap.problem
         sizes = [len(piece) for piece in pieces]
-        found = gradient_report.Gradients(problem.layout, names, problem.modalities, torch.stack(rows), sizes)
-        for part in (gradient_report.directions, gradient_report.layers, gradient_report.noise):
+        found = gradients.Gradients(problem.layout, names, problem.modalities, torch.stack(rows), sizes)
+        for part in (gradients.directions, gradients.layers, gradients.noise):
             yield from part(found)
 
     def _evidence(self, snap: Snapshot, batch: Batch) -> Iterator[Record]:

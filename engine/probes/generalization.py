@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.core.probe import Probe, Record, Scalar, Snapshot, knob
+from engine.core.problem import Batch
 from engine.maths.progress import Tally
-from engine.probe import Probe, Record, Scalar, Snapshot, knob
-from engine.problem import Batch
 
 PIECE = 1024
 """Rows that are evaluated at once."""

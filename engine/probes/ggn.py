@@ -16,12 +16,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from engine.maths.chunks import cut
-from engine.maths.curvature import GaussNewton, empirical_fisher, planned, spectrum_in_stages
-from engine.maths.portrait import About, eigenvalues, traced
+from engine.core.probe import Probe, Record, Snapshot, knob
+from engine.core.problem import Batch, Problem
+from engine.maths.curvature.batch_chunks import cut
+from engine.maths.curvature.hessian_spectrum import GaussNewton, empirical_fisher, planned, spectrum_in_stages
 from engine.maths.progress import Tally
-from engine.probe import Probe, Record, Snapshot, knob
-from engine.problem import Batch, Problem
+from engine.reports.spectrum import About, eigenvalues, traced
 
 GGN = "GGN (generalised Gauss-Newton matrix) of the training loss, no method active"
 FISHER = "empirical Fisher (mean of per-row gradient outer products; not the Hessian), no method active"

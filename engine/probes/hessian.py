@@ -1,6 +1,6 @@
 """The curvature of the training loss: largest and smallest eigenvalues, trace and density, whole and part by part.
 
-One Lanczos run of the whole, and one of each part's block (engine/maths/curvature.py), on the rows of the probe batch,
+One Lanczos run of the whole, and one of each part's block (`maths.curvature`), on the rows of the probe batch,
 with no method active. Random vectors that live on one part each give the trace of the whole, the trace of each block
 and the coupling between parts, all from the same products.
 
@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.maths.chunks import cut
-from engine.maths.curvature import PartedHessian, Spectrum, planned, spectrum_in_stages
-from engine.maths.krylov import Loss
-from engine.maths.portrait import About, coupled, eigenvalues, labels, largest, traced
+from engine.core.probe import Matrix, Probe, Record, Scalar, Snapshot, knob
+from engine.core.problem import Batch, Problem
+from engine.maths.curvature.batch_chunks import cut
+from engine.maths.curvature.hessian_spectrum import PartedHessian, Spectrum, planned, spectrum_in_stages
+from engine.maths.curvature.krylov import Loss
 from engine.maths.progress import Tally
-from engine.probe import Matrix, Probe, Record, Scalar, Snapshot, knob
-from engine.problem import Batch, Problem
+from engine.reports.spectrum import About, coupled, eigenvalues, labels, largest, traced
 
 MATRIX = "Hessian of the training loss, no method active"
 ANGLE = "bound from the angle to a true eigenvector"

@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.maths import contribution, imbalance
-from engine.maths.motion import motion
+from engine.core.probe import Bars, Matrix, Probe, Record, Scalar, Snapshot, knob, several
+from engine.core.problem import Batch
+from engine.maths.modalities import imbalance
+from engine.maths.modalities.robustness import majority
 from engine.maths.progress import tracked
-from engine.maths.robustness import majority
-from engine.probe import Bars, Matrix, Probe, Record, Scalar, Snapshot, knob, several
-from engine.problem import Batch
+from engine.reports import contribution
+from engine.reports.motion import motion
 
 MOST = 8
 """Modalities up to which all subsets are scored."""

@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.knobs import InputError
-from engine.maths.directions import Parts, curved_pair, direction_pair, downhill_pair, principal_pair
-from engine.maths.landscape import axis_over, line, refine
-from engine.maths.planes import Cutting
-from engine.maths.points import at_once
+from engine.core.knobs import InputError
+from engine.core.probe import Probe, Record, Snapshot, knob
+from engine.maths.landscape.directions import Parts, curved_pair, direction_pair, downhill_pair, principal_pair
+from engine.maths.landscape.evaluate import at_once
+from engine.maths.landscape.slices import axis_over, line, refine
 from engine.maths.progress import Tally, tracked
-from engine.probe import Probe, Record, Snapshot, knob
+from engine.reports.planes import Cutting
 
 MARGIN = 0.15
 """How far a trajectory's plane goes beyond the path, as a share of its extent."""

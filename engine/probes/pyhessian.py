@@ -24,10 +24,10 @@ import pyhessian
 import torch
 from torch import Tensor, nn
 
-from engine.maths.curvature import planned, spectrum_in_stages
-from engine.maths.krylov import Loss, twice_differentiable
+from engine.core.probe import Bars, Probe, Record, Scalar, Snapshot, knob
+from engine.maths.curvature.hessian_spectrum import planned, spectrum_in_stages
+from engine.maths.curvature.krylov import Loss, twice_differentiable
 from engine.maths.progress import Tally
-from engine.probe import Bars, Probe, Record, Scalar, Snapshot, knob
 
 THEIRS = f"PyHessian {importlib.metadata.version('pyhessian')}"
 OURS = "Hessian of the training loss, no method active"

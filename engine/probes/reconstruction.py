@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.knobs import InputError
+from engine.core.knobs import InputError
+from engine.core.probe import Matrix, Probe, Record, Scalar, Snapshot, knob
+from engine.core.problem import Batch
+from engine.maths.features.reconstruction import FEWEST, Sources, explained
 from engine.maths.progress import tracked
-from engine.maths.reconstruction import FEWEST, Sources, explained
-from engine.probe import Matrix, Probe, Record, Scalar, Snapshot, knob
-from engine.problem import Batch
 
 PIECE = 256
 """Rows that are encoded at once."""

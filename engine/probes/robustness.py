@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.knobs import InputError
-from engine.maths import robustness
+from engine.core.knobs import InputError
+from engine.core.probe import Bars, Curve, Matrix, Probe, Record, Scalar, Snapshot, knob, several
+from engine.core.problem import Batch
+from engine.maths.modalities import robustness
 from engine.maths.progress import tracked
-from engine.probe import Bars, Curve, Matrix, Probe, Record, Scalar, Snapshot, knob, several
-from engine.problem import Batch
 
 ERROR = "error: one standard error over the rows"
 MOST = 5

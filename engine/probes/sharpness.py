@@ -1,6 +1,6 @@
 """How far the training loss rises around the parameters: in the worst direction, for small batches, and on average.
 
-SAM sharpness is the highest point found within a ball (engine/maths/sharpness.py), ASAM sharpness the same in a ball
+SAM sharpness is the highest point found within a ball (`maths.curvature`), ASAM sharpness the same in a ball
 that stretches with each parameter, m-sharpness the mean over micro-batches of m rows of which each has its own worst
 direction. Beside them stands what a quadratic would give: ρ²λ₁/2 and, with the slope, ρ‖∇L‖ + ρ²λ₁/2 enclose the SAM
 sharpness of a quadratic, σ² tr/2 is its average. SAM, m and average sharpness change when a ReLU network is rescaled
@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.maths.curvature import planned, spectrum_in_stages
+from engine.core.probe import Bars, Curve, Probe, Record, Scalar, Snapshot, knob
+from engine.maths.curvature.hessian_spectrum import planned, spectrum_in_stages
+from engine.maths.curvature.sharpness import Ascent, Loss, ascent, average_rise, mean_ascent
 from engine.maths.progress import Tally
-from engine.maths.sharpness import Ascent, Loss, ascent, average_rise, mean_ascent
-from engine.probe import Bars, Curve, Probe, Record, Scalar, Snapshot, knob
 
 LOSS = "training loss, no method active"
 GAIN = "error: what the last step still added"

@@ -21,14 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.knobs import InputError
-from engine.maths import feature_noise as noise
-from engine.maths import spectrum as maths
-from engine.maths.contrastive import normalised
+from engine.core.knobs import InputError
+from engine.core.probe import Curve, Probe, Record, Scalar, Snapshot, knob
+from engine.core.problem import Batch
+from engine.core.step import View
+from engine.maths.features import feature_noise as noise
+from engine.maths.features import singular_values as maths
+from engine.maths.features.contrastive import normalised
 from engine.maths.progress import tracked
-from engine.probe import Curve, Probe, Record, Scalar, Snapshot, knob
-from engine.problem import Batch
-from engine.step import View
 
 PIECE = 64
 """Rows that are encoded at once."""

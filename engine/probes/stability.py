@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.knobs import InputError
-from engine.maths.chunks import cut
-from engine.maths.curvature import top_eigenpairs
-from engine.maths.portrait import About
-from engine.probe import Probe, Record, Scalar, Snapshot, knob
+from engine.core.knobs import InputError
+from engine.core.probe import Probe, Record, Scalar, Snapshot, knob
+from engine.maths.curvature.batch_chunks import cut
+from engine.maths.curvature.hessian_spectrum import top_eigenpairs
+from engine.reports.spectrum import About
 
 MATRIX = "P⁻¹H: Hessian of the training loss over what the optimiser divides the gradient by, no method active"
 TOL = 1e-3

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.layout import Layout
-from engine.maths.directions import Principal, principal_pair
-from engine.maths.planes import whose
+from engine.core.layout import Layout
+from engine.core.probe import Bars, Curve, Probe, Record, Scalar, Snapshot, knob
+from engine.maths.landscape.directions import Principal, principal_pair
 from engine.maths.progress import tracked
-from engine.probe import Bars, Curve, Probe, Record, Scalar, Snapshot, knob
+from engine.reports.planes import whose
 
 WALK = "this proves nothing: a random walk has 81 % + 9 %"
 """What explained variance must never be shown without; (8 / π²) / (2k - 1)² for a long walk seen from its end."""

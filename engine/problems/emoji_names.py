@@ -10,9 +10,9 @@ groups are Unicode's.
 
 from __future__ import annotations
 
+from engine.core.rng import Rng
 from engine.data.dataset import Dataset, Source
 from engine.data.emoji_names import emoji_names
-from engine.rng import Rng
 
 
 class EmojiNames(Source):

@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
+from engine.core.rng import Rng
 from engine.data.dataset import Dataset, Source
 from engine.data.planted import Params, planted
-from engine.rng import Rng
 
 
 class Planted(Source):

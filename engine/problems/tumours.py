@@ -9,9 +9,9 @@ Repository, CC BY 4.0, as held by scikit-learn.
 
 from __future__ import annotations
 
+from engine.core.rng import Rng
 from engine.data.dataset import Dataset, Source
 from engine.data.tumours import MODALITIES, tumours
-from engine.rng import Rng
 
 
 class Tumours(Source):

@@ -9,8 +9,8 @@ from app.api import Desk
 from app.charts import CHARTS, checked
 from app.status import folder
 from app.theme import look
-from engine.records import Scalar
-from engine.store import RunReader, RunWriter, create
+from engine.core.records import Scalar
+from engine.store.writer import RunReader, RunWriter, create
 from tests.app.test_pages import RUN, mounted, opened, texts
 from tests.fixture_run import write_run
 

@@ -12,8 +12,8 @@ from app.charts import CHARTS, checked
 from app.status import folder
 from app.theme import look
 from engine.config import read
-from engine.control import Toggle
-from engine.store import RunReader, RunWriter, create
+from engine.store.commands import Toggle
+from engine.store.writer import RunReader, RunWriter, create
 from tests.app.test_pages import RUN, mounted, opened, texts
 from tests.fixture_run import STEPS, write_run
 

@@ -15,8 +15,8 @@ from app.charts import CHARTS, checked
 from app.drawing import ChartError
 from app.status import folder, home_of, standing
 from app.tails import Tails
-from engine.control import Toggle, post
-from engine.store import RunReader, RunWriter
+from engine.store.commands import Toggle, post
+from engine.store.writer import RunReader, RunWriter
 from tests.app.test_alone import write_alone
 from tests.fixture_run import STEPS, TOGGLED_AT, write_run
 

@@ -9,9 +9,9 @@ from app.api import Desk
 from app.charts import CHARTS, checked
 from app.status import folder
 from app.theme import look
-from engine.control import Measure
-from engine.records import Bars
-from engine.store import RunReader, RunWriter
+from engine.core.records import Bars
+from engine.store.commands import Measure
+from engine.store.writer import RunReader, RunWriter
 from tests.app.test_pages import RUN, held, mounted, opened, sent, texts
 from tests.fixture_run import STEPS, write_run
 

@@ -18,11 +18,11 @@ from app.charts import CHARTS
 from app.log import records_zip
 from app.status import folder, home_of, standing
 from app.supervisor import Supervisor, delete, note_of
-from engine.control import Note
-from engine.handle import RunHandle, lock
-from engine.knobs import InputError
-from engine.records import Bars, Curve, Matrix, Scalar, Surface
-from engine.store import RunWriter
+from engine.client.handle import RunHandle, lock
+from engine.core.knobs import InputError
+from engine.core.records import Bars, Curve, Matrix, Scalar, Surface
+from engine.store.commands import Note
+from engine.store.writer import RunWriter
 from tests.app.test_pages import PAGES, opened, texts
 from tests.fixture_run import write_run
 from tests.fuzz.inputs import RUN, Faults, client

@@ -7,9 +7,9 @@ from app import charts
 from app.drawing import arguments
 from app.edges import noisy_edges, told, within
 from app.theme import look
-from engine.records import Scalar
-from engine.stability import stability_bound
-from engine.store import RunReader, RunWriter, create
+from engine.core.records import Scalar
+from engine.core.stability import stability_bound
+from engine.store.writer import RunReader, RunWriter, create
 
 LOOK = look(False, ["image", "text"], ["gani"])
 TITLES = {"gani": "GANI"}

@@ -12,7 +12,7 @@ from app.figures.pipeline import POINTS_IN_ORDER, pipeline
 from app.figures.spectrum import density, sharpness, top
 from app.figures.surface import surface
 from app.theme import MODALITY_HUES, look
-from engine.records import KINDS, Bars, Curve, Matrix, Scalar, Surface
+from engine.core.records import KINDS, Bars, Curve, Matrix, Scalar, Surface
 
 X = np.linspace(-1, 1, 51)
 EXAMPLES = {

@@ -11,9 +11,9 @@ from app.api import Desk
 from app.naming import spoken
 from app.status import RUN_ID, branches, folder, listed, standing
 from app.supervisor import Supervisor
+from engine.client.handle import RunHandle
 from engine.config import read
-from engine.control import Toggle
-from engine.handle import RunHandle
+from engine.store.commands import Toggle
 from tests.app.test_pages import mounted, opened
 from tests.homes import said, small, trained
 

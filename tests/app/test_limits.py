@@ -12,10 +12,10 @@ from app.limits import LIMITS, bounded, contents, memory, room
 from app.status import folder
 from app.supervisor import Supervisor
 from engine import networks
+from engine.client.handle import RunHandle
 from engine.config import RunSettings
+from engine.core.knobs import InputError
 from engine.data.dataset import Dataset
-from engine.handle import RunHandle
-from engine.knobs import InputError
 from tests.app.test_pages import begins, opened
 from tests.app.test_supervisor import CONFIG, Engines
 from tests.fixture_run import write_run

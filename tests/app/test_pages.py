@@ -11,9 +11,9 @@ from streamlit.testing.v1 import AppTest
 from app import live
 from app.api import Desk
 from app.status import folder
-from engine.control import Mailbox, Measure, Note, Pause, Resume, Stop, Toggle, Tune, Watch
-from engine.handle import lock
-from engine.store import RunWriter
+from engine.client.handle import lock
+from engine.store.commands import Mailbox, Measure, Note, Pause, Resume, Stop, Toggle, Tune, Watch
+from engine.store.writer import RunWriter
 from tests.fixture_run import STEPS, TOGGLED_AT, write_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -133,7 +133,7 @@ def test_every_page_says_what_to_do_when_there_is_no_run(page):
 
 @pytest.mark.parametrize("page", OF_A_RUN)
 def test_every_page_bears_a_run_that_has_not_begun(page):
-    from engine.handle import RunHandle
+    from engine.client.handle import RunHandle
 
     RunHandle(folder() / RUN).prepare({"problem": "planted", "methods": [], "probes": {}, "steps": 10, "settings": {}})
     at = opened(page, RUN)
@@ -141,7 +141,7 @@ def test_every_page_bears_a_run_that_has_not_begun(page):
 
 
 def test_the_methods_page_of_a_run_that_is_on_its_way_opens_on_the_method_it_has_on():
-    from engine.handle import RunHandle
+    from engine.client.handle import RunHandle
 
     asked = {"problem": "planted", "methods": ["inforeg"], "probes": {}, "steps": 10, "settings": {}}
     RunHandle(folder() / RUN).prepare(asked)

@@ -13,9 +13,9 @@ from app.figures.styles import styles
 from app.panels import LAST, MOST, panels
 from app.status import folder
 from app.theme import look
-from engine.control import Tune
-from engine.records import Bars, Curve, Matrix, Scalar
-from engine.store import RunReader, RunWriter
+from engine.core.records import Bars, Curve, Matrix, Scalar
+from engine.store.commands import Tune
+from engine.store.writer import RunReader, RunWriter
 from tests.app.test_pages import RUN, held, mounted, opened, sent, texts
 from tests.fixture_run import STEPS, write_run
 

@@ -8,9 +8,9 @@ import streamlit as st
 from app import acknowledged, live, steering
 from app.api import Desk
 from app.status import folder, standing
-from engine.control import Mailbox, Pause, Resume, Toggle, Tune, Watch, post
-from engine.handle import RunHandle, lock
-from engine.store import RunWriter, create_observed
+from engine.client.handle import RunHandle, lock
+from engine.store.commands import Mailbox, Pause, Resume, Toggle, Tune, Watch, post
+from engine.store.writer import RunWriter, create_observed
 from tests.app.test_pages import RUN, held, mounted, opened
 from tests.fixture_run import write_run
 

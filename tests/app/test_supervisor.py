@@ -6,9 +6,9 @@ import pytest
 from app import supervisor
 from app.status import RUN_ID, folder, standing
 from app.supervisor import Supervisor, delete, new_id, note_of, write_note
-from engine.handle import Busy, RunHandle, lock
-from engine.knobs import InputError
-from engine.store import RunWriter
+from engine.client.handle import Busy, RunHandle, lock
+from engine.core.knobs import InputError
+from engine.store.writer import RunWriter
 from tests.fixture_run import write_run
 from tests.homes import wait_for
 

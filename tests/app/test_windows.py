@@ -8,9 +8,9 @@ from app.drawing import ChartError
 from app.figures.curves import Line, series
 from app.theme import look
 from app.windows import MOST, growing, windows
-from engine.handle import RunHandle
-from engine.records import Curve, Scalar
-from engine.store import RunWriter, create
+from engine.client.handle import RunHandle
+from engine.core.records import Curve, Scalar
+from engine.store.writer import RunWriter, create
 
 COLOURS = look(False, ["image", "text"], [])
 SHADE = ["inforeg/traces/*", "imbalance/fisher_trace/*"]

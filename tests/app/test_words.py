@@ -14,8 +14,8 @@ from app.figures.marks import PLACES, Mark, marking
 from app.log import troubles
 from app.naming import labels
 from app.theme import look
-from engine.reader import Event, thinned
-from engine.records import Scalar
+from engine.core.records import Scalar
+from engine.store.reader import Event, thinned
 
 LOOK = look(False, ["image", "audio"], ["sam", "gani"])
 

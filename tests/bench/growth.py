@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
-from engine.maths.curvature import spectrum
+from engine.maths.curvature.hessian_spectrum import spectrum
 from engine.networks.resnet import ResNet18
 from tests.bench.mid import Case, mid
 

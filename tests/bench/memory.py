@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx
 import psutil
 
+from engine.client.handle import RunHandle
 from engine.config import RunConfig
-from engine.handle import RunHandle
 from tests.bench.viewers import CHARTS
 from tests.servers import dashboard
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from engine.layout import Layout
-from engine.problem import Functional
+from engine.core.layout import Layout
+from engine.core.problem import Functional
 
 CLASSES, WIDTH = 10, 64
 REST = 0.009

@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 
 from engine.catalog import catalog
-from engine.folder import held_since
-from engine.observers import dismissed, locked
-from engine.store import RunReader
+from engine.client.observers import dismissed, locked
+from engine.store.home import held_since
+from engine.store.writer import RunReader
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 USUAL = [entry["name"] for entry in catalog()["probes"] if entry["usual"] and not entry["needs"]]

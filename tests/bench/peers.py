@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from engine.layout import Layout
-from engine.maths.curvature import Density, spectral_density, spectrum, top_eigenpairs, trace
-from engine.maths.landscape import axis, direction_pair, refine, slice_2d
-from engine.maths.points import single
+from engine.core.layout import Layout
+from engine.maths.curvature.hessian_spectrum import Density, spectral_density, spectrum, top_eigenpairs, trace
+from engine.maths.landscape.evaluate import single
+from engine.maths.landscape.slices import axis, direction_pair, refine, slice_2d
 from engine.networks.resnet import ResNet18
 from tests.bench import mixed
 from tests.bench.mid import Case, mid

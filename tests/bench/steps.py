@@ -15,12 +15,12 @@ from torch.nn import functional
 from engine import networks
 from engine.catalog import catalog
 from engine.config import RunConfig, validated
-from engine.control import Mailbox
-from engine.method import Method
+from engine.core.method import Method
 from engine.registry import discover
-from engine.run import Run
-from engine.store import RunWriter, create
-from engine.training import Training
+from engine.runtime.loop import Run
+from engine.runtime.session import Training
+from engine.store.commands import Mailbox
+from engine.store.writer import RunWriter, create
 
 REPEATS = 9
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import httpx
 import psutil
 
+from engine.client.handle import RunHandle
 from engine.config import RunConfig
-from engine.control import Stop
-from engine.handle import RunHandle
+from engine.store.commands import Stop
 from tests.servers import dashboard
 
 VIEWERS, SECONDS = 30, 20

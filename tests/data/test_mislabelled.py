@@ -6,10 +6,10 @@ import torch
 
 from engine.catalog import catalog
 from engine.config import RunConfig, validated
+from engine.core.knobs import InputError
+from engine.core.rng import Rng
 from engine.data.dataset import Dataset, mislabelled
-from engine.knobs import InputError
-from engine.rng import Rng
-from engine.training import Training
+from engine.runtime.session import Training
 from tests.methods.several import data_file
 
 

@@ -5,10 +5,10 @@ import torch
 
 from engine.catalog import catalog
 from engine.config import RunConfig, validated
-from engine.knobs import InputError
-from engine.probe import Probe
+from engine.core.knobs import InputError
+from engine.core.probe import Probe
 from engine.registry import discover
-from engine.training import Training
+from engine.runtime.session import Training
 from tests.methods.several import SMALL, data_file
 
 NAMES = {"digits_captions": ("image", "text"), "planted": ("vision", "audio"), "file": ("image", "text")}

@@ -5,9 +5,9 @@ import pytest
 from sklearn.datasets import load_breast_cancer
 from sklearn.linear_model import LogisticRegression
 
+from engine.core.rng import Rng
 from engine.data.tumours import MODALITIES, tumours
 from engine.problems.tumours import Tumours
-from engine.rng import Rng
 from tests.homes import small, trained
 
 STATED = {"mean": 0.936, "error": 0.880, "worst": 0.979, "all": 0.980}

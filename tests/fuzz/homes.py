@@ -23,7 +23,7 @@ from app.drawing import ChartError
 from app.status import listed, standing
 from app.supervisor import Supervisor, note_of
 from engine.__main__ import entry
-from engine.reader import RunReader
+from engine.store.reader import RunReader
 from tests.fuzz.inputs import RUN, Faults, badly_said, within
 from tests.fuzz.values import NUMBERS, STRANGE, WORDS, bytes_of, odd
 

@@ -28,15 +28,15 @@ from app import api
 from app.charts import CHARTS
 from app.drawing import ChartError
 from engine import config as configuration
-from engine import control
 from engine.__main__ import _intervals, _settings
 from engine.catalog import catalog
+from engine.client.handle import mailbox
 from engine.config import RunConfig, resolved, settings_known, validated
+from engine.core.knobs import InputError
+from engine.core.rng import Rng
 from engine.data import npz
-from engine.handle import mailbox
-from engine.knobs import InputError
-from engine.rng import Rng
-from engine.store import RunReader
+from engine.store import commands as control
+from engine.store.writer import RunReader
 from tests.fuzz.values import NUMBERS, WORDS, bytes_of, changed, odd, text
 
 LONGEST = 420

@@ -6,8 +6,8 @@ from collections import Counter
 import pytest
 
 from app.status import folder
-from engine.handle import RunHandle
-from engine.store import RunReader, RunWriter, create_observed
+from engine.client.handle import RunHandle
+from engine.store.writer import RunReader, RunWriter, create_observed
 from tests.fixture_run import write_run
 from tests.fuzz import homes
 from tests.homes import small, trained

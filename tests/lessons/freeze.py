@@ -11,7 +11,7 @@ from typing import Any
 
 from engine.catalog import catalog
 from engine.config import RunConfig, resolved, validated
-from engine.lesson import Lesson
+from engine.core.lesson import Lesson
 from engine.registry import discover
 
 FILE = Path(__file__).with_name("arms.json")

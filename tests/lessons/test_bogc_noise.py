@@ -5,7 +5,7 @@ import pytest
 from engine.catalog import catalog
 from engine.config import RunConfig, validated
 from engine.lessons.bogc_noise import BogcNoise
-from engine.training import Training
+from engine.runtime.session import Training
 
 
 def scalars(arm: str, seed: int, steps: int | None = None) -> dict[str, float]:

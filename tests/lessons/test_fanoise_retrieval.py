@@ -5,7 +5,7 @@ import pytest
 from engine.catalog import catalog
 from engine.config import RunConfig, validated
 from engine.lessons.fanoise_retrieval import FaNoiseRetrieval as Lesson
-from engine.training import Training
+from engine.runtime.session import Training
 
 
 def recall(arm: str, seed: int, off_at: int | None = None) -> float:

@@ -5,14 +5,14 @@ import math
 import pytest
 
 from engine.catalog import catalog
-from engine.claim import over_the_run
+from engine.client.summary import numbers, summary
 from engine.config import RunConfig, validated
-from engine.lesson import Lesson
+from engine.core.lesson import Lesson
 from engine.lessons.inforeg_window import InfoRegWindow
 from engine.lessons.label_noise import LabelNoise
 from engine.registry import discover
-from engine.store import RunReader
-from engine.summary import numbers, summary
+from engine.runtime.claims import over_the_run
+from engine.store.writer import RunReader
 from tests.homes import trained
 
 LESSONS = {name: lesson for name, lesson in discover("engine.lessons", Lesson).items() if lesson.further}

@@ -7,11 +7,11 @@ import pytest
 
 from engine.catalog import catalog
 from engine.config import RunConfig, resolved, validated
-from engine.knobs import InputError
-from engine.lesson import Lesson
-from engine.maths.curvature import spectrum
+from engine.core.knobs import InputError
+from engine.core.lesson import Lesson
+from engine.maths.curvature.hessian_spectrum import spectrum
 from engine.registry import discover
-from engine.training import Training
+from engine.runtime.session import Training
 from tests.homes import ROOT
 
 LESSONS = discover("engine.lessons", Lesson)

@@ -7,7 +7,7 @@ import pytest
 from engine.catalog import catalog
 from engine.config import RunConfig, validated
 from engine.lessons.modalimmune_missing import ModalImmuneMissing
-from engine.training import Training
+from engine.runtime.session import Training
 
 SEEDS = range(100, 103)
 

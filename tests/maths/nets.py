@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 from torch import nn
 
-from engine.layout import Layout
+from engine.core.layout import Layout
 
 
 class TwoBranch(nn.Module):

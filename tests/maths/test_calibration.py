@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from engine.maths import calibration as maths
-from engine.maths.evidence import READINGS
-from engine.maths.last_layer import Head, Moments
+from engine.maths.gradients import calibration as maths
+from engine.maths.gradients.evidence import READINGS
+from engine.maths.gradients.last_layer import Head, Moments
 from engine.methods.bogc import Bogc
 
 ROWS, WIDTH = 40, 12

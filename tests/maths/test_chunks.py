@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from engine.knobs import InputError
-from engine.maths import chunks
-from engine.maths.chunks import cut
-from engine.maths.curvature import hvp
-from engine.maths.products import Products
-from engine.problem import Batch
+from engine.core.knobs import InputError
+from engine.core.problem import Batch
+from engine.maths.curvature import batch_chunks
+from engine.maths.curvature.batch_chunks import cut
+from engine.maths.curvature.hessian_spectrum import hvp
+from engine.maths.curvature.matrix_products import Products
 
 
 def batch(rows: int) -> Batch:
@@ -46,7 +46,7 @@ def test_what_is_within_the_limit_stays_whole():
 @pytest.mark.parametrize("limit", [3e4, 1e5])
 def test_no_piece_is_beyond_the_limit(monkeypatch, limit):
     rows = batch(900)
-    monkeypatch.setitem(chunks.LIMIT, "cpu", limit)
+    monkeypatch.setitem(batch_chunks.LIMIT, "cpu", limit)
     pieces, _ = cut(mean, THETA, rows)
     flows = [Products(lambda theta, piece=piece: mean(theta, piece), THETA).flow for piece, _ in pieces]
     assert len(pieces) > 3 and max(flows) <= limit and max(flows) > limit / 2

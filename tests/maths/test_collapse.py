@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from engine.maths import collapse
-from engine.maths.hypergrad import GaussNewton
+from engine.maths.curvature.hypergradient import GaussNewton
+from engine.methods.modalimmune import collapse
 from tests.maths import nets
 
 DOUBLE = torch.float64

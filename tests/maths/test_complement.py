@@ -7,10 +7,17 @@ import math
 import pytest
 import torch
 
-from engine.knobs import InputError
-from engine.maths.complement import Complement
-from engine.maths.curvature import GaussNewton, empirical_fisher, lanczos, spectrum, spectrum_in_stages, top_eigenpairs
-from engine.maths.krylov import Krylov, Space
+from engine.core.knobs import InputError
+from engine.maths.curvature.deflated_trace import Complement
+from engine.maths.curvature.hessian_spectrum import (
+    GaussNewton,
+    empirical_fisher,
+    lanczos,
+    spectrum,
+    spectrum_in_stages,
+    top_eigenpairs,
+)
+from engine.maths.curvature.krylov import Krylov, Space
 from tests.maths.nets import exact, problem
 from tests.maths.test_products import outputs_and_loss, per_row
 

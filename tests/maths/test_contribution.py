@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from engine.maths import contribution
+from engine.maths.modalities import contribution
+from engine.reports import contribution as reported
 
 
 def subsets(names):
@@ -48,7 +49,7 @@ def test_unevenness_is_free_of_scale_and_nan_for_nothing():
 @pytest.mark.parametrize("names", ["av", "abc"])
 def test_records_agree_with_each_other(names):
     right = drawn(names)
-    records = {r.name: r for r in contribution.about("x", tuple(names), right, "by hand")}
+    records = {r.name: r for r in reported.about("x", tuple(names), right, "by hand")}
     accuracy = {s: hits.mean().item() for s, hits in right.items()}
     everything = frozenset(names)
     bars = records["x/shapley"]
@@ -78,7 +79,7 @@ def test_agms_strength_is_the_lead_in_cross_entropy_of_responses_that_sum_to_the
         frozenset("v"): v,
         frozenset(): 9 * both,
     }  # without any, AGM has 0
-    found = {r.name: r.value for r in contribution.strengths("imbalance", ["a", "v"], logits, y, "how")}
+    found = {r.name: r.value for r in reported.strengths("imbalance", ["a", "v"], logits, y, "how")}
     own, other = (
         torch.nn.functional.cross_entropy((both - second + first) / 2, y) for first, second in ((a, v), (v, a))
     )

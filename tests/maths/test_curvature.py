@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from engine.knobs import InputError
-from engine.maths.curvature import hvp, lanczos, spectral_density, spectrum, top_eigenpairs, trace
+from engine.core.knobs import InputError
+from engine.maths.curvature.hessian_spectrum import hvp, lanczos, spectral_density, spectrum, top_eigenpairs, trace
 from tests.maths.nets import exact, problem
 
 
@@ -259,7 +259,7 @@ def test_analysis_leaves_no_trace():
 
 
 def test_products_survive_training_in_place():
-    from engine.maths.curvature import Products
+    from engine.maths.curvature.hessian_spectrum import Products
 
     _, _, theta, loss, _ = problem()
     v = torch.ones_like(theta)

@@ -5,9 +5,9 @@ import torch
 from sklearn.linear_model import Ridge
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from engine.maths import decoders
-from engine.maths.decoders import DECAY, RIDGE, followed, term, unexplained
-from engine.maths.reconstruction import Sources, explained
+from engine.maths.features.reconstruction import Sources, explained
+from engine.methods.modalimmune import decoders
+from engine.methods.modalimmune.decoders import DECAY, RIDGE, followed, term, unexplained
 
 SIZES = {"a": 4, "b": 3, "c": 2}
 

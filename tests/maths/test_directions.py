@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from engine.knobs import InputError
-from engine.layout import Layout
-from engine.maths.directions import curved_pair, downhill_pair, principal_pair
+from engine.core.knobs import InputError
+from engine.core.layout import Layout
+from engine.maths.landscape.directions import curved_pair, downhill_pair, principal_pair
 from tests.maths.nets import exact, problem
 
 PLAIN = Layout({"w": (40, 5), "v": (20, 5)}, {"w": "a", "v": "b"})

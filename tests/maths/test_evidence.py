@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from engine.maths import evidence as maths
-from engine.maths.evidence import EVIDENCE, READINGS, SIZES, combined, pooled
+from engine.maths.gradients import evidence as maths
+from engine.maths.gradients.evidence import EVIDENCE, READINGS, SIZES, combined, pooled
 
 CONVEX = ("trust", "sources", "inverse_variance")
 

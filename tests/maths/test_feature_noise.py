@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from engine.maths import feature_noise as maths
-from engine.maths.contrastive import normalised
+from engine.maths.features import feature_noise as maths
+from engine.maths.features.contrastive import normalised
 
 F64 = torch.float64
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from engine.knobs import InputError
-from engine.maths.gradient_noise import cosines, grams, jackknife, mean_cosine, noise_scale
+from engine.core.knobs import InputError
+from engine.maths.gradients.noise_scale import cosines, grams, jackknife, mean_cosine, noise_scale
 from tests.maths.nets import problem
 
 F64 = torch.float64

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from engine.knobs import InputError
-from engine.maths.hypergrad import (
+from engine.core.knobs import InputError
+from engine.maths.curvature.hypergradient import (
     READINGS,
     GaussNewton,
     Operator,

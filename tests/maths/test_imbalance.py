@@ -8,8 +8,8 @@ import math
 import pytest
 import torch
 
-from engine.knobs import InputError
-from engine.maths import imbalance
+from engine.core.knobs import InputError
+from engine.maths.modalities import imbalance
 from tests.maths.nets import problem
 
 

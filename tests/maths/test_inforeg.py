@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from engine.layout import Layout
-from engine.maths import inforeg as maths
-from engine.maths.imbalance import performance_gap
-from engine.maths.unimodal import encoder
-from engine.methods.inforeg import InfoReg
+from engine.core.layout import Layout
+from engine.maths.modalities.imbalance import performance_gap
+from engine.maths.modalities.unimodal import encoder
+from engine.methods.inforeg import fisher as maths
+from engine.methods.inforeg.method import InfoReg
 
 # --- who leads, and by how much
 

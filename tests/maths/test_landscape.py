@@ -8,9 +8,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from engine.knobs import InputError
-from engine.layout import Layout
-from engine.maths.landscape import (
+from engine.core.knobs import InputError
+from engine.core.layout import Layout
+from engine.maths.landscape.evaluate import single
+from engine.maths.landscape.slices import (
     axis,
     axis_over,
     barrier,
@@ -20,7 +21,6 @@ from engine.maths.landscape import (
     slice_1d,
     slice_2d,
 )
-from engine.maths.points import single
 from engine.maths.progress import listening
 from tests.maths.nets import problem
 

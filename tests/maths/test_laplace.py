@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from engine.knobs import InputError
-from engine.maths import laplace
-from engine.maths.laplace import KINDS, Diagonal, Full, Kronecker
+from engine.core.knobs import InputError
+from engine.maths.gradients import laplace
+from engine.maths.gradients.laplace import KINDS, Diagonal, Full, Kronecker
 
 N, CLASSES, WIDTH = 40, 3, 5
 TAU = 0.7

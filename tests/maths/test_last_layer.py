@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from engine.knobs import InputError
-from engine.maths.laplace import Full
-from engine.maths.last_layer import Head, at_modalities, gradient_moments, linear_heads, reread
+from engine.core.knobs import InputError
+from engine.maths.gradients.laplace import Full
+from engine.maths.gradients.last_layer import Head, at_modalities, gradient_moments, linear_heads, reread
 from engine.networks.fusion import FUSIONS, Trunk
 
 NAMES, WIDTH, CLASSES, B = ("a", "b", "c"), 4, 3, 12

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from engine.maths import feature_noise as maths
-from engine.maths import logit_noise as logits
-from engine.maths.contrastive import normalised
+from engine.maths.features import feature_noise as maths
+from engine.maths.features.contrastive import normalised
+from engine.methods.fanoise import logit_noise as logits
 from tests.maths.test_feature_noise import F64, batch, normal, scalings
 
 TAU = 0.07

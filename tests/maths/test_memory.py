@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from engine.maths.curvature import Products, spectrum
+from engine.maths.curvature.hessian_spectrum import Products, spectrum
 from tests.bench.growth import held, peak
 from tests.bench.mid import mid
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from engine.maths.omission import kept_others
+from engine.methods.modalimmune.omission import kept_others
 
 ROWS = 40_000
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine.knobs import InputError
-from engine.maths.points import Field, at_once, batches, single
+from engine.core.knobs import InputError
+from engine.maths.landscape.evaluate import Field, at_once, batches, single
 from tests.maths.nets import problem
 
 

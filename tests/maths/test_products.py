@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.func import functional_call, hessian, jacrev
 
-from engine.knobs import InputError
-from engine.maths.curvature import (
+from engine.core.knobs import InputError
+from engine.maths.curvature.hessian_spectrum import (
     GaussNewton,
     PartedHessian,
     Products,
@@ -20,7 +20,7 @@ from engine.maths.curvature import (
     top_eigenpairs,
     trace,
 )
-from engine.maths.products import Hessian
+from engine.maths.curvature.matrix_products import Hessian
 from tests.maths.nets import exact, problem
 
 

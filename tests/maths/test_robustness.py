@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from engine.knobs import InputError
-from engine.maths import robustness
-from engine.maths.robustness import RULES, area, effective_robustness, present
+from engine.core.knobs import InputError
+from engine.maths.modalities import robustness
+from engine.maths.modalities.robustness import RULES, area, effective_robustness, present
 
 TEN = [i / 10 for i in range(10)]
 ELEVEN = [i / 10 for i in range(11)]

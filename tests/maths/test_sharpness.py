@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from engine.knobs import InputError
+from engine.core.knobs import InputError
+from engine.maths.curvature.sharpness import ascent, average_rise, mean_ascent
 from engine.maths.progress import listening
-from engine.maths.sharpness import ascent, average_rise, mean_ascent
 from tests.maths.nets import exact, problem
 
 DOUBLE = {"dtype": torch.float64}

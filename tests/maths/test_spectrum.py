@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine.maths import spectrum as maths
-from engine.maths.feature_noise import edge, observed
+from engine.maths.features import singular_values as maths
+from engine.maths.features.feature_noise import edge, observed
 
 F64 = torch.float64
 

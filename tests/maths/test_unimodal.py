@@ -5,8 +5,8 @@ from itertools import permutations
 import pytest
 import torch
 
-from engine.knobs import InputError
-from engine.maths.unimodal import alone, comparable, fused_by, responses
+from engine.core.knobs import InputError
+from engine.maths.modalities.unimodal import alone, comparable, fused_by, responses
 from tests import tiny
 from tests.methods.several import training
 

@@ -4,13 +4,14 @@ import copy
 
 import torch
 
-from engine import networks, objectives
+from engine import networks
 from engine.config import _FORMER, RunSettings
+from engine.core import objectives
+from engine.core.problem import Batch, Multimodal
+from engine.core.rng import Rng
+from engine.core.step import train_step
 from engine.data import planted
-from engine.methods.modalimmune import ModalImmune
-from engine.problem import Batch, Multimodal
-from engine.rng import Rng
-from engine.step import train_step
+from engine.methods.modalimmune.method import ModalImmune
 from tests import tiny
 
 NOW = {"warmup": 0, "ramp": 0}

@@ -4,7 +4,7 @@ import numpy as np
 
 from engine.catalog import catalog
 from engine.config import RunConfig, validated
-from engine.training import Training
+from engine.runtime.session import Training
 
 SMALL = {
     "unimodal": "none",

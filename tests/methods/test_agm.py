@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from engine.maths.unimodal import places
+from engine.core.step import View, gradient, train_step
+from engine.maths.modalities.unimodal import places
 from engine.methods.agm import Agm, coefficient, cut, ratio, score
-from engine.step import View, gradient, train_step
 from tests import tiny
 from tests.methods.several import training
 

@@ -5,12 +5,12 @@ import gc
 import pytest
 import torch
 
-from engine.knobs import InputError
+from engine.core.knobs import InputError
+from engine.core.problem import Batch
 from engine.methods.agm import Agm
 from engine.methods.mmpareto import MMPareto
 from engine.methods.opm import Opm
 from engine.methods.pmr import Pmr
-from engine.problem import Batch
 from tests import tiny
 from tests.methods.several import data_file, training
 

@@ -8,17 +8,18 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.config import DEFAULTS, RunConfig
-from engine.knobs import InputError
-from engine.maths import calibration as maths
-from engine.maths import evidence_report
-from engine.maths.evidence import READINGS
-from engine.maths.evidence_report import READING_NOTES
-from engine.maths.last_layer import Head
-from engine.methods.bogc import Bogc, through_encoders
+from engine.core.knobs import InputError
+from engine.core.rng import Rng
+from engine.core.step import View, gradient, train_step
+from engine.maths.gradients import calibration as maths
+from engine.maths.gradients.evidence import READINGS
+from engine.maths.gradients.last_layer import Head
+from engine.methods.bogc import Bogc
+from engine.methods.bogc.encoders import through_encoders
 from engine.methods.ogm_ge import OgmGe, alone, coefficient, confidence, leads
 from engine.methods.sam import Sam, ascent
-from engine.rng import Rng
-from engine.step import View, gradient, train_step
+from engine.reports import calibration
+from engine.reports.calibration import READING_NOTES
 from tests import tiny
 from tests.methods.several import data_file, training
 
@@ -351,9 +352,9 @@ def test_cosines_of_vanishing_gradients_are_none_or_right_but_never_beyond_one()
     for size in 10.0 ** torch.arange(-24, 1.0):
         found = float(maths.smallest_cosine(rows * torch.tensor([[1.0], [size]])))
         assert math.isinf(found) or found == pytest.approx(float(maths.smallest_cosine(rows)), abs=1e-5)
-        told = float(evidence_report._cosines(rows[0] * size, rows[1:])[0])
+        told = float(calibration._cosines(rows[0] * size, rows[1:])[0])
         assert told == pytest.approx(float(maths.smallest_cosine(rows)), abs=1e-5)
-        assert float(evidence_report._norms(rows[:1] * size)) == pytest.approx(float(size * rows[0].norm()), rel=1e-5)
+        assert float(calibration._norms(rows[:1] * size)) == pytest.approx(float(size * rows[0].norm()), rel=1e-5)
 
 
 def test_the_report_shows_what_was_done():

@@ -9,15 +9,15 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from engine.catalog import catalog
 from engine.config import RunConfig, validated
-from engine.knobs import InputError
-from engine.maths import feature_noise as maths
-from engine.maths.contrastive import info_nce, normalised
-from engine.methods.fanoise import FaNoise, chosen
-from engine.objectives import InfoNce
-from engine.problem import Multimodal
-from engine.rng import Rng
-from engine.step import View
-from engine.training import Training
+from engine.core.knobs import InputError
+from engine.core.objectives import InfoNce
+from engine.core.problem import Multimodal
+from engine.core.rng import Rng
+from engine.core.step import View
+from engine.maths.features import feature_noise as maths
+from engine.maths.features.contrastive import info_nce, normalised
+from engine.methods.fanoise.method import FaNoise, chosen
+from engine.runtime.session import Training
 from tests import tiny
 
 F64 = torch.float64

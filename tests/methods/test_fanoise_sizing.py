@@ -8,13 +8,13 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from engine.catalog import catalog
 from engine.config import RunConfig, validated
-from engine.knobs import InputError
-from engine.maths import feature_noise as maths
-from engine.maths.contrastive import info_nce, normalised
-from engine.methods.fanoise import FaNoise
-from engine.needs import Unmet
-from engine.rng import Rng
-from engine.training import Training
+from engine.core.knobs import InputError
+from engine.core.needs import Unmet
+from engine.core.rng import Rng
+from engine.maths.features import feature_noise as maths
+from engine.maths.features.contrastive import info_nce, normalised
+from engine.methods.fanoise.method import FaNoise
+from engine.runtime.session import Training
 from tests import tiny
 from tests.methods.several import data_file, training
 from tests.methods.test_fanoise import contrastive, drawn, features, scalings

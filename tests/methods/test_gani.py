@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from engine.maths import anisotropic_noise as maths
-from engine.maths.noise_dose import strength
+from engine.core.optimizer import Optimizer, Rate, Settings
+from engine.core.rng import Rng
+from engine.core.step import View
+from engine.maths.gradients import noise_injection as maths
+from engine.maths.gradients.noise_dose import strength
 from engine.methods.gani import Gani, expected_cosine
 from engine.methods.isotropic_noise import IsotropicNoise
-from engine.optim import Optimizer, Rate, Settings
-from engine.rng import Rng
-from engine.step import View
 from tests import tiny
 from tests.methods.noise import knobs
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from engine.knobs import InputError
-from engine.layout import Layout
-from engine.maths import anisotropic_noise as maths
-from engine.maths import noise_dose
+from engine.core.knobs import InputError
+from engine.core.layout import Layout
+from engine.maths.gradients import noise_dose
+from engine.maths.gradients import noise_injection as maths
 from engine.methods.gani import Gani
 from engine.methods.isotropic_noise import IsotropicNoise
 from tests import tiny

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from engine.layout import Layout
-from engine.maths import anisotropic_noise as maths
+from engine.core.layout import Layout
+from engine.core.optimizer import Rate
+from engine.core.problem import Batch
+from engine.core.rng import Rng
+from engine.core.stability import stability_bound
+from engine.core.step import View
+from engine.maths.gradients import noise_injection as maths
 from engine.methods.gani import Gani
 from engine.methods.isotropic_noise import IsotropicNoise
-from engine.optim import Rate
-from engine.problem import Batch
-from engine.rng import Rng
-from engine.stability import stability_bound
-from engine.step import View
 from tests import tiny
 from tests.methods.noise import knobs
 

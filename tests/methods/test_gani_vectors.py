@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from engine.maths import anisotropic_noise as maths
-from engine.maths import noise_ring
-from engine.method import Stack
+from engine.core.method import Stack
+from engine.core.optimizer import Settings
+from engine.core.rng import Rng
+from engine.core.stability import stability_bound
+from engine.core.step import gradient
+from engine.maths.gradients import noise_injection as maths
+from engine.maths.gradients import noise_ring
 from engine.methods.gani import Gani
 from engine.methods.isotropic_noise import IsotropicNoise
-from engine.optim import Settings
-from engine.rng import Rng
-from engine.stability import stability_bound
-from engine.step import gradient
 from tests import tiny
 from tests.methods.noise import knobs
 

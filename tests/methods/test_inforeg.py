@@ -8,14 +8,14 @@ import torch
 
 from engine.catalog import catalog
 from engine.config import RunConfig, validated
-from engine.knobs import InputError
-from engine.maths import inforeg as maths
-from engine.maths.unimodal import encoder
-from engine.methods.inforeg import InfoReg
-from engine.problem import Batch
-from engine.records import Bars, Curve
-from engine.step import gradient, train_step
-from engine.training import Training
+from engine.core.knobs import InputError
+from engine.core.problem import Batch
+from engine.core.records import Bars, Curve
+from engine.core.step import gradient, train_step
+from engine.maths.modalities.unimodal import encoder
+from engine.methods.inforeg import fisher as maths
+from engine.methods.inforeg.method import InfoReg
+from engine.runtime.session import Training
 from tests import tiny
 from tests.test_method_contract import same
 

@@ -7,13 +7,13 @@ import torch
 
 from engine.catalog import catalog
 from engine.config import RunConfig, validated
-from engine.knobs import InputError
-from engine.layout import Layout
+from engine.core.knobs import InputError
+from engine.core.layout import Layout
+from engine.core.problem import Batch
+from engine.core.step import train_step
 from engine.lessons.inforeg_window import InfoRegWindow
-from engine.methods.inforeg import InfoReg
-from engine.problem import Batch
-from engine.step import train_step
-from engine.training import Training
+from engine.methods.inforeg.method import InfoReg
+from engine.runtime.session import Training
 from tests import tiny
 
 ALPHA = math.exp(0.9 * math.tanh(1 / (1 + math.exp(-1)) - 0.5))

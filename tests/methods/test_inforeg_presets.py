@@ -7,10 +7,10 @@ import torch
 
 from engine.catalog import catalog
 from engine.config import RunConfig, read, resolved, validated
-from engine.knobs import InputError
-from engine.maths import inforeg as maths
-from engine.methods.inforeg import InfoReg
-from engine.training import Training, deterministic
+from engine.core.knobs import InputError
+from engine.methods.inforeg import fisher as maths
+from engine.methods.inforeg.method import InfoReg
+from engine.runtime.session import Training, deterministic
 from tests.methods.several import training
 from tests.test_defaults import of_old
 

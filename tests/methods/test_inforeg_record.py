@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from engine.maths import imbalance
-from engine.maths import inforeg as maths
-from engine.methods.inforeg import InfoReg
-from engine.step import train_step
+from engine.core.step import train_step
+from engine.maths.modalities import imbalance
+from engine.methods.inforeg import fisher as maths
+from engine.methods.inforeg.method import InfoReg
 from tests import tiny
 from tests.test_method_contract import same
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from engine.knobs import InputError
-from engine.maths.unimodal import places
-from engine.method import Method, MethodConflict, Stack
+from engine.core.knobs import InputError
+from engine.core.method import Method, MethodConflict, Stack
+from engine.maths.modalities.unimodal import places
 from engine.methods.mmpareto import MMPareto, lengthened, shortest, weight
 from tests import tiny
 from tests.methods.several import training

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from engine.maths import collapse, immunity
-from engine.maths.omission import FILLS, OMISSIONS, Omission
-from engine.method import Method
-from engine.methods.modalimmune import ModalImmune
-from engine.problem import Multimodal
-from engine.rng import Rng
-from engine.step import looked, train_step
+from engine.core.method import Method
+from engine.core.problem import Multimodal
+from engine.core.rng import Rng
+from engine.core.step import looked, train_step
+from engine.methods.modalimmune import collapse, memory
+from engine.methods.modalimmune.method import ModalImmune
+from engine.methods.modalimmune.omission import FILLS, OMISSIONS, Omission
 from tests import tiny
 from tests.methods.immune import NAMES, NOW, arms, built, knobs, one_step
 
@@ -194,8 +194,8 @@ def three(batch=16, micro=0, **others):
 
 
 def left(view, method, problem):
-    """The fused loss's gradient where the rows keep what `immunity.kept` says, written down afresh."""
-    kept = immunity.kept(method.params, method.state["arm"], view)
+    """The fused loss's gradient where the rows keep what `memory.kept` says, written down afresh."""
+    kept = memory.kept(method.params, method.state["arm"], view)
     theta = view.theta.detach().clone().requires_grad_()
     features = problem.encode(theta, view.batch)
     features = {name: z * kept[:, m : m + 1] for m, (name, z) in enumerate(features.items())}
@@ -233,7 +233,7 @@ def test_where_rows_lose_one_they_lose_others_as_well():
     view, method, problem = three(batch=64, omission="rows", share=0.5, others=0.5)
     features = method.features(view.clean, view)
     gone = torch.stack([(z == 0).all(1) for z in features.values()], 1)
-    attacked, kept = method.state["arm"], immunity.kept(method.params, method.state["arm"], view)
+    attacked, kept = method.state["arm"], memory.kept(method.params, method.state["arm"], view)
     out = gone[:, attacked]
     assert 0 < out.sum() < 64
     assert torch.equal(gone[out], ~kept[out]) and not gone[~out].any()
@@ -249,7 +249,7 @@ def test_how_many_are_missing_is_reported_as_drawn_and_as_expected(micro):
         method = copy.copy(stack.methods["modalimmune"])
         state, view = train_step(state, problem, optimizer, stack, rng)
         records = {r.name: r for r in stack.methods["modalimmune"].report(view)}
-        kept = immunity.kept(method.params, method.state["arm"], view)
+        kept = memory.kept(method.params, method.state["arm"], view)
         assert records["modalimmune/missing"].value == pytest.approx((~kept).sum(1).double().mean().item())
         found.append(records["modalimmune/missing"].value)
     expected = records["modalimmune/missing_expected"].value
@@ -262,7 +262,7 @@ def test_how_many_are_missing_is_reported_as_drawn_and_as_expected(micro):
 @pytest.mark.parametrize("neutral", [False, True])
 def test_what_rows_lose_beside_the_attacked_one_is_filled_alike(neutral):
     view, method, problem = three()
-    kept = immunity.kept(method.params, method.state["arm"], view)
+    kept = memory.kept(method.params, method.state["arm"], view)
     name = problem.modalities[method.state["arm"]]
     features = Omission(problem, 0.5, neutral, kept).features(view.clean, name, view.theta, view.batch)
     blank = view.batch
@@ -337,11 +337,9 @@ def test_the_controller_finds_the_modality_that_the_prediction_leans_on():
 
 
 def test_squared_gains_pay_for_help_by_absence_and_signed_ones_do_not():
-    state = immunity.fresh({name: torch.randn(4, 3) for name in NAMES}, torch.zeros(5), torch.ones(2).bool()) | {
-        "arm": 0
-    }
+    state = memory.fresh({name: torch.randn(4, 3) for name in NAMES}, torch.zeros(5), torch.ones(2).bool()) | {"arm": 0}
     for gain, moved in (("squared", True), ("signed", False)):
-        change = immunity.paid(knobs(gain=gain), state, [0], [0.5], 1.0)
+        change = memory.paid(knobs(gain=gain), state, [0], [0.5], 1.0)
         assert bool(change["weights"].any()) == moved
 
 

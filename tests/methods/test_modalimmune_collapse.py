@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 import torch
 
-from engine.maths import collapse, immunity
-from engine.maths import immunity_looks as looks
-from engine.methods.modalimmune import ModalImmune
-from engine.optim import Settings
-from engine.step import train_step
+from engine.core.optimizer import Settings
+from engine.core.step import train_step
+from engine.methods.modalimmune import collapse, memory
+from engine.methods.modalimmune import curvature as looks
+from engine.methods.modalimmune.method import ModalImmune
 from tests import tiny
 from tests.methods.immune import FORMER, NOW, built, knobs
 from tests.methods.several import training
@@ -59,13 +59,13 @@ def test_strength_severity_and_richness_are_reported_as_the_collapse_has_them():
         assert records[f"modalimmune/severity/{name}"] == pytest.approx(severity, rel=1e-5)
         assert records[f"modalimmune/richness/{name}"] == richness
         assert records[f"modalimmune/strength/{name}"] == pytest.approx(strength, rel=1e-4)
-        weight, _ = immunity.weights(method.params, method.state)
+        weight, _ = memory.weights(method.params, method.state)
         assert strength == pytest.approx(weight * min((ratio - 1) / max(richness - 1, collapse.LEAST), 1), rel=1e-4)
         total += shares[m].item() * severity
     assert records["modalimmune/severity_attacked"] == pytest.approx(total, rel=1e-5)
 
 
-@pytest.mark.parametrize("track", immunity.TRACKS)
+@pytest.mark.parametrize("track", memory.TRACKS)
 def test_the_references_follow_what_is_not_attacked_and_no_other(track):
     """By hand from the features of each step: at 0.9 in the warm-up, then at 0.99, or not at all in attacks."""
     problem, params = (
@@ -93,7 +93,7 @@ def test_a_reference_that_is_no_number_takes_the_first_that_is():
     assert method.state["richness"].isnan().all()
     features = {name: torch.randn(9, 4, generator=torch.Generator().manual_seed(1)) for name in ("a", "b", "c")}
     state = method.state | {"covariance": {name: torch.zeros(4, 4) for name in features}, "arm": 0, "age": 50}
-    changes, _ = immunity.watched(dataclasses.replace(method.params, gate="off"), state, features, torch.zeros(3), True)
+    changes, _ = memory.watched(dataclasses.replace(method.params, gate="off"), state, features, torch.zeros(3), True)
     assert changes["richness"].isfinite().all()
 
 

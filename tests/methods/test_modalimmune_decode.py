@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from engine.maths import decoders
-from engine.methods.modalimmune import ModalImmune
-from engine.probe import Snapshot
+from engine.core.probe import Snapshot
+from engine.core.problem import Batch, Multimodal
+from engine.core.rng import Rng
+from engine.core.step import gradient, train_step
+from engine.methods.modalimmune import decoders
+from engine.methods.modalimmune.method import ModalImmune
 from engine.probes.reconstruction import Reconstruction
-from engine.problem import Batch, Multimodal
-from engine.rng import Rng
-from engine.step import gradient, train_step
 from tests import tiny
 from tests.methods.immune import NAMES, arms, knobs, one_step
 from tests.tiny import WIDTHS

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from engine.maths import collapse
-from engine.maths.omission import Omission
-from engine.methods.modalimmune import ModalImmune
-from engine.step import train_step
+from engine.core.step import train_step
+from engine.methods.modalimmune import collapse
+from engine.methods.modalimmune.method import ModalImmune
+from engine.methods.modalimmune.omission import Omission
 from tests import tiny
 from tests.methods.immune import NOW, arms, built, knobs
 

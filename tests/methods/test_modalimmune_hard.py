@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from engine.knobs import InputError
-from engine.layout import Layout
-from engine.maths import collapse, immunity
-from engine.methods.modalimmune import ModalImmune
-from engine.step import train_step
+from engine.core.knobs import InputError
+from engine.core.layout import Layout
+from engine.core.step import train_step
+from engine.methods.modalimmune import collapse, memory
+from engine.methods.modalimmune.method import ModalImmune
 from tests import tiny
 from tests.methods.immune import FORMER, NAMES, NOW, arms, built, knobs, one_step
 
@@ -97,10 +97,8 @@ def test_the_state_does_not_grow():
 
 
 def test_a_broken_loss_teaches_the_controller_nothing():
-    state = immunity.fresh({name: torch.randn(4, 3) for name in NAMES}, torch.zeros(5), torch.ones(2).bool()) | {
-        "arm": 0
-    }
-    assert immunity.paid(knobs(), state, [0], [torch.nan], 1.0) == {}
+    state = memory.fresh({name: torch.randn(4, 3) for name in NAMES}, torch.zeros(5), torch.ones(2).bool()) | {"arm": 0}
+    assert memory.paid(knobs(), state, [0], [torch.nan], 1.0) == {}
     view, method, _ = one_step(ModalImmune.Params(**NOW, meta_every=1))
     nan = torch.full_like(view.raw, torch.nan)
     broken = {name: torch.tensor(torch.nan, dtype=torch.float64) for name in view.losses}
@@ -129,7 +127,7 @@ def test_the_report_shows_what_the_state_holds():
         assert records[f"modalimmune/floor/{name}"].value > 0
         ratio = collapse.spectral_ratio(batch[name])
         top = collapse.most(batch[name])
-        weight, kappa = immunity.weights(params, method.state)
+        weight, kappa = memory.weights(params, method.state)
         strength = weight * (ratio.item() - 1) / (top - 1)
         assert records[f"modalimmune/strength/{name}"].value == pytest.approx(strength)
         assert records[f"modalimmune/penalty/{name}"].value == pytest.approx(kappa * ratio.item())

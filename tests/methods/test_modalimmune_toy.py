@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from engine.methods.modalimmune import ModalImmune
-from engine.optim import Settings
-from engine.problem import Batch, Multimodal
-from engine.rng import Rng
+from engine.core.optimizer import Settings
+from engine.core.problem import Batch, Multimodal
+from engine.core.rng import Rng
+from engine.methods.modalimmune.method import ModalImmune
 from tests import tiny
 from tests.methods.immune import FORMER
 

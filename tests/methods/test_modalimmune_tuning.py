@@ -5,13 +5,13 @@ import dataclasses
 import pytest
 import torch
 
-from engine.maths import collapse, immunity
-from engine.maths import immunity_looks as looks
-from engine.maths.hypergrad import certain, neumann
-from engine.maths.krylov import Products
-from engine.maths.omission import Omission
-from engine.methods.modalimmune import ModalImmune
-from engine.step import train_step
+from engine.core.step import train_step
+from engine.maths.curvature.hypergradient import certain, neumann
+from engine.maths.curvature.krylov import Products
+from engine.methods.modalimmune import collapse, memory
+from engine.methods.modalimmune import curvature as looks
+from engine.methods.modalimmune.method import ModalImmune
+from engine.methods.modalimmune.omission import Omission
 from tests import tiny
 from tests.methods.immune import FORMER, NAMES, NOW, built, knobs, one_step
 
@@ -68,7 +68,7 @@ def test_what_is_not_attacked_has_no_part_in_the_mixed_derivative(monkeypatch):
         seen.append(mixed)
         return mixed
 
-    monkeypatch.setattr(immunity, "softened", noted)
+    monkeypatch.setattr(memory, "softened", noted)
     found_by(method, view)
     inside = problem.layout.mask(name).bool()
     assert seen[0][:, inside].any(1).all()
@@ -94,7 +94,7 @@ def test_the_hessian_series_solves_the_system_of_the_trained_loss():
     product = Products(lambda theta: loss(theta, torch.zeros(3, dtype=torch.float64)), view.theta)
     outer = Omission(problem, 0.5, neutral=False)
     theta = view.theta.clone().requires_grad_()
-    (g,) = torch.autograd.grad(outer.held_out(theta, immunity.judges(method.params, 96, view)), theta)
+    (g,) = torch.autograd.grad(outer.held_out(theta, memory.judges(method.params, 96, view)), theta)
     again = neumann(lambda v: product(v) + found.damping * v, g, found.alpha, 0)
     torch.testing.assert_close(found.series.residual, again.residual, atol=1e-10, rtol=1e-8)
     assert found.margin > 0
@@ -133,19 +133,19 @@ def test_certified_hyper_gradients_move_the_weights_and_the_rest_is_counted():
      (FORMER, (1e-3, 1e-3, 0.5), (0.5, 1.0, 0.5))],
 )  # fmt: skip
 def test_tuned_weights_stay_in_their_range(values, least, most):
-    found, params = immunity.fresh(FEATURES, torch.zeros(5), torch.ones(2).bool()), knobs(**values)
-    assert immunity.weights(params, found) == (params.collapse, params.ratio)
-    assert immunity.share(params, found) == params.share
+    found, params = memory.fresh(FEATURES, torch.zeros(5), torch.ones(2).bool()), knobs(**values)
+    assert memory.weights(params, found) == (params.collapse, params.ratio)
+    assert memory.share(params, found) == params.share
     view, method, _ = one_step(knobs(**TUNED))
     gradient = found_by(method, view)
     params = dataclasses.replace(params, meta_lr=0.5)
     for sign, wanted in ((1.0, least), (-1.0, most)):
-        count = 3 if immunity.by_share(params) else 2
+        count = 3 if memory.by_share(params) else 2
         pressed = dataclasses.replace(gradient, values=sign * torch.ones(count), errors=torch.zeros(count))
         state = found
         for _ in range(30):
-            state = state | immunity.tuned(params, state, pressed)
-        assert (*immunity.weights(params, state), immunity.share(params, state)) == pytest.approx(wanted)
+            state = state | memory.tuned(params, state, pressed)
+        assert (*memory.weights(params, state), memory.share(params, state)) == pytest.approx(wanted)
 
 
 def test_a_state_of_an_older_version_goes_on_with_its_meaning():
@@ -179,7 +179,7 @@ def test_the_share_is_tuned_by_the_exact_inverse_with_others_missing_and_no_coll
     view, method, _ = one_step(params, problem)
     arm, count = method.state["arm"], len(problem.modalities)
     found = looks.hypergradient(params, method.state, problem.modalities[arm], view, collapses=False)
-    rows = immunity.judges(params, len(view.batch), view)
+    rows = memory.judges(params, len(view.batch), view)
 
     def loss(theta, batch, mask):
         features = problem.encode(theta, batch)
@@ -188,8 +188,8 @@ def test_the_share_is_tuned_by_the_exact_inverse_with_others_missing_and_no_coll
 
     every = torch.ones(len(rows), count, dtype=torch.bool)
     alone = [every & (torch.arange(count) != m) for m in range(count)]
-    kept = immunity.kept(params, arm, view) if others else alone[arm]
-    judged = immunity.judging(params, len(rows), view) if others else alone
+    kept = memory.kept(params, arm, view) if others else alone[arm]
+    judged = memory.judging(params, len(rows), view) if others else alone
     theta = view.theta.clone().requires_grad_()
     (aim,) = torch.autograd.grad(sum(loss(theta, rows, mask) for mask in (every, *judged)) / (count + 1), theta)
     (mixed,) = torch.autograd.grad(loss(theta, view.batch, kept) - loss(theta, view.batch, every), theta)

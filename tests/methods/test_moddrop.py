@@ -8,12 +8,12 @@ import torch
 
 from engine.catalog import catalog
 from engine.config import RunConfig, validated
-from engine.knobs import InputError
+from engine.core.knobs import InputError
+from engine.core.objectives import InfoNce
+from engine.core.problem import Multimodal
+from engine.core.rng import Rng
 from engine.methods.moddrop import ModDrop, kept, realised
-from engine.objectives import InfoNce
-from engine.problem import Multimodal
-from engine.rng import Rng
-from engine.training import Training
+from engine.runtime.session import Training
 from tests import tiny
 
 F64 = torch.float64
@@ -217,7 +217,7 @@ def test_any_number_of_modalities_trains_and_reports(count, fill, tmp_path):
 
 
 def test_it_acts_after_the_noise_so_that_what_is_lost_is_silent():
-    from engine.methods.fanoise import FaNoise
+    from engine.methods.fanoise.method import FaNoise
 
     problem = tiny.problem(batch=96)
     _, (view,), stack = tiny.train(problem, [ModDrop(ModDrop.Params(p=0.5, fill="zero")), FaNoise()], 1)

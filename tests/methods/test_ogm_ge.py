@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from engine.knobs import InputError
-from engine.layout import Layout
-from engine.maths.unimodal import confidence, leads, places
+from engine.core.knobs import InputError
+from engine.core.layout import Layout
+from engine.maths.modalities.unimodal import confidence, leads, places
 from engine.methods.ogm_ge import OgmGe, alone, coefficient
 from tests import tiny
 from tests.methods.several import data_file, training

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from engine.maths.unimodal import confidence
+from engine.maths.modalities.unimodal import confidence
 from engine.methods.ogm_ge import alone
 from engine.methods.opm import Opm, probability, ratios
 from tests import tiny

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from engine.maths.unimodal import confidence
+from engine.core.step import train_step
+from engine.maths.modalities.unimodal import confidence
 from engine.methods.pmr import Pmr, blended, prototypical, similarity, strength
-from engine.step import train_step
 from tests import tiny
 
 KNOWN = torch.ones(tiny.CLASSES, dtype=torch.bool)

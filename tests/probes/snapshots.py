@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from engine.layout import Layout
-from engine.probe import Probe, Record, Snapshot
+from engine.core.layout import Layout
+from engine.core.probe import Probe, Record, Snapshot
 from tests.tiny import problem, started, train
 
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.knobs import InputError
-from engine.layout import Layout
-from engine.method import Stack
-from engine.probe import Neighbour, Snapshot
+from engine.core.knobs import InputError
+from engine.core.layout import Layout
+from engine.core.method import Stack
+from engine.core.probe import Neighbour, Snapshot
+from engine.core.problem import Batch
+from engine.core.rng import Rng
 from engine.probes.between import Between
-from engine.problem import Batch
-from engine.rng import Rng
 from tests.probes.snapshots import snapshot
 from tests.tiny import problem, train
 

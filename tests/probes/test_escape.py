@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from engine.layout import Layout
-from engine.maths import anisotropic_noise as maths
-from engine.maths.escape import alignment
-from engine.maths.noise_dose import strength
+from engine.core.layout import Layout
+from engine.core.probe import Snapshot
+from engine.core.rng import Rng
+from engine.maths.curvature.noise_alignment import alignment
+from engine.maths.gradients import noise_injection as maths
+from engine.maths.gradients.noise_dose import strength
 from engine.methods.gani import Gani
 from engine.methods.isotropic_noise import IsotropicNoise
-from engine.probe import Snapshot
 from engine.probes.escape import Escape
-from engine.rng import Rng
 from tests import tiny
 from tests.methods.noise import knobs
 from tests.methods.several import training

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from engine.knobs import InputError
-from engine.maths import calibration as maths
-from engine.maths.gradient_noise import noise_scale
-from engine.maths.last_layer import linear_heads
+from engine.core.knobs import InputError
+from engine.core.probe import Snapshot
+from engine.core.problem import Batch
+from engine.maths.gradients import calibration as maths
+from engine.maths.gradients.last_layer import linear_heads
+from engine.maths.gradients.noise_scale import noise_scale
 from engine.methods.bogc import Bogc
-from engine.probe import Snapshot
 from engine.probes.evidence import Evidence
-from engine.problem import Batch
 from tests.probes.snapshots import measured, snapshot
 from tests.tiny import problem, started, train
 

@@ -9,7 +9,7 @@ import torch
 from engine.catalog import catalog
 from engine.config import RunConfig, validated
 from engine.probes.generalization import Generalization
-from engine.training import Training
+from engine.runtime.session import Training
 from tests.methods.several import data_file, training
 from tests.probes.snapshots import measured, snapshot
 from tests.tiny import problem

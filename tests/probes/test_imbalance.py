@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.maths import imbalance
+from engine.core.problem import Batch
+from engine.maths.modalities import imbalance
 from engine.probes.imbalance import Imbalance
-from engine.problem import Batch
 from tests.probes.snapshots import measured, snapshot
 from tests.tiny import CrossEntropy, problem
 

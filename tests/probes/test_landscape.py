@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine.knobs import InputError
-from engine.maths.landscape import direction_pair
+from engine.core.knobs import InputError
+from engine.maths.landscape.slices import direction_pair
 from engine.maths.progress import listening
 from engine.probes.landscape import Landscape
 from tests.probes.snapshots import measured, snapshot

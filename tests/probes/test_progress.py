@@ -7,11 +7,11 @@ import torch
 
 from engine.catalog import catalog
 from engine.config import RunConfig, validated
-from engine.knobs import InputError
+from engine.core.knobs import InputError
+from engine.core.probe import Neighbour, Probe
 from engine.maths.progress import listening
-from engine.probe import Neighbour, Probe
 from engine.registry import discover
-from engine.training import Training
+from engine.runtime.session import Training
 from tests.probes.snapshots import snapshot
 
 PROBES = sorted(discover("engine.probes", Probe))

@@ -7,12 +7,12 @@ import pytest
 import torch
 from sklearn.linear_model import RidgeCV
 
-from engine.knobs import InputError
-from engine.maths.reconstruction import LEVELS
-from engine.method import Stack
+from engine.core.knobs import InputError
+from engine.core.method import Stack
+from engine.core.problem import Batch
+from engine.maths.features.reconstruction import LEVELS
 from engine.methods.moddrop import ModDrop
 from engine.probes.reconstruction import Reconstruction
-from engine.problem import Batch
 from tests.methods.several import training
 from tests.probes.snapshots import measured, snapshot
 from tests.tiny import problem

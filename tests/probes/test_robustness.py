@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from engine.knobs import InputError
-from engine.maths import robustness
+from engine.core.knobs import InputError
+from engine.core.problem import Batch
+from engine.core.rng import Rng
+from engine.maths.modalities import robustness
 from engine.probes.robustness import Robustness, _noisy, _Numbers
-from engine.problem import Batch
-from engine.rng import Rng
 from tests import tiny
 from tests.probes.snapshots import measured, snapshot
 from tests.tiny import problem

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.knobs import InputError
-from engine.maths.sharpness import ascent
+from engine.core.knobs import InputError
+from engine.core.problem import Batch
+from engine.maths.curvature.sharpness import ascent
 from engine.probes.sharpness import Sharpness
-from engine.problem import Batch
 from tests.probes.snapshots import dense, inside, measured, snapshot
 from tests.tiny import problem
 

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from engine.knobs import InputError
-from engine.maths import spectrum as maths
-from engine.maths.feature_noise import edge, threshold
-from engine.method import Stack
-from engine.methods.fanoise import FaNoise
+from engine.core.knobs import InputError
+from engine.core.method import Stack
+from engine.core.step import View
+from engine.maths.features import singular_values as maths
+from engine.maths.features.feature_noise import edge, threshold
+from engine.methods.fanoise.method import FaNoise
 from engine.methods.moddrop import ModDrop
 from engine.probes.spectra import Spectra
-from engine.step import View
 from tests.probes.snapshots import measured, snapshot
 from tests.tiny import problem
 

@@ -6,12 +6,12 @@ import torch
 
 from engine.catalog import catalog
 from engine.config import RunConfig, validated
-from engine.knobs import InputError
+from engine.core.knobs import InputError
+from engine.core.optimizer import Optimizer, Settings
+from engine.core.stability import edge_of_stability
 from engine.lessons.edge_of_stability import EdgeOfStability
-from engine.optim import Optimizer, Settings
 from engine.probes.stability import Stability
-from engine.stability import edge_of_stability
-from engine.training import Training
+from engine.runtime.session import Training
 from tests.probes.snapshots import dense, measured, snapshot
 
 RULES = [

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import signal
 
-from engine.control import Stop, post
-from engine.handle import is_locked
+from engine.client.handle import is_locked
+from engine.store.commands import Stop, post
 
 
 def end(home):

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from engine.handle import RunHandle
+from engine.client.handle import RunHandle
 from tests.homes import wait_for
 from tests.servers import free_port, started
 from tests.story.pages import new_page, press

@@ -7,9 +7,9 @@ import time
 
 import pytest
 
+from engine.client.handle import RunHandle
 from engine.config import RunConfig
-from engine.control import Stop, Toggle, Tune, Watch, post
-from engine.handle import RunHandle
+from engine.store.commands import Stop, Toggle, Tune, Watch, post
 from tests.homes import wait_for
 from tests.servers import dashboard
 from tests.slow_network import delayed

@@ -5,9 +5,9 @@ import os
 import numpy as np
 import pytest
 
+from engine.client.handle import RunHandle
 from engine.config import read
-from engine.handle import RunHandle
-from engine.store import RunReader
+from engine.store.writer import RunReader
 from tests.homes import said, wait_for
 from tests.slow_network import delayed
 from tests.story.pages import end, new_page, press, side

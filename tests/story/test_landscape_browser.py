@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.store import RunReader, RunWriter
+from engine.store.writer import RunReader, RunWriter
 from tests.fixture_run import STEPS, write_run
 from tests.homes import wait_for
 from tests.story.pages import new_page

@@ -1,0 +1,1 @@
+"""Records made of what `maths` finds, where several plug-ins report the same thing."""

@@ -1,0 +1,1 @@
+"""The processes that train and measure: the loop, its observers, checkpoints, replay."""
