@@ -16,8 +16,9 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from app import api, catalog, live  # noqa: E402  the root has to be on the path first
-from app.origin import OwnOrigin  # noqa: E402
+from app import catalog  # noqa: E402  the root has to be on the path first
+from app.server import live, routes  # noqa: E402
+from app.server.origin import OwnOrigin  # noqa: E402
 from engine.client import launch  # noqa: E402
 
 
@@ -26,7 +27,7 @@ async def lifespan(app):
     """While the server runs, pages may rely on its routes; what takes a while is done ahead of the first click."""
     live.serving(True)
     launch.keep_warm()
-    for ahead in (catalog.titles, api.plotly_script, _widgets):
+    for ahead in (catalog.titles, routes.plotly_script, _widgets):
         threading.Thread(target=ahead, daemon=True).start()
     yield
     launch.let_go()
@@ -45,9 +46,9 @@ def allowed_hosts() -> list[str]:
 
 app = st.App(
     Path(__file__).with_name("ui.py"),
-    routes=api.routes(),
+    routes=routes.routes(),
     middleware=[
-        Middleware(api.SecurityHeaders),
+        Middleware(routes.SecurityHeaders),
         Middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts()),
         Middleware(OwnOrigin),
     ],

@@ -17,8 +17,8 @@ ROOT = APP.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from app import shell  # noqa: E402  the root has to be on the path first
 from app.text import literal  # noqa: E402
+from app.views import shell  # noqa: E402  the root has to be on the path first
 from engine.core.knobs import InputError  # noqa: E402
 
 

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from app import shell, start
+from app.views import shell, start
 
 TITLE = "Start"
 ICON = ":material/rocket_launch:"

@@ -2,8 +2,9 @@
 
 import streamlit as st
 
-from app import controls, live, shell
+from app.server import live
 from app.text import literal
+from app.views import controls, shell
 
 TITLE = "Live"
 ICON = ":material/monitoring:"

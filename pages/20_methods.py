@@ -2,7 +2,8 @@
 
 import streamlit as st
 
-from app import live, methods, shell
+from app.server import live
+from app.views import methods, shell
 
 TITLE = "Methods"
 ICON = ":material/tune:"

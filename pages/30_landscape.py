@@ -4,7 +4,8 @@ from itertools import combinations
 
 import streamlit as st
 
-from app import controls, live, shell
+from app.server import live
+from app.views import controls, shell
 
 TITLE = "Landscape"
 ICON = ":material/landscape:"

@@ -2,7 +2,8 @@
 
 import streamlit as st
 
-from app import controls, live, shell
+from app.server import live
+from app.views import controls, shell
 
 TITLE = "Curvature"
 ICON = ":material/ssid_chart:"

@@ -2,7 +2,8 @@
 
 import streamlit as st
 
-from app import controls, live, shell, start
+from app.server import live
+from app.views import controls, shell, start
 
 TITLE = "Gradients"
 ICON = ":material/call_split:"

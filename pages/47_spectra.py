@@ -4,8 +4,9 @@ from itertools import combinations
 
 import streamlit as st
 
-from app import controls, live, shell
+from app.server import live
 from app.text import literal
+from app.views import controls, shell
 
 TITLE = "Spectra"
 ICON = ":material/equalizer:"

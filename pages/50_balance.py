@@ -2,8 +2,10 @@
 
 import streamlit as st
 
-from app import alone, controls, live, shell, start
+from app.charts import unimodal_gap
+from app.server import live
 from app.text import literal
+from app.views import controls, shell, start
 
 TITLE = "Balance"
 ICON = ":material/balance:"
@@ -164,7 +166,7 @@ def beside_alone():
     """Draw how much better each modality does when it is trained alone, and how to get the runs that tell."""
     if reader.meta("score", "") not in ("accuracy", "error"):
         return
-    found = alone.companions(run, shell.catalogue())
+    found = unimodal_gap.companions(run, shell.catalogue())
     missing = [name for name in reader.meta("modalities", []) or [] if name not in found]
     st.markdown("##### Trained alone, against in company")
     if found:
@@ -186,11 +188,11 @@ def beside_alone():
         "of this run and, under More settings, that name as Modalities."
     )
     for name in missing:
-        config = alone.config_of(run, name, shell.catalogue())
+        config = unimodal_gap.config_of(run, name, shell.catalogue())
         with st.container(horizontal=True, vertical_alignment="center", gap="small", key=f"balance-alone-{name}"):
             if st.button(f"Train {literal(name)} alone", key=f"alone/{run}/{name}", icon=":material/play_arrow:"):
                 start.begin(config, shell.catalogue(), note=f"{name} alone, beside {shell.words(run)}")
-            st.code(alone.command(config), language="bash", wrap_lines=True)
+            st.code(unimodal_gap.command(config), language="bash", wrap_lines=True)
 
 
 for section, rows in sections.items():

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from app import log, shell
+from app.views import log, shell
 
 TITLE = "Log"
 ICON = ":material/receipt_long:"

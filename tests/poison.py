@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from app.supervisor import write_note
+from app.runs.supervisor import write_note
 from engine.core.knobs import InputError
 from engine.store.commands import Note, Toggle, Tune
 from engine.store.writer import RunWriter

@@ -6,7 +6,7 @@ import re
 import sys
 from pathlib import Path
 
-from app.limits import LIMITS
+from app.runs.limits import LIMITS
 from engine.catalog import catalog
 
 README = Path(__file__).resolve().parent.parent / "README.md"

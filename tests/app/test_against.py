@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from app.api import Desk
-from app.charts import CHARTS, checked
-from app.status import folder
+from app.charts.registry import CHARTS, checked
+from app.runs.status import folder
+from app.server.routes import Desk
 from app.theme import look
 from engine.core.records import Scalar
 from engine.store.writer import RunReader, RunWriter, create

@@ -6,10 +6,11 @@ import shlex
 import numpy as np
 import pytest
 
-from app import alone, catalog
-from app.api import Desk
-from app.charts import CHARTS, checked
-from app.status import folder
+from app import catalog
+from app.charts import unimodal_gap
+from app.charts.registry import CHARTS, checked
+from app.runs.status import folder
+from app.server.routes import Desk
 from app.theme import look
 from engine.config import read
 from engine.store.commands import Toggle
@@ -52,7 +53,7 @@ def served(monkeypatch):
 
 
 def known():
-    return alone.companions(RUN, catalog.load())
+    return unimodal_gap.companions(RUN, catalog.load())
 
 
 def test_a_run_of_one_modality_and_otherwise_the_same_is_found(home):
@@ -62,7 +63,7 @@ def test_a_run_of_one_modality_and_otherwise_the_same_is_found(home):
         "text", "text-alone", settings={"report": 5, "evaluate": 10, "hessian.steps": 20, "optimizer.nesterov": False}
     )
     assert known() == {"image": "image-alone", "text": "text-alone"}
-    assert alone.companions("image-alone", catalog.load()) == {}
+    assert unimodal_gap.companions("image-alone", catalog.load()) == {}
 
 
 @pytest.mark.parametrize(
@@ -112,12 +113,12 @@ def test_the_chart_takes_no_path_no_run_of_several_and_no_stranger(home):
 
 def test_the_gap_is_drawn_anew_when_the_other_run_goes_on(home):
     other, args = write_alone("image", "image-alone"), checked("alone", {"names": ["image-alone"]})
-    before = alone.stamp(RunReader(home), args)
-    assert alone.stamp(RunReader(home), args) == before
+    before = unimodal_gap.stamp(RunReader(home), args)
+    assert unimodal_gap.stamp(RunReader(home), args) == before
     writer = RunWriter(other)
     writer.scalars(STEPS + 40, {"accuracy/val": 0.5})
     writer.close()
-    assert alone.stamp(RunReader(home), args) != before
+    assert unimodal_gap.stamp(RunReader(home), args) != before
 
 
 def test_the_page_draws_what_is_there_and_says_how_to_get_the_rest(home, served):
@@ -133,7 +134,7 @@ def test_the_page_draws_what_is_there_and_says_how_to_get_the_rest(home, served)
 
 
 def test_the_line_is_a_run_that_the_page_would_find(home, tmp_path):
-    words = shlex.split(alone.command(alone.config_of(RUN, "text", catalog.load())))
+    words = shlex.split(unimodal_gap.command(unimodal_gap.config_of(RUN, "text", catalog.load())))
     pairs = dict(word.split("=", 1) for flag, word in zip(words, words[1:], strict=False) if flag == "--set")
     told = {
         flag: word for flag, word in zip(words, words[1:], strict=False) if flag.startswith("--") and flag != "--set"
@@ -147,9 +148,9 @@ def test_the_line_is_a_run_that_the_page_would_find(home, tmp_path):
 def test_the_button_starts_that_run(home, monkeypatch):
     begun = []
     monkeypatch.setattr(
-        "app.supervisor.Supervisor.begin", lambda self, config, note="": begun.append((config, note)) or RUN
+        "app.runs.supervisor.Supervisor.begin", lambda self, config, note="": begun.append((config, note)) or RUN
     )
-    monkeypatch.setattr("app.shell.go", lambda page, run: None)
+    monkeypatch.setattr("app.views.shell.go", lambda page, run: None)
     at = opened(PAGE, RUN)
     at.button(key=f"alone/{RUN}/text").click().run()
     assert not at.exception and not at.error
@@ -174,9 +175,9 @@ def test_a_run_of_one_modality_says_that_there_is_nothing_to_compare(home, page)
 def test_a_run_of_one_loss_is_offered_again_with_a_loss_for_each_modality(home, page, monkeypatch):
     begun = []
     monkeypatch.setattr(
-        "app.supervisor.Supervisor.begin", lambda self, config, note="": begun.append((config, note)) or RUN
+        "app.runs.supervisor.Supervisor.begin", lambda self, config, note="": begun.append((config, note)) or RUN
     )
-    monkeypatch.setattr("app.shell.go", lambda page, run: None)
+    monkeypatch.setattr("app.views.shell.go", lambda page, run: None)
     assert f"with-heads/{RUN}" not in {button.key for button in opened(page, RUN).button}
     config = json.loads((home / "config.json").read_text())
     config["settings"]["unimodal"] = "none"
@@ -198,4 +199,4 @@ def test_no_losses_of_modalities_are_offered_where_there_can_be_none(home):
             writer = RunWriter(home)
             writer.meta("modalities", ["image"])
             writer.close()
-        assert alone.with_heads(RUN, catalog.load()) is None
+        assert unimodal_gap.with_heads(RUN, catalog.load()) is None

@@ -9,12 +9,13 @@ from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.testclient import TestClient
 
-from app import api, tails
-from app.api import BASE, MOST_CHARTS, Desk, Kept
-from app.charts import CHARTS, checked
-from app.drawing import ChartError
-from app.status import folder, home_of, standing
-from app.tails import Tails
+from app.charts import series_cache
+from app.charts.registry import CHARTS, checked
+from app.charts.request import ChartError
+from app.charts.series_cache import Tails
+from app.runs.status import folder, home_of, standing
+from app.server import routes
+from app.server.routes import BASE, MOST_CHARTS, Desk, Kept
 from engine.store.commands import Toggle, post
 from engine.store.writer import RunReader, RunWriter
 from tests.app.test_alone import write_alone
@@ -32,7 +33,7 @@ def home():
 @pytest.fixture
 def client(home):
     hosts = Middleware(TrustedHostMiddleware, allowed_hosts=["localhost"])
-    app = Starlette(routes=api.routes(), middleware=[hosts, Middleware(api.SecurityHeaders)])
+    app = Starlette(routes=routes.routes(), middleware=[hosts, Middleware(routes.SecurityHeaders)])
     return TestClient(app, base_url="http://localhost")
 
 
@@ -130,7 +131,7 @@ def test_another_host_name_is_turned_away(client):
     assert client.get(f"{BASE}/pulse", params={"run": RUN}, headers={"host": "evil.example"}).status_code == 400
 
 
-@pytest.mark.parametrize("path", [api.plotly_path, api.live_path])
+@pytest.mark.parametrize("path", [routes.plotly_path, routes.live_path])
 def test_scripts_are_gzipped_and_kept_for_good(client, path):
     answer = client.get(path())
     assert answer.headers["content-encoding"] == "gzip" and "immutable" in answer.headers["cache-control"]
@@ -138,8 +139,8 @@ def test_scripts_are_gzipped_and_kept_for_good(client, path):
 
 
 def test_plotly_is_small_on_the_wire():
-    assert len(api.plotly_script()) < 1_700_000
-    assert b"plotly.js" in gzip.decompress(api.plotly_script())[:200]
+    assert len(routes.plotly_script()) < 1_700_000
+    assert b"plotly.js" in gzip.decompress(routes.plotly_script())[:200]
 
 
 def test_the_interventions_are_marked_on_time_axes(home):
@@ -215,7 +216,7 @@ def test_a_tick_reads_only_what_is_new(home):
 
 def test_a_long_series_takes_bounded_memory_and_keeps_every_extreme(tmp_path, monkeypatch):
     for name, size in (("FULL", 4096), ("WHOLE", 256), ("READ", 1000)):
-        monkeypatch.setattr(tails, name, size)
+        monkeypatch.setattr(series_cache, name, size)
     home = write_run(tmp_path / "long", records=False)
     values = np.random.default_rng(0).standard_normal(50_000)
     values[[7, 20_011, 49_500]] = (50.0, -60.0, 70.0)
@@ -274,4 +275,4 @@ def test_a_damaged_run_is_listed_as_such_and_breaks_nothing(home):
     for extra in broken.glob("run.db-*"):
         extra.unlink()
     assert standing("broken-run", broken).state == "unreadable"
-    assert {entry[1] for entry in api.roll(folder())} == {"finished", "unreadable"}
+    assert {entry[1] for entry in routes.roll(folder())} == {"finished", "unreadable"}

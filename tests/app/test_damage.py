@@ -12,12 +12,13 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from app import alone, catalog
-from app.api import BASE, Desk, roll
-from app.charts import CHARTS
-from app.log import records_zip
-from app.status import folder, home_of, standing
-from app.supervisor import Supervisor, delete, note_of
+from app import catalog
+from app.charts import unimodal_gap
+from app.charts.registry import CHARTS
+from app.runs.status import folder, home_of, standing
+from app.runs.supervisor import Supervisor, delete, note_of
+from app.server.routes import BASE, Desk, roll
+from app.views.log import records_zip
 from engine.client.handle import RunHandle, lock
 from engine.core.knobs import InputError
 from engine.core.records import Bars, Curve, Matrix, Scalar, Surface
@@ -211,7 +212,7 @@ def test_a_damaged_run_is_no_companion(good, damaged):
     DATABASES["empty"](damaged)
     (damaged / "config.json").write_text("[" * 5000)
     found = catalog.load()
-    assert alone.companions(RUN, found) == {}
+    assert unimodal_gap.companions(RUN, found) == {}
     drawn = pulse(["alone", {"names": [DAMAGED]}, ""])["charts"][0]
     assert drawn["figure"] is None and "evaluated" in drawn["empty"]
 
@@ -249,7 +250,7 @@ def test_a_run_that_is_taken_up_while_it_is_cancelled_stays(monkeypatch):
 
 
 def test_notes_of_two_at_once_are_whole(damaged):
-    from app.supervisor import write_note
+    from app.runs.supervisor import write_note
 
     errors = []
 

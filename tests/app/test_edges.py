@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from app import charts
-from app.drawing import arguments
-from app.edges import noisy_edges, told, within
+from app.charts import registry
+from app.charts.request import arguments
+from app.charts.stability_edge import noisy_edges, told, within
 from app.theme import look
 from engine.core.records import Scalar
 from engine.core.stability import stability_bound
@@ -62,7 +62,7 @@ def test_lines_far_above_are_told_and_not_drawn(written):
 
 
 def test_the_sharpness_chart_draws_it(written):
-    drawing = charts.CHARTS["sharpness"].draw(written, arguments({}), LOOK)
+    drawing = registry.CHARTS["sharpness"].draw(written, arguments({}), LOOK)
     assert "stable below, with GANI" in [trace.name for trace in drawing.figure.data]
     assert "deterministic gradient" in drawing.caption
 

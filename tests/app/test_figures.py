@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from app import figures
-from app.edges import edges
+from app.charts.stability_edge import edges
 from app.figures.base import symlog, symlog_ticks
 from app.figures.curves import Line, Scale, series, smoothed
 from app.figures.marks import Mark

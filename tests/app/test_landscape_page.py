@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from app.api import Desk
-from app.charts import CHARTS, checked
+from app.charts.registry import CHARTS, checked
 from app.figures.surface import contour, surface
-from app.status import folder
+from app.runs.status import folder
+from app.server.routes import Desk
 from app.theme import look
 from engine.client.handle import lock
 from engine.client.observers import locked

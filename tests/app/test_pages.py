@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from app import live
-from app.api import Desk
-from app.status import folder
+from app.runs.status import folder
+from app.server import live
+from app.server.routes import Desk
 from engine.client.handle import lock
 from engine.store.commands import Mailbox, Measure, Note, Pause, Resume, Stop, Toggle, Tune, Watch
 from engine.store.writer import RunWriter
@@ -48,9 +48,9 @@ def begins(monkeypatch) -> list:
     """Return a list of the configurations that pages start from now on; nothing is started."""
     begun = []
     monkeypatch.setattr(
-        "app.supervisor.Supervisor.begin", lambda self, config, note="": begun.append(config) or "a-run"
+        "app.runs.supervisor.Supervisor.begin", lambda self, config, note="": begun.append(config) or "a-run"
     )
-    monkeypatch.setattr("app.shell.go", lambda page, run: None)
+    monkeypatch.setattr("app.views.shell.go", lambda page, run: None)
     return begun
 
 
@@ -285,9 +285,9 @@ def test_data_files_are_chosen_from_the_offered_folder_only(tmp_path, monkeypatc
 def test_the_form_starts_what_it_says(monkeypatch):
     begun = []
     monkeypatch.setattr(
-        "app.supervisor.Supervisor.begin", lambda self, config, note="": begun.append((config, note)) or RUN
+        "app.runs.supervisor.Supervisor.begin", lambda self, config, note="": begun.append((config, note)) or RUN
     )
-    monkeypatch.setattr("app.shell.go", lambda page, run: begun.append((page, run)))
+    monkeypatch.setattr("app.views.shell.go", lambda page, run: begun.append((page, run)))
     at = opened()
     at.selectbox(key="new-problem").set_value("planted").run()
     at.number_input(key="new-steps").set_value(123).run()
@@ -301,7 +301,7 @@ def test_the_form_starts_what_it_says(monkeypatch):
 
 
 def test_numbers_are_exported_whole(home):
-    from app.log import numbers_csv, records_zip
+    from app.views.log import numbers_csv, records_zip
 
     lines = numbers_csv(RUN).splitlines()
     assert sum(line.startswith("loss/fused,") for line in lines) == STEPS

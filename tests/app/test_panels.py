@@ -5,14 +5,16 @@ import json
 import numpy as np
 import pytest
 
-from app import catalog, charts, figures, methods
-from app.api import Desk
+from app import catalog, figures
+from app.charts import registry
+from app.charts.method_panels import LAST, MOST, panels
 from app.figures.bars import beside
 from app.figures.curves import overlay
 from app.figures.styles import styles
-from app.panels import LAST, MOST, panels
-from app.status import folder
+from app.runs.status import folder
+from app.server.routes import Desk
 from app.theme import look
+from app.views import methods
 from engine.core.records import Bars, Curve, Matrix, Scalar
 from engine.store.commands import Tune
 from engine.store.writer import RunReader, RunWriter
@@ -244,8 +246,8 @@ def test_lines_are_named_without_the_modality_that_their_title_says_and_in_the_o
     reader = RunReader(home)
 
     def legend(*names):
-        args = charts.checked("panel", {"names": list(names)})
-        return [trace.name for trace in charts.CHARTS["panel"].draw(reader, args, LOOKS[0]).figure.data]
+        args = registry.checked("panel", {"names": list(names)})
+        return [trace.name for trace in registry.CHARTS["panel"].draw(reader, args, LOOKS[0]).figure.data]
 
     assert legend("m/spectrum/image/*") == ["before", "after", "predicted", "noise"]
     both = legend("m/lines/*/after", "m/lines/*/before")
@@ -277,8 +279,8 @@ def test_growth_far_below_what_matters_is_cut_and_said(tmp_path):
     for step, value in ((STEPS, -40.0), (STEPS + 10, 0.5)):
         writer.record(step, Scalar("m/growth/image", value, draw={"within": [-1.0, 1.0]}))
     writer.close()
-    args = charts.checked("panel", {"names": ["m/growth/*"]})
-    drawing = charts.CHARTS["panel"].draw(RunReader(home), args, LOOKS[0])
+    args = registry.checked("panel", {"names": ["m/growth/*"]})
+    drawing = registry.CHARTS["panel"].draw(RunReader(home), args, LOOKS[0])
     low, high = drawing.figure.layout.yaxis.range
     assert -1.2 < low < -1 and 0.5 < high < 0.7
     assert "some values lie beyond" in drawing.caption

@@ -5,9 +5,11 @@ import json
 import pytest
 import streamlit as st
 
-from app import acknowledged, live, steering
-from app.api import Desk
-from app.status import folder, standing
+from app.runs import acknowledged
+from app.runs.status import folder, standing
+from app.server import live
+from app.server.routes import Desk
+from app.views import steering
 from engine.client.handle import RunHandle, lock
 from engine.store.commands import Mailbox, Pause, Resume, Toggle, Tune, Watch, post
 from engine.store.writer import RunWriter, create_observed

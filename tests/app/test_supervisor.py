@@ -3,9 +3,9 @@ import re
 
 import pytest
 
-from app import supervisor
-from app.status import RUN_ID, folder, standing
-from app.supervisor import Supervisor, delete, new_id, note_of, write_note
+from app.runs import supervisor
+from app.runs.status import RUN_ID, folder, standing
+from app.runs.supervisor import Supervisor, delete, new_id, note_of, write_note
 from engine.client.handle import Busy, RunHandle, lock
 from engine.core.knobs import InputError
 from engine.store.writer import RunWriter

@@ -5,8 +5,8 @@ import json
 import plotly.graph_objects as go
 import pytest
 
-from app.api import Desk
-from app.status import folder, standing
+from app.runs.status import folder, standing
+from app.server.routes import Desk
 from app.text import harmless, literal
 from engine.store.schema import Unreadable
 from tests import poison

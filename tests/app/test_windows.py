@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from app import charts
-from app.drawing import ChartError
+from app.charts import registry
+from app.charts.learning_windows import MOST, growing, windows
+from app.charts.request import ChartError
 from app.figures.curves import Line, series
 from app.theme import look
-from app.windows import MOST, growing, windows
 from engine.client.handle import RunHandle
 from engine.core.records import Curve, Scalar
 from engine.store.writer import RunWriter, create
@@ -93,17 +93,17 @@ def test_many_windows_are_lanes_alone():
 
 
 def test_a_chart_is_drawn_anew_when_a_window_may_have_moved(run):
-    args = charts.checked("series", {"names": ["imbalance/fisher_trace/*"], "shade": SHADE})
+    args = registry.checked("series", {"names": ["imbalance/fisher_trace/*"], "shade": SHADE})
     reader = run(*traces("image", 1.0, 2.0))
-    drawing = charts.CHARTS["series"].draw(reader, args, COLOURS)
+    drawing = registry.CHARTS["series"].draw(reader, args, COLOURS)
     assert "shaded: Fisher trace" in drawing.caption
     assert any(shape.y1 == 1 and (shape.x0, shape.x1) == (0, 10) for shape in drawing.figure.layout.shapes)
-    stamp = charts.CHARTS["series"].stamp(reader, args)
+    stamp = registry.CHARTS["series"].stamp(reader, args)
     curve = Curve("inforeg/traces/image", np.arange(2.0), np.ones(2), draw={"spans": [[0, 5]]})
-    assert charts.CHARTS["series"].stamp(run((20, curve)), args) != stamp
+    assert registry.CHARTS["series"].stamp(run((20, curve)), args) != stamp
 
 
 @pytest.mark.parametrize("shade", ["a", [1], ["a"] * 5, ["a\nb"]])
 def test_a_chart_takes_only_names_as_shades(shade):
     with pytest.raises(ChartError, match="shades"):
-        charts.checked("series", {"names": ["a"], "shade": shade})
+        registry.checked("series", {"names": ["a"], "shade": shade})

@@ -6,14 +6,14 @@ import time
 import numpy as np
 import pytest
 
-from app.charts import WORDY, _told
+from app.charts.labels import labels
+from app.charts.registry import WORDY, _told
 from app.figures.bars import shortened
 from app.figures.base import logarithmic
 from app.figures.curves import Line, Scale, series
 from app.figures.marks import PLACES, Mark, marking
-from app.log import troubles
-from app.naming import labels
 from app.theme import look
+from app.views.log import troubles
 from engine.core.records import Scalar
 from engine.store.reader import Event, thinned
 

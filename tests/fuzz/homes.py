@@ -16,12 +16,13 @@ from collections.abc import Callable
 from contextlib import closing, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
-from app import api, log
-from app.api import Desk
-from app.charts import CHARTS
-from app.drawing import ChartError
-from app.status import listed, standing
-from app.supervisor import Supervisor, note_of
+from app.charts.registry import CHARTS
+from app.charts.request import ChartError
+from app.runs.status import listed, standing
+from app.runs.supervisor import Supervisor, note_of
+from app.server import routes
+from app.server.routes import Desk
+from app.views import log
 from engine.__main__ import entry
 from engine.store.reader import RunReader
 from tests.fuzz.inputs import RUN, Faults, badly_said, within
@@ -137,7 +138,7 @@ def looked_at(runs: Path, home: Path, good: Path, *, thorough: bool) -> list[str
     logging.getLogger().addHandler(faults)
     try:
         sees("adopt", lambda: Supervisor(1).adopt())
-        sees("roll", lambda: {run: state for run, state, _ in api.roll(runs)}, lambda found: found[RUN] == "finished")
+        sees("roll", lambda: {run: at for run, at, _ in routes.roll(runs)}, lambda found: found[RUN] == "finished")
         sees("listed", lambda: [run for run, _ in listed(runs)], lambda found: RUN in found)
         stands = []
         sees("standing", lambda: stands.append(standing(DAMAGED, home)) or json.dumps(stands[-1].to_json()))

@@ -24,9 +24,9 @@ import numpy as np
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
-from app import api
-from app.charts import CHARTS
-from app.drawing import ChartError
+from app.charts.registry import CHARTS
+from app.charts.request import ChartError
+from app.server import routes
 from engine import config as configuration
 from engine.__main__ import _intervals, _settings
 from engine.catalog import catalog
@@ -293,7 +293,7 @@ def _posted(rng: random.Random, folder: Path, body: str) -> int:
 
 def client() -> TestClient:
     """Return a client of the server's own routes."""
-    return TestClient(Starlette(routes=api.routes()), base_url="http://localhost", raise_server_exceptions=False)
+    return TestClient(Starlette(routes=routes.routes()), base_url="http://localhost", raise_server_exceptions=False)
 
 
 class Faults(logging.Handler):
@@ -343,7 +343,7 @@ def requests(rng: random.Random, folder: Path, served: TestClient, home: Path) -
         faults = Faults()
         logging.getLogger().addHandler(faults)
         try:
-            answer = served.get(f"{api.BASE}/pulse?{query}")
+            answer = served.get(f"{routes.BASE}/pulse?{query}")
         finally:
             logging.getLogger().removeHandler(faults)
         assert answer.status_code < 500, f"{answer.status_code} for {charts[:200]}"

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from app.status import folder
+from app.runs.status import folder
 from engine.client.handle import RunHandle
 from engine.store.writer import RunReader, RunWriter, create_observed
 from tests.fixture_run import write_run

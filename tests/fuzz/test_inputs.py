@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.status import folder
+from app.runs.status import folder
 from tests.fixture_run import write_run
 from tests.fuzz import inputs
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from app.naming import matching, ranked
+from app.charts.labels import matching, ranked
 from app.theme import Look
 
 GROWTH = 0.04

@@ -15,8 +15,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from app import limits
-from app.status import folder, home_of, listed
+from app.runs import limits
+from app.runs.status import folder, home_of, listed
 from engine.client.handle import RunHandle, lock
 from engine.client.observers import dismissed
 from engine.config import read

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from app.drawing import Drawing
+from app.charts.labels import matching
+from app.charts.queries import said
+from app.charts.request import Drawing
 from app.figures.singular import Spectrum, ranked
-from app.naming import matching
-from app.reading import said
 from app.theme import Look
 
 STYLES: dict[str, dict[str, Any]] = {

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from app.drawing import Drawing
+from app.charts.labels import matching
+from app.charts.queries import ERRORS, about, located, marks, own_from, recorded, said
+from app.charts.request import Drawing
 from app.figures.bars import bars
 from app.figures.base import short
 from app.figures.curves import Line, Scale, series
 from app.figures.spectrum import density, top
 from app.figures.styles import hue
-from app.naming import matching
-from app.reading import ERRORS, about, located, marks, own_from, recorded, said
 from app.theme import Look
 from engine.core.records import Bars
 

@@ -24,11 +24,11 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from app import catalog
-from app.acknowledged import controls
-from app.charts import CHARTS, checked
-from app.drawing import ChartError, Drawing
-from app.status import DEAD, Standing, folder, home_of, listed, standing, tag
-from app.tails import Tails
+from app.charts.registry import CHARTS, checked
+from app.charts.request import ChartError, Drawing
+from app.charts.series_cache import Tails
+from app.runs.acknowledged import controls
+from app.runs.status import DEAD, Standing, folder, home_of, listed, standing, tag
 from app.text import harmless
 from app.theme import Look, look
 from engine.core.knobs import InputError, sentence

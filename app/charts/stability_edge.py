@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from app.charts.labels import matching
 from app.figures.base import short
 from app.figures.curves import Line
-from app.naming import matching
 from app.theme import Look
 from engine.core.stability import edge_of_stability, stability_bound
 

@@ -7,18 +7,20 @@ from typing import Any
 
 import streamlit as st
 
-from app import catalog, live, steering
-from app.acknowledged import why
-from app.naming import spoken as words
-from app.status import Standing, folder, home_of, listed, origin, standing
-from app.supervisor import note_of
+from app import catalog
+from app.charts.labels import spoken as words
+from app.runs.acknowledged import why
+from app.runs.status import Standing, folder, home_of, listed, origin, standing
+from app.runs.supervisor import note_of
+from app.server import live
 from app.text import literal
+from app.views import steering
 from engine.client.handle import RunHandle
 from engine.config import read
 from engine.core.knobs import InputError
 from engine.store.writer import RunReader
 
-PAGES = Path(__file__).resolve().parents[1] / "pages"
+PAGES = Path(__file__).resolve().parents[2] / "pages"
 NEWEST = 200
 """Runs offered in the picker."""
 COMPARED = 60

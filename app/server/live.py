@@ -11,11 +11,11 @@ from typing import Any
 
 import streamlit as st
 
-from app import api
-from app.acknowledged import controls
-from app.charts import CHARTS, checked
+from app.charts.registry import CHARTS, checked
 from app.figures.base import HEIGHT
-from app.status import Standing, folder
+from app.runs.acknowledged import controls
+from app.runs.status import Standing, folder
+from app.server import routes
 from app.text import literal
 from engine.store.writer import RunReader
 
@@ -148,13 +148,13 @@ def _watching(data: dict[str, Any], key: str) -> bool:
 
 
 def _scripts() -> dict[str, str]:
-    return {"script": api.live_path(), "plotly": api.plotly_path(), "base": api.BASE}
+    return {"script": routes.live_path(), "plotly": routes.plotly_path(), "base": routes.BASE}
 
 
 def _plain(run: str, name: str, args: dict[str, Any], *, key: str, title: str, height: int) -> None:
     """Draw a chart without the component: no live updates, zoom lost when the page is drawn again."""
     reader = RunReader(folder() / run)
-    drawing = CHARTS[name].draw(reader, args, api.looks(reader, dark()))
+    drawing = CHARTS[name].draw(reader, args, routes.looks(reader, dark()))
     with st.container(key=f"{key}-plain"):
         if title:
             st.markdown(f"**{literal(title)}**")

@@ -8,10 +8,12 @@ from typing import Any
 
 import streamlit as st
 
-from app import catalog, controls, live, shell, steering
-from app.acknowledged import ready
-from app.panels import LAST, Panel, panels
+from app import catalog
+from app.charts.method_panels import LAST, Panel, panels
+from app.runs.acknowledged import ready
+from app.server import live
 from app.text import literal
+from app.views import controls, shell, steering
 
 
 def choice(entries: Sequence[Mapping[str, Any]], on: Sequence[str]) -> Mapping[str, Any]:

@@ -9,12 +9,12 @@ from typing import Any
 
 import streamlit as st
 
-from app import live
-from app.acknowledged import measurable
-from app.progress import USUAL
-from app.status import folder, home_of, sentence, standing
-from app.steering import interval, measure, send, widget
+from app.runs.acknowledged import measurable
+from app.runs.progress import USUAL
+from app.runs.status import folder, home_of, sentence, standing
+from app.server import live
 from app.text import literal
+from app.views.steering import interval, measure, send, widget
 from engine.store.commands import Cancel, Measure, Note
 
 

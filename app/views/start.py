@@ -8,11 +8,15 @@ from typing import Any
 
 import streamlit as st
 
-from app import alone, catalog, controls, limits, live, shell, steering
-from app.api import roll
-from app.status import ALIVE, DEAD, WORDS, branches, folder, home_of, listed, origin, standing, tag
-from app.supervisor import delete, write_note
+from app import catalog
+from app.charts import unimodal_gap
+from app.runs import limits
+from app.runs.status import ALIVE, DEAD, WORDS, branches, folder, home_of, listed, origin, standing, tag
+from app.runs.supervisor import delete, write_note
+from app.server import live
+from app.server.routes import roll
 from app.text import literal
+from app.views import controls, shell, steering
 from engine.config import RunConfig, validated
 from engine.core.knobs import InputError
 
@@ -251,7 +255,7 @@ def begin(config: Mapping[str, Any], catalogue: Mapping[str, Any], *, note: str 
 
 def heads(run: str) -> None:
     """Of a run that has one loss say what that leaves empty, and offer the run that has a loss for each modality."""
-    config = alone.with_heads(run, shell.catalogue())
+    config = unimodal_gap.with_heads(run, shell.catalogue())
     if config is None:
         return
     with st.container(horizontal=True, vertical_alignment="center", gap="small", key="with-heads"):

@@ -18,10 +18,11 @@ from typing import Any
 
 import streamlit as st
 
-from app import catalog, live
-from app.acknowledged import already, measurable, ready
-from app.status import ALIVE, DEAD, Standing, folder, home_of, sentence, standing
-from app.supervisor import Supervisor
+from app import catalog
+from app.runs.acknowledged import already, measurable, ready
+from app.runs.status import ALIVE, DEAD, Standing, folder, home_of, sentence, standing
+from app.runs.supervisor import Supervisor
+from app.server import live
 from app.text import literal
 from engine.client.forks import new_id, planned
 from engine.client.handle import RunHandle

@@ -12,17 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from app import against, alone, catalog, curvature, figures, landscapes, spectra, windows
-from app.drawing import Chart, ChartError, Drawing, arguments
-from app.edges import edges, noisy_edges, told, within
-from app.figures.bars import beside
-from app.figures.curves import Line, Scale, history, named_values, overlay, series
-from app.figures.pipeline import POINTS_IN_ORDER, pipeline
-from app.figures.spectrum import density, sharpness, top
-from app.figures.styles import in_order, styles
-from app.figures.surface import surface
-from app.naming import colours, matching, named, part_of, ranked
-from app.reading import (
+from app import catalog, figures
+from app.charts import curvature, landscapes, learning_windows, scatter, spectra, unimodal_gap
+from app.charts.labels import colours, matching, named, part_of, ranked
+from app.charts.queries import (
     ERRORS,
     POINTS,
     about,
@@ -36,6 +29,14 @@ from app.reading import (
     recorded,
     said,
 )
+from app.charts.request import Chart, ChartError, Drawing, arguments
+from app.charts.stability_edge import edges, noisy_edges, told, within
+from app.figures.bars import beside
+from app.figures.curves import Line, Scale, history, named_values, overlay, series
+from app.figures.pipeline import POINTS_IN_ORDER, pipeline
+from app.figures.spectrum import density, sharpness, top
+from app.figures.styles import in_order, styles
+from app.figures.surface import surface
 from app.theme import Look
 
 FAR = 4.0
@@ -74,7 +75,7 @@ def _series(reader, args, look) -> Drawing:
     told = dict.fromkeys(pair for draw in asked.values() for pair in named_values(draw.get("levels"), scale.ylog))
     levels += [(value, text) for text, value in told]
     y = args["y"] or next((draw["y"] for draw in asked.values() if draw.get("y")), "")
-    shades, seen = windows.windows(reader, args["shade"], look, catalog.titles())
+    shades, seen = learning_windows.windows(reader, args["shade"], look, catalog.titles())
     bands = [(shade.spans, shade.colour) for shade in shades]
     figure = series(beside + lines, look, scale=scale, y=y, marks=marks(reader, look), levels=levels, bands=bands)
     within = None if scale.ylog else next((draw["within"] for draw in asked.values() if draw.get("within")), None)
@@ -284,8 +285,8 @@ CHARTS: dict[str, Chart] = {
     "barriers": Chart(landscapes.barriers, moving, ("scalar",)),
     "between": Chart(landscapes.plane, measured, ("surface",)),
     "spectrum": Chart(spectra.spectrum, spectra.stamp, ("curve",)),
-    "alone": Chart(alone.gap, alone.stamp),
-    "against": Chart(against.against, moving, ("scalar",)),
+    "alone": Chart(unimodal_gap.gap, unimodal_gap.stamp),
+    "against": Chart(scatter.against, moving, ("scalar",)),
     "pipeline": Chart(_pipeline, lambda reader, args: (sorted(reader.meta("methods", {}) or {}), catalog.titles())),
 }
 """Name of a chart to how it is drawn, by what it is drawn anew, and the kinds of record that it draws."""

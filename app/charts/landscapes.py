@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from app.drawing import Drawing
+from app.charts.labels import matching, named, spoken
+from app.charts.queries import located, marks, recorded, said
+from app.charts.request import Drawing
 from app.figures.around import barrier
 from app.figures.curves import overlay, series
 from app.figures.surface import contour, surface
-from app.naming import matching, named, spoken
-from app.reading import located, marks, recorded, said
 from app.theme import Look
 from engine.core.records import Record
 

@@ -13,9 +13,11 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from app import catalog, controls, live, shell
-from app.status import folder, sentence
+from app import catalog
+from app.runs.status import folder, sentence
+from app.server import live
 from app.text import literal
+from app.views import controls, shell
 from engine.config import read
 from engine.core.knobs import InputError
 from engine.store.export import file_of

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from app import progress
+from app.runs import progress
 from engine.client.handle import OVER, RUN_ID, UNREADABLE, RunHandle, Status, runs, runs_folder
 from engine.core.knobs import InputError
 from engine.store.home import kept_steps

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from app.drawing import Drawing
+from app.charts.queries import recorded
+from app.charts.request import Drawing
 from app.figures.base import blank, numbers
-from app.reading import recorded
 from app.theme import Look
 
 FEWEST = 3

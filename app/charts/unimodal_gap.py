@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from app.drawing import Drawing
+from app.charts.labels import spoken
+from app.charts.queries import POINTS, marked, marks
+from app.charts.request import Drawing
 from app.figures.curves import Line, series
-from app.naming import spoken
-from app.reading import POINTS, marked, marks
-from app.status import folder, home_of, listed
+from app.runs.status import folder, home_of, listed
 from app.theme import Look
 from engine.client.handle import UNREADABLE, RunHandle
 from engine.config import RunConfig, read, resolved

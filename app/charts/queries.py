@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from app import catalog, windows
+from app import catalog
+from app.charts import learning_windows
+from app.charts.labels import matching
 from app.figures.curves import Line
 from app.figures.marks import Mark
-from app.naming import matching
-from app.status import sentence
+from app.runs.status import sentence
 from app.theme import Look
 from engine.core.knobs import InputError
 from engine.store.lineage import fork_of, parent_of
@@ -162,7 +163,7 @@ def moving(reader, args) -> Any:
             ends += _ends(other, names)
         except InputError:  # drawn without it, too
             other = None
-    return ends, marked(reader), windows.stamp(reader, args["shade"])
+    return ends, marked(reader), learning_windows.stamp(reader, args["shade"])
 
 
 def _ends(reader, names: Sequence[str]) -> list[tuple[str, int]]:

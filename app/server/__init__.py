@@ -1,0 +1,1 @@
+"""What the server answers, whom it answers, and the one live component."""
