@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.client.launch import stamp
-from engine.core.knobs import InputError
+from engine.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 LOOK_AGAIN = 5.0

@@ -19,7 +19,7 @@ if str(ROOT) not in sys.path:
 
 from app.text import literal  # noqa: E402
 from app.views import shell  # noqa: E402  the root has to be on the path first
-from engine.core.knobs import InputError  # noqa: E402
+from engine.errors import InputError  # noqa: E402
 
 
 @cache

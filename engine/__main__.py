@@ -17,7 +17,7 @@ import click
 from engine import config as configuration
 from engine.client.handle import UNREADABLE, Busy, runs, runs_folder
 from engine.config import RunConfig
-from engine.core.knobs import InputError, sentence, shown
+from engine.errors import InputError, sentence, shown
 from engine.runtime import streams
 from engine.store.files import brief
 from engine.store.home import Gone

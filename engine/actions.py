@@ -20,8 +20,9 @@ from engine.client.forks import new_id, planned
 from engine.client.handle import mailbox
 from engine.client.observers import locked
 from engine.config import MOST_STEPS, RunConfig, read, validated
-from engine.core.knobs import InputError, checked
+from engine.core.knobs import checked
 from engine.core.records import Record
+from engine.errors import InputError
 from engine.runtime import checkpoint
 from engine.runtime.fork import first_training, made, vacant
 from engine.runtime.loop import Run

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from engine.core.knobs import InputError, checked, knob, nearest, shown
+from engine.core.knobs import checked, knob
 from engine.core.needs import met
+from engine.errors import InputError, nearest, shown
 from engine.store.files import brief, fits, text_of, value_of
 from engine.store.lineage import FORK
 

@@ -7,7 +7,7 @@ import inspect
 import pkgutil
 from functools import cache
 
-from engine.core.knobs import InputError, nearest
+from engine.errors import InputError, nearest
 
 
 @cache

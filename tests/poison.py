@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from app.runs.supervisor import write_note
-from engine.core.knobs import InputError
+from engine.errors import InputError
 from engine.store.commands import Note, Toggle, Tune
 from engine.store.writer import RunWriter
 from tests.homes import small, trained

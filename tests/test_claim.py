@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 
 from engine.client.summary import summary
-from engine.core.knobs import InputError
 from engine.core.lesson import Lesson
+from engine.errors import InputError
 from engine.runtime import claims
 from tests.homes import SMALL
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.core.knobs import InputError
+from engine.errors import InputError
 from engine.store.commands import (
     COMMANDS,
     Cancel,

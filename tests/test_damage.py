@@ -18,7 +18,7 @@ from engine import __main__ as program
 from engine import actions
 from engine.client.handle import Busy, RunHandle, runs
 from engine.config import DEFAULTS
-from engine.core.knobs import InputError
+from engine.errors import InputError
 from engine.store.home import founded, lock
 from engine.store.reader import RunReader
 from engine.store.writer import RunWriter

@@ -9,7 +9,7 @@ from engine import config as configuration
 from engine.actions import probe, replay, resume, run_prepared
 from engine.catalog import catalog
 from engine.config import DEFAULTS, RunConfig, read, resolved, validated
-from engine.core.knobs import InputError
+from engine.errors import InputError
 from engine.runtime.session import Training
 from engine.store.home import founded
 from engine.store.writer import create

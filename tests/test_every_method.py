@@ -7,9 +7,9 @@ import psutil
 import pytest
 import torch
 
-from engine.core.knobs import InputError
 from engine.core.method import Method
 from engine.core.problem import Batch
+from engine.errors import InputError
 from engine.registry import discover
 from engine.runtime.loop import Run
 from engine.store.writer import RunReader, create

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from engine.core.knobs import InputError
 from engine.core.records import KINDS, Bars, Curve, Matrix, Scalar, Surface
+from engine.errors import InputError
 from engine.store.export import COLUMNS, export
 from engine.store.writer import RunWriter, create
 

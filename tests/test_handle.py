@@ -25,7 +25,7 @@ from engine.client.handle import (
     runs_folder,
 )
 from engine.config import DEFAULTS, RunConfig
-from engine.core.knobs import InputError
+from engine.errors import InputError
 from engine.store.commands import Note, Pause, Toggle
 from engine.store.writer import RunReader, RunWriter, create
 from tests.homes import wait_for

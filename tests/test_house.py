@@ -13,13 +13,21 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted(p for folder in ("engine", "app", "pages") for p in (ROOT / folder).rglob("*.py"))
 STANDARD = set(sys.stdlib_module_names)
 ARRAYS = {"torch", "numpy", "scipy"}
-PLAIN = {f"engine.core.{m}" for m in ("knobs", "needs", "records", "stability")}
+PLAIN = {f"engine.core.{m}" for m in ("knobs", "needs", "records", "stability")} | {"engine.errors"}
 """The torch-free part of the core."""
 FILES = {"engine.config", "engine.store"} | PLAIN
 """What reads and writes the files of a run, free of torch."""
 CLIENT = {"engine.client"} | FILES
 """What the dashboard may use."""
-CORE = {"engine.core", "engine.maths", "engine.networks", "engine.data", "engine.store.archive", "engine.store.files"}
+CORE = {
+    "engine.errors",
+    "engine.core",
+    "engine.maths",
+    "engine.networks",
+    "engine.data",
+    "engine.store.archive",
+    "engine.store.files",
+}
 PLUG_INS = ("methods", "probes", "problems", "lessons")
 
 
@@ -44,6 +52,7 @@ def allowed(path: Path) -> set[str] | None:
     if name == "engine.maths":  # neither records nor views
         return ARRAYS | {
             "engine.maths",
+            "engine.errors",
             *(f"engine.core.{m}" for m in ("knobs", "needs", "stability", "layout", "rng")),
         }
     if name == "engine.reports":

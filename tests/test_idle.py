@@ -7,9 +7,9 @@ import torch
 
 from engine.catalog import catalog
 from engine.config import RunConfig, validated
-from engine.core.knobs import InputError
 from engine.core.method import Method
 from engine.core.needs import PATIENCE
+from engine.errors import InputError
 from engine.registry import discover
 from engine.runtime.session import Training, deterministic
 from tests.methods.several import data_file, training

@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from engine.core.knobs import InputError
+from engine.errors import InputError
 from engine.runtime.schedule import Schedule
 from engine.store.commands import Cancel, Measure, Pace, Stop, Watch, post
 from engine.store.writer import RunReader

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from engine.core.knobs import InputError, checked
+from engine.core.knobs import checked
 from engine.core.method import POINTS, Method, MethodConflict, Stack, knob
 from engine.core.rng import Rng
 from engine.core.step import train_step
+from engine.errors import InputError
 from engine.registry import discover
 from tests import tiny
 

@@ -8,8 +8,8 @@ import pytest
 from engine import config as configuration
 from engine.catalog import catalog
 from engine.config import RunConfig, resolved, validated
-from engine.core.knobs import InputError
 from engine.core.needs import Unmet
+from engine.errors import InputError
 from engine.runtime.session import Training
 from tests.homes import said, small
 

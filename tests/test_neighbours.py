@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from engine.actions import probe
-from engine.core.knobs import InputError
+from engine.errors import InputError
 from engine.runtime.other_runs import neighbour
 from engine.store.writer import RunReader
 from tests.homes import small, trained

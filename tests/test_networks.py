@@ -8,10 +8,10 @@ import torch
 
 from engine import networks
 from engine.core import objectives
-from engine.core.knobs import InputError
 from engine.core.problem import Multimodal
 from engine.core.rng import Rng
 from engine.data.dataset import Dataset
+from engine.errors import InputError
 
 FAMILIES = {"vector": "mlp", "image": "cnn", "sequence": "sequence", "tokens": "tokens"}
 

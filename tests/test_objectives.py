@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from engine.core.knobs import InputError
 from engine.core.objectives import build
 from engine.data.dataset import Dataset
+from engine.errors import InputError
 from engine.maths.features.contrastive import info_nce, normalised, recall_at
 
 

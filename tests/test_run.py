@@ -7,7 +7,7 @@ import torch
 
 from engine.actions import probe, replay, resume
 from engine.client.handle import RunHandle
-from engine.core.knobs import InputError
+from engine.errors import InputError
 from engine.methods.gani import Gani
 from engine.runtime import checkpoint
 from engine.runtime.loop import Run

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.core.knobs import InputError
 from engine.core.records import Bars, Curve, Matrix, Scalar, Surface
+from engine.errors import InputError
 from engine.store import writer as store
 from engine.store.writer import RunReader, RunWriter, create, thinned
 

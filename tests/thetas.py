@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 from engine.config import RunConfig
-from engine.core.knobs import InputError
 from engine.core.method import Method
 from engine.data.dataset import Source
+from engine.errors import InputError
 from engine.registry import discover
 from engine.runtime.session import Training
 

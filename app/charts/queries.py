@@ -18,7 +18,7 @@ from app.figures.curves import Line
 from app.figures.marks import Mark
 from app.runs.status import sentence
 from app.theme import Look
-from engine.core.knobs import InputError
+from engine.errors import InputError
 from engine.store.lineage import fork_of, parent_of
 from engine.store.reader import RunReader, thinned
 

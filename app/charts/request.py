@@ -14,7 +14,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from app.theme import Look
-from engine.core.knobs import InputError
+from engine.errors import InputError
 
 _NAME = re.compile(r"[^<>\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,180}")
 """A record's name, or a pattern of names: whatever can be written on a line, but no markup."""

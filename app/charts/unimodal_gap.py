@@ -22,7 +22,7 @@ from app.runs.status import folder, home_of, listed
 from app.theme import Look
 from engine.client.handle import UNREADABLE, RunHandle
 from engine.config import RunConfig, read, resolved
-from engine.core.knobs import InputError
+from engine.errors import InputError
 from engine.store.writer import RunReader
 
 NEWEST = 200

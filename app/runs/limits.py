@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from engine.config import RunSettings
-from engine.core.knobs import InputError
+from engine.errors import InputError
 
 MIB = 2**20
 _COPIES = 12

@@ -12,7 +12,7 @@ from typing import Any
 
 from app.runs import progress
 from engine.client.handle import OVER, RUN_ID, UNREADABLE, RunHandle, Status, runs, runs_folder
-from engine.core.knobs import InputError
+from engine.errors import InputError
 from engine.store.home import kept_steps
 from engine.store.lineage import fork_of
 from engine.store.reader import RunReader

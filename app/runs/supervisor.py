@@ -20,7 +20,7 @@ from app.runs.status import folder, home_of, listed
 from engine.client.handle import RunHandle, lock
 from engine.client.observers import dismissed
 from engine.config import read
-from engine.core.knobs import InputError
+from engine.errors import InputError
 from engine.store.files import brief, text_of
 from engine.store.lineage import fork_of
 

@@ -31,7 +31,7 @@ from app.runs.acknowledged import controls
 from app.runs.status import DEAD, Standing, folder, home_of, listed, standing, tag
 from app.text import harmless
 from app.theme import Look, look
-from engine.core.knobs import InputError, sentence
+from engine.errors import InputError, sentence
 from engine.store.files import brief, value_of
 from engine.store.writer import RunReader
 

@@ -19,7 +19,7 @@ from app.server import live
 from app.text import literal
 from app.views import controls, shell
 from engine.config import read
-from engine.core.knobs import InputError
+from engine.errors import InputError
 from engine.store.export import file_of
 from engine.store.files import brief, opened, text_of, value_of
 

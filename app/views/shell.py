@@ -17,7 +17,7 @@ from app.text import literal
 from app.views import steering
 from engine.client.handle import RunHandle
 from engine.config import read
-from engine.core.knobs import InputError
+from engine.errors import InputError
 from engine.store.writer import RunReader
 
 PAGES = Path(__file__).resolve().parents[2] / "pages"

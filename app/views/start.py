@@ -18,7 +18,7 @@ from app.server.routes import roll
 from app.text import literal
 from app.views import controls, shell, steering
 from engine.config import RunConfig, validated
-from engine.core.knobs import InputError
+from engine.errors import InputError
 
 COLOURS = {
     "running": "green",

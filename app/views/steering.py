@@ -26,7 +26,7 @@ from app.server import live
 from app.text import literal
 from engine.client.forks import new_id, planned
 from engine.client.handle import RunHandle
-from engine.core.knobs import InputError
+from engine.errors import InputError
 from engine.store.commands import Cancel, Command, Measure, Pace, Pause, Resume, Stop, Toggle, Tune, Watch, from_json
 
 MOST = 100

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.config import RunConfig, read, resolved, settings_known, validated
-from engine.core.knobs import InputError, checked, nearest, shown
+from engine.core.knobs import checked
+from engine.errors import InputError, nearest, shown
 from engine.store.commands import Pace, Toggle, Tune, Watch, from_json
 from engine.store.files import whole
 from engine.store.home import kept_steps

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from engine.client.launch import PROGRAM, Launched, launched
 from engine.client.observers import beside, observed_now, started
-from engine.core.knobs import InputError
+from engine.errors import InputError
 from engine.store import commands, pulse
 from engine.store.commands import Command, Mailbox, set_meta
 from engine.store.files import brief, opened, text_of, value_of

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from engine.client.handle import UNREADABLE, RunHandle
-from engine.core.knobs import InputError
+from engine.errors import InputError
 from engine.store.lineage import fork_of
 from engine.store.reader import RunReader
 

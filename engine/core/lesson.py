@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from engine.core.knobs import InputError
+from engine.errors import InputError
 
 
 def last(name: str) -> Callable[[Mapping[str, float]], float]:

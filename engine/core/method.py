@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from engine.core.knobs import InputError, checked, describe, knob
+from engine.core.knobs import checked, describe, knob
 from engine.core.needs import Need
 from engine.core.records import Record
+from engine.errors import InputError
 
 __all__ = ["POINTS", "Method", "MethodConflict", "Stack", "knob"]
 

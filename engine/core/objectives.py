@@ -7,8 +7,8 @@ from itertools import combinations
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.core.knobs import InputError
 from engine.data.dataset import Dataset
+from engine.errors import InputError
 from engine.maths.features.contrastive import info_nce, matching, recall_at, similarity
 
 OBJECTIVES = ("auto", "cross_entropy", "squared_error", "info_nce")

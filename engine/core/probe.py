@@ -9,13 +9,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from engine.core.knobs import InputError, describe, knob
+from engine.core.knobs import describe, knob
 from engine.core.method import Stack
 from engine.core.optimizer import Optimizer
 from engine.core.problem import Problem
 from engine.core.records import Bars, Curve, Matrix, Record, Scalar, Surface
 from engine.core.rng import Rng
 from engine.core.step import View
+from engine.errors import InputError
 from engine.maths.landscape.evaluate import Losses
 
 __all__ = ["Bars", "Curve", "Matrix", "Probe", "Record", "Scalar", "Snapshot", "Surface", "knob"]

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.core.knobs import InputError
 from engine.core.method import Stack
 from engine.core.optimizer import Optimizer, Rate
 from engine.core.problem import Batch, Problem
 from engine.core.rng import Rng
+from engine.errors import InputError
 
 
 @dataclass(frozen=True)

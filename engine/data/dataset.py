@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from engine.core.knobs import InputError, assigned, nearest
+from engine.core.knobs import assigned
 from engine.core.problem import Batch
 from engine.core.rng import Rng
+from engine.errors import InputError, nearest
 
 PARTS = ("train", "val", "test")
 """Names of the parts, at the number that `split` uses for each."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.core.knobs import InputError
+from engine.errors import InputError
 from engine.store.archive import arrays_of
 from engine.store.files import opened
 

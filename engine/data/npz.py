@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from engine.core.knobs import InputError, nearest, shown
 from engine.core.rng import Rng
 from engine.data.dataset import PARTS, Dataset
+from engine.errors import InputError, nearest, shown
 from engine.store.archive import Archive
 from engine.store.files import brief, opened, value_of
 

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtr
 
-from engine.core.knobs import InputError, knob
+from engine.core.knobs import knob
 from engine.core.rng import Rng
 from engine.data.dataset import Dataset
+from engine.errors import InputError
 
 NAMES = ("vision", "audio", "text", "touch", "depth", "motion", "radar", "sonar", "thermal", "scent")
 """Names of the modalities, in the order of the knob `unique`."""

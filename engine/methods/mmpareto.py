@@ -31,11 +31,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.core.knobs import InputError
 from engine.core.method import Method, knob
 from engine.core.needs import Need
 from engine.core.records import Record, Scalar
 from engine.core.step import View
+from engine.errors import InputError
 from engine.maths.gradients.angles import cosine
 from engine.maths.modalities.unimodal import columns, encoder, places
 

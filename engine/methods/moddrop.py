@@ -36,11 +36,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.core.knobs import InputError, assigned
+from engine.core.knobs import assigned
 from engine.core.method import Method, knob
 from engine.core.needs import Need
 from engine.core.records import Bars, Record, Scalar
 from engine.core.step import View
+from engine.errors import InputError
 
 
 def kept(uniform: Tensor, rates: Tensor, rescue: str) -> Tensor:

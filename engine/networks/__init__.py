@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.core.knobs import InputError
 from engine.data.dataset import Dataset
+from engine.errors import InputError
 from engine.networks.cnn import Cnn
 from engine.networks.fusion import FUSIONS, Pairs, Trunk
 from engine.networks.mlp import Mlp

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.core.knobs import InputError
+from engine.errors import InputError
 
 
 class Concat(nn.Module):

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.core.knobs import InputError
 from engine.core.probe import Neighbour, Probe, Record, Scalar, Snapshot, knob
 from engine.core.problem import Batch
+from engine.errors import InputError
 from engine.maths.landscape.directions import direction_pair
 from engine.maths.landscape.evaluate import at_once
 from engine.maths.landscape.slices import axis_over, line, refine, rise

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.core.knobs import InputError
 from engine.core.probe import Probe, Record, Snapshot, knob
+from engine.errors import InputError
 from engine.maths.landscape.directions import Parts, curved_pair, direction_pair, downhill_pair, principal_pair
 from engine.maths.landscape.evaluate import at_once
 from engine.maths.landscape.slices import axis_over, line, refine

@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.core.knobs import InputError
 from engine.core.probe import Matrix, Probe, Record, Scalar, Snapshot, knob
 from engine.core.problem import Batch
+from engine.errors import InputError
 from engine.maths.features.reconstruction import FEWEST, Sources, explained
 from engine.maths.progress import tracked
 

@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.core.knobs import InputError
 from engine.core.probe import Bars, Curve, Matrix, Probe, Record, Scalar, Snapshot, knob, several
 from engine.core.problem import Batch
+from engine.errors import InputError
 from engine.maths.modalities import robustness
 from engine.maths.progress import tracked
 

@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.core.knobs import InputError
 from engine.core.probe import Curve, Probe, Record, Scalar, Snapshot, knob
 from engine.core.problem import Batch
 from engine.core.step import View
+from engine.errors import InputError
 from engine.maths.features import feature_noise as noise
 from engine.maths.features import singular_values as maths
 from engine.maths.features.contrastive import normalised

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.core.knobs import InputError
 from engine.core.probe import Probe, Record, Scalar, Snapshot, knob
+from engine.errors import InputError
 from engine.maths.curvature.batch_chunks import cut
 from engine.maths.curvature.hessian_spectrum import top_eigenpairs
 from engine.reports.spectrum import About

@@ -25,8 +25,8 @@ from engine.catalog import catalog
 from engine.client.handle import ROOT, RunHandle
 from engine.client.summary import numbers, summary
 from engine.config import RunConfig, validated
-from engine.core.knobs import InputError
 from engine.core.lesson import Lesson
+from engine.errors import InputError
 from engine.registry import named
 from engine.store.reader import RunReader
 

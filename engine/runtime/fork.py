@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from engine.config import RunConfig
-from engine.core.knobs import InputError
+from engine.errors import InputError
 from engine.runtime.loop import Run
 from engine.runtime.replay import branch
 from engine.runtime.session import Training

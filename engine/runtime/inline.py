@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from engine.core.knobs import InputError
 from engine.core.probe import Probe
+from engine.errors import InputError
 from engine.maths.progress import listening
 from engine.registry import named
 from engine.runtime.schedule import Schedule

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from engine.core.knobs import InputError
 from engine.core.probe import Probe, Record
+from engine.errors import InputError
 from engine.maths.progress import listening
 from engine.registry import named
 from engine.runtime.inline import Cancelled, broken

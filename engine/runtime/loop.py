@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.client.observers import Observers
-from engine.core.knobs import InputError
 from engine.core.step_scalars import StepScalars
+from engine.errors import InputError
 from engine.runtime import checkpoint
 from engine.runtime.description import described, methods_described
 from engine.runtime.inline import Cancelled, Measuring

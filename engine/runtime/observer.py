@@ -17,8 +17,8 @@ from typing import Any
 from engine.catalog import catalog
 from engine.client.observers import locked
 from engine.config import read, validated
-from engine.core.knobs import InputError
 from engine.core.probe import Record
+from engine.errors import InputError
 from engine.runtime import checkpoint, snapshots
 from engine.runtime.inline import preferred
 from engine.runtime.jobs import Bench, Job, rank

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from engine.client.handle import RUN_ID
 from engine.config import RunConfig, read
-from engine.core.knobs import InputError
 from engine.core.layout import Layout
 from engine.core.probe import Neighbour
+from engine.errors import InputError
 from engine.runtime import checkpoint
 from engine.store.writer import RunReader
 

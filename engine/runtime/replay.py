@@ -10,7 +10,7 @@ import torch
 
 from engine.catalog import catalog
 from engine.config import read, validated
-from engine.core.knobs import InputError
+from engine.errors import InputError
 from engine.runtime import checkpoint
 from engine.runtime.session import Training
 from engine.store.commands import Command, from_json

@@ -22,7 +22,7 @@ from engine import networks
 from engine.catalog import catalog
 from engine.config import RunConfig, RunSettings, resolved
 from engine.core import objectives
-from engine.core.knobs import InputError, checked, describe
+from engine.core.knobs import checked, describe
 from engine.core.method import Method, Stack
 from engine.core.optimizer import Optimizer, Settings
 from engine.core.probe import Probe, Snapshot
@@ -31,6 +31,7 @@ from engine.core.rng import Rng
 from engine.core.step import State, View, looked, train_step
 from engine.data import npz
 from engine.data.dataset import Dataset, Source, corrupted, mislabelled, restricted
+from engine.errors import InputError
 from engine.registry import named
 from engine.runtime.other_runs import neighbour
 from engine.runtime.path_history import kept

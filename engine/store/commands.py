@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from engine.core.knobs import InputError, nearest, shown
+from engine.errors import InputError, nearest, shown
 from engine.store.database import readonly
 from engine.store.files import brief, value_of
 from engine.store.schema import facts

@@ -10,8 +10,8 @@ from urllib.parse import quote
 
 import numpy as np
 
-from engine.core.knobs import InputError
 from engine.core.records import Bars, Curve, Matrix, Record, Scalar, Surface
+from engine.errors import InputError
 from engine.store.files import brief
 from engine.store.schema import Unreadable
 from engine.store.writer import RunReader

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from engine.config import DEFAULTS
-from engine.core.knobs import InputError
+from engine.errors import InputError
 from engine.store.files import brief, opened, regular
 from engine.store.schema import Unreadable
 from engine.store.writer import create

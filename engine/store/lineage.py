@@ -22,7 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from engine.core.knobs import InputError, shown
+from engine.errors import InputError, shown
 from engine.store.database import Source, readonly
 from engine.store.files import fits, text_of, value_of, whole
 

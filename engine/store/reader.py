@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from engine.core.knobs import InputError, shown
 from engine.core.records import Record
+from engine.errors import InputError, shown
 from engine.store import schema
 from engine.store.database import Source
 from engine.store.files import brief, moment, whole

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from engine.core.knobs import InputError, shown
 from engine.core.records import KINDS, Record
+from engine.errors import InputError, shown
 from engine.store.archive import arrays_of
 from engine.store.files import anything, brief, finite, fits, misfit, moment, number, value_of, whole
 

@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from engine.core.knobs import InputError
 from engine.core.records import Record, Scalar
+from engine.errors import InputError
 from engine.store import commands
 from engine.store.reader import Event, RunReader, observed, thinned
 

@@ -20,8 +20,8 @@ from app.runs.supervisor import Supervisor, delete, note_of
 from app.server.routes import BASE, Desk, roll
 from app.views.log import records_zip
 from engine.client.handle import RunHandle, lock
-from engine.core.knobs import InputError
 from engine.core.records import Bars, Curve, Matrix, Scalar, Surface
+from engine.errors import InputError
 from engine.store.commands import Note
 from engine.store.writer import RunWriter
 from tests.app.test_pages import PAGES, opened, texts

@@ -14,8 +14,8 @@ from app.runs.supervisor import Supervisor
 from engine import networks
 from engine.client.handle import RunHandle
 from engine.config import RunSettings
-from engine.core.knobs import InputError
 from engine.data.dataset import Dataset
+from engine.errors import InputError
 from tests.app.test_pages import begins, opened
 from tests.app.test_supervisor import CONFIG, Engines
 from tests.fixture_run import write_run

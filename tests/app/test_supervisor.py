@@ -7,7 +7,7 @@ from app.runs import supervisor
 from app.runs.status import RUN_ID, folder, standing
 from app.runs.supervisor import Supervisor, delete, new_id, note_of, write_note
 from engine.client.handle import Busy, RunHandle, lock
-from engine.core.knobs import InputError
+from engine.errors import InputError
 from engine.store.writer import RunWriter
 from tests.fixture_run import write_run
 from tests.homes import wait_for

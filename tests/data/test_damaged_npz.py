@@ -8,9 +8,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from engine.core.knobs import InputError
 from engine.core.rng import Rng
 from engine.data import npz
+from engine.errors import InputError
 
 ROWS = 30
 GOOD = {"a": np.linspace(-1, 1, ROWS * 4, dtype=np.float32).reshape(ROWS, 4), "labels": np.arange(ROWS) % 3}

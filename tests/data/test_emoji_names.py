@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from engine.core.knobs import InputError
 from engine.core.rng import Rng
 from engine.data import emoji_pictures
 from engine.data.emoji_groups import GROUPS, families, spelt, words
 from engine.data.emoji_names import CLASSES, emoji_names, vocabulary
+from engine.errors import InputError
 from tests.homes import said, small, trained
 
 STATED = (0.41, 0.52)

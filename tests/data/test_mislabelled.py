@@ -6,9 +6,9 @@ import torch
 
 from engine.catalog import catalog
 from engine.config import RunConfig, validated
-from engine.core.knobs import InputError
 from engine.core.rng import Rng
 from engine.data.dataset import Dataset, mislabelled
+from engine.errors import InputError
 from engine.runtime.session import Training
 from tests.methods.several import data_file
 

@@ -6,9 +6,9 @@ import pickle
 import numpy as np
 import pytest
 
-from engine.core.knobs import InputError
 from engine.core.rng import Rng
 from engine.data.npz import carved, read
+from engine.errors import InputError
 
 N = 60
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from engine.core.knobs import InputError
 from engine.core.rng import Rng
 from engine.data.planted import NAMES, Params, bayes_accuracy, planted
+from engine.errors import InputError
 
 
 def fitted_accuracy(x, y, train, classes):

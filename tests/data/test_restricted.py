@@ -5,8 +5,8 @@ import torch
 
 from engine.catalog import catalog
 from engine.config import RunConfig, validated
-from engine.core.knobs import InputError
 from engine.core.probe import Probe
+from engine.errors import InputError
 from engine.registry import discover
 from engine.runtime.session import Training
 from tests.methods.several import SMALL, data_file

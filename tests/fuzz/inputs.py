@@ -32,9 +32,9 @@ from engine.__main__ import _intervals, _settings
 from engine.catalog import catalog
 from engine.client.handle import mailbox
 from engine.config import RunConfig, resolved, settings_known, validated
-from engine.core.knobs import InputError
 from engine.core.rng import Rng
 from engine.data import npz
+from engine.errors import InputError
 from engine.store import commands as control
 from engine.store.writer import RunReader
 from tests.fuzz.values import NUMBERS, WORDS, bytes_of, changed, odd, text

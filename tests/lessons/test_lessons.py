@@ -7,8 +7,8 @@ import pytest
 
 from engine.catalog import catalog
 from engine.config import RunConfig, resolved, validated
-from engine.core.knobs import InputError
 from engine.core.lesson import Lesson
+from engine.errors import InputError
 from engine.maths.curvature.hessian_spectrum import spectrum
 from engine.registry import discover
 from engine.runtime.session import Training

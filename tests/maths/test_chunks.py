@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from engine.core.knobs import InputError
 from engine.core.problem import Batch
+from engine.errors import InputError
 from engine.maths.curvature import batch_chunks
 from engine.maths.curvature.batch_chunks import cut
 from engine.maths.curvature.hessian_spectrum import hvp

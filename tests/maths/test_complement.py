@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from engine.core.knobs import InputError
+from engine.errors import InputError
 from engine.maths.curvature.deflated_trace import Complement
 from engine.maths.curvature.hessian_spectrum import (
     GaussNewton,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine.core.knobs import InputError
+from engine.errors import InputError
 from engine.maths.curvature.hessian_spectrum import hvp, lanczos, spectral_density, spectrum, top_eigenpairs, trace
 from tests.maths.nets import exact, problem
 

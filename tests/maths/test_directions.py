@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine.core.knobs import InputError
 from engine.core.layout import Layout
+from engine.errors import InputError
 from engine.maths.landscape.directions import curved_pair, downhill_pair, principal_pair
 from tests.maths.nets import exact, problem
 

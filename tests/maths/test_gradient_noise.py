@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from engine.core.knobs import InputError
+from engine.errors import InputError
 from engine.maths.gradients.noise_scale import cosines, grams, jackknife, mean_cosine, noise_scale
 from tests.maths.nets import problem
 

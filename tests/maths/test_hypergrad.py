@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from engine.core.knobs import InputError
+from engine.errors import InputError
 from engine.maths.curvature.hypergradient import (
     READINGS,
     GaussNewton,

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from engine.core.knobs import InputError
+from engine.errors import InputError
 from engine.maths.modalities import imbalance
 from tests.maths.nets import problem
 

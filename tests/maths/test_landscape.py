@@ -8,8 +8,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from engine.core.knobs import InputError
 from engine.core.layout import Layout
+from engine.errors import InputError
 from engine.maths.landscape.evaluate import single
 from engine.maths.landscape.slices import (
     axis,

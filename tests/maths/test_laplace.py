@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from engine.core.knobs import InputError
+from engine.errors import InputError
 from engine.maths.gradients import laplace
 from engine.maths.gradients.laplace import KINDS, Diagonal, Full, Kronecker
 

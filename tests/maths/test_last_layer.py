@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from engine.core.knobs import InputError
+from engine.errors import InputError
 from engine.maths.gradients.laplace import Full
 from engine.maths.gradients.last_layer import Head, at_modalities, gradient_moments, linear_heads, reread
 from engine.networks.fusion import FUSIONS, Trunk

@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 
-from engine.core.knobs import InputError
+from engine.errors import InputError
 from engine.maths.curvature.hessian_spectrum import hvp, spectral_density, spectrum, top_eigenpairs, trace
 from engine.maths.curvature.user_module import analysed, batch_norm_gap
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.core.knobs import InputError
+from engine.errors import InputError
 from engine.maths.landscape.evaluate import Field, at_once, batches, single
 from tests.maths.nets import problem
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, hessian, jacrev
 
-from engine.core.knobs import InputError
+from engine.errors import InputError
 from engine.maths.curvature.hessian_spectrum import (
     GaussNewton,
     PartedHessian,

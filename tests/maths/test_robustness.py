@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from engine.core.knobs import InputError
+from engine.errors import InputError
 from engine.maths.modalities import robustness
 from engine.maths.modalities.robustness import RULES, area, effective_robustness, present
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine.core.knobs import InputError
+from engine.errors import InputError
 from engine.maths.curvature.sharpness import ascent, average_rise, mean_ascent
 from engine.maths.progress import listening
 from tests.maths.nets import exact, problem

@@ -5,7 +5,7 @@ from itertools import permutations
 import pytest
 import torch
 
-from engine.core.knobs import InputError
+from engine.errors import InputError
 from engine.maths.modalities.unimodal import alone, comparable, fused_by, responses
 from tests import tiny
 from tests.methods.several import training

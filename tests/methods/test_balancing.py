@@ -5,8 +5,8 @@ import gc
 import pytest
 import torch
 
-from engine.core.knobs import InputError
 from engine.core.problem import Batch
+from engine.errors import InputError
 from engine.methods.agm import Agm
 from engine.methods.mmpareto import MMPareto
 from engine.methods.opm import Opm

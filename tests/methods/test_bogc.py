@@ -8,9 +8,9 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.config import DEFAULTS, RunConfig
-from engine.core.knobs import InputError
 from engine.core.rng import Rng
 from engine.core.step import View, gradient, train_step
+from engine.errors import InputError
 from engine.maths.gradients import calibration as maths
 from engine.maths.gradients.evidence import READINGS
 from engine.maths.gradients.last_layer import Head

@@ -9,11 +9,11 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from engine.catalog import catalog
 from engine.config import RunConfig, validated
-from engine.core.knobs import InputError
 from engine.core.objectives import InfoNce
 from engine.core.problem import Multimodal
 from engine.core.rng import Rng
 from engine.core.step import View
+from engine.errors import InputError
 from engine.maths.features import feature_noise as maths
 from engine.maths.features.contrastive import info_nce, normalised
 from engine.methods.fanoise.method import FaNoise, chosen

@@ -8,9 +8,9 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from engine.catalog import catalog
 from engine.config import RunConfig, validated
-from engine.core.knobs import InputError
 from engine.core.needs import Unmet
 from engine.core.rng import Rng
+from engine.errors import InputError
 from engine.maths.features import feature_noise as maths
 from engine.maths.features.contrastive import info_nce, normalised
 from engine.methods.fanoise.method import FaNoise

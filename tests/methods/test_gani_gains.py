@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine.core.knobs import InputError
 from engine.core.layout import Layout
+from engine.errors import InputError
 from engine.maths.gradients import noise_dose
 from engine.maths.gradients import noise_injection as maths
 from engine.methods.gani import Gani

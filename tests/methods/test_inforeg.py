@@ -8,10 +8,10 @@ import torch
 
 from engine.catalog import catalog
 from engine.config import RunConfig, validated
-from engine.core.knobs import InputError
 from engine.core.problem import Batch
 from engine.core.records import Bars, Curve
 from engine.core.step import gradient, train_step
+from engine.errors import InputError
 from engine.maths.modalities.unimodal import encoder
 from engine.methods.inforeg import fisher as maths
 from engine.methods.inforeg.method import InfoReg

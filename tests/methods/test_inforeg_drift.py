@@ -7,10 +7,10 @@ import torch
 
 from engine.catalog import catalog
 from engine.config import RunConfig, validated
-from engine.core.knobs import InputError
 from engine.core.layout import Layout
 from engine.core.problem import Batch
 from engine.core.step import train_step
+from engine.errors import InputError
 from engine.lessons.inforeg_window import InfoRegWindow
 from engine.methods.inforeg.method import InfoReg
 from engine.runtime.session import Training

@@ -7,7 +7,7 @@ import torch
 
 from engine.catalog import catalog
 from engine.config import RunConfig, read, resolved, validated
-from engine.core.knobs import InputError
+from engine.errors import InputError
 from engine.methods.inforeg import fisher as maths
 from engine.methods.inforeg.method import InfoReg
 from engine.runtime.session import Training, deterministic

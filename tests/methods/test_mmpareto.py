@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from engine.core.knobs import InputError
 from engine.core.method import Method, MethodConflict, Stack
+from engine.errors import InputError
 from engine.maths.modalities.unimodal import places
 from engine.methods.mmpareto import MMPareto, lengthened, shortest, weight
 from tests import tiny

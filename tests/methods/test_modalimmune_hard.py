@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from engine.core.knobs import InputError
 from engine.core.layout import Layout
 from engine.core.step import train_step
+from engine.errors import InputError
 from engine.methods.modalimmune import collapse, memory
 from engine.methods.modalimmune.method import ModalImmune
 from tests import tiny

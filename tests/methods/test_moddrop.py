@@ -8,10 +8,10 @@ import torch
 
 from engine.catalog import catalog
 from engine.config import RunConfig, validated
-from engine.core.knobs import InputError
 from engine.core.objectives import InfoNce
 from engine.core.problem import Multimodal
 from engine.core.rng import Rng
+from engine.errors import InputError
 from engine.methods.moddrop import ModDrop, kept, realised
 from engine.runtime.session import Training
 from tests import tiny

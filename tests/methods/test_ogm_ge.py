@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from engine.core.knobs import InputError
 from engine.core.layout import Layout
+from engine.errors import InputError
 from engine.maths.modalities.unimodal import confidence, leads, places
 from engine.methods.ogm_ge import OgmGe, alone, coefficient
 from tests import tiny

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.core.knobs import InputError
 from engine.core.layout import Layout
 from engine.core.method import Stack
 from engine.core.probe import Neighbour, Snapshot
 from engine.core.problem import Batch
 from engine.core.rng import Rng
+from engine.errors import InputError
 from engine.probes.between import Between
 from tests.probes.snapshots import snapshot
 from tests.tiny import problem, train

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from engine.core.knobs import InputError
 from engine.core.probe import Snapshot
 from engine.core.problem import Batch
+from engine.errors import InputError
 from engine.maths.gradients import calibration as maths
 from engine.maths.gradients.last_layer import linear_heads
 from engine.maths.gradients.noise_scale import noise_scale

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.core.knobs import InputError
+from engine.errors import InputError
 from engine.maths.progress import listening
 from engine.probes.ggn import Ggn
 from engine.probes.hessian import Hessian

@@ -7,8 +7,8 @@ import torch
 
 from engine.catalog import catalog
 from engine.config import RunConfig, validated
-from engine.core.knobs import InputError
 from engine.core.probe import Neighbour, Probe
+from engine.errors import InputError
 from engine.maths.progress import listening
 from engine.registry import discover
 from engine.runtime.session import Training

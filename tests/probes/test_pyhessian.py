@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine.core.knobs import InputError
+from engine.errors import InputError
 from engine.probes.pyhessian import PyHessian
 from tests.probes.snapshots import dense, measured, snapshot
 from tests.tiny import problem

@@ -7,9 +7,9 @@ import pytest
 import torch
 from sklearn.linear_model import RidgeCV
 
-from engine.core.knobs import InputError
 from engine.core.method import Stack
 from engine.core.problem import Batch
+from engine.errors import InputError
 from engine.maths.features.reconstruction import LEVELS
 from engine.methods.moddrop import ModDrop
 from engine.probes.reconstruction import Reconstruction

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from engine.core.knobs import InputError
 from engine.core.problem import Batch
 from engine.core.rng import Rng
+from engine.errors import InputError
 from engine.maths.modalities import robustness
 from engine.probes.robustness import Robustness, _noisy, _Numbers
 from tests import tiny

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.core.knobs import InputError
 from engine.core.problem import Batch
+from engine.errors import InputError
 from engine.maths.curvature.sharpness import ascent
 from engine.probes.sharpness import Sharpness
 from tests.probes.snapshots import dense, inside, measured, snapshot

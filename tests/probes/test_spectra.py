@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from engine.core.knobs import InputError
 from engine.core.method import Stack
 from engine.core.step import View
+from engine.errors import InputError
 from engine.maths.features import singular_values as maths
 from engine.maths.features.feature_noise import edge, threshold
 from engine.methods.fanoise.method import FaNoise

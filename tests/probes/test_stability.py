@@ -6,9 +6,9 @@ import torch
 
 from engine.catalog import catalog
 from engine.config import RunConfig, validated
-from engine.core.knobs import InputError
 from engine.core.optimizer import Optimizer, Settings
 from engine.core.stability import edge_of_stability
+from engine.errors import InputError
 from engine.lessons.edge_of_stability import EdgeOfStability
 from engine.probes.stability import Stability
 from engine.runtime.session import Training

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.core.knobs import InputError
+from engine.errors import InputError
 from engine.probes.landscape import Landscape
 from engine.probes.trajectory import Trajectory
 from tests.probes.snapshots import dense, measured, snapshot

@@ -8,7 +8,7 @@ from typing import Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
-from engine.core.knobs import InputError
+from engine.errors import InputError
 from engine.maths.curvature.matrix_products import Products
 
 LIMIT = {"cpu": 2.5e8}

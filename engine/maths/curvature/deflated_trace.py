@@ -10,7 +10,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from engine.core.knobs import InputError
+from engine.errors import InputError
 from engine.maths.curvature.krylov import Krylov, norm
 
 

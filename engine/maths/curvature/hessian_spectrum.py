@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from engine.core.knobs import InputError
+from engine.errors import InputError
 from engine.maths.curvature.deflated_trace import Complement, Coupling
 from engine.maths.curvature.density import Density, smoothed
 from engine.maths.curvature.krylov import Krylov, Lanczos, Space

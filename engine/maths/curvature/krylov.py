@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.core.knobs import InputError
+from engine.errors import InputError
 from engine.maths.curvature.matrix_products import Loss, Matrix, Products, terms, twice_differentiable
 from engine.maths.progress import Tally
 

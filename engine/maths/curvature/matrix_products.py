@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from engine.core.knobs import InputError
+from engine.errors import InputError
 from engine.maths.progress import Tally
 
 Loss = Callable[[Tensor], Tensor]

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.core.knobs import InputError
+from engine.errors import InputError
 from engine.maths.gradients.angles import unit
 from engine.maths.progress import Tally
 

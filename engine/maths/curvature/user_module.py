@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, replace_all_batch_norm_modules_
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from engine.core.knobs import InputError
 from engine.core.layout import Layout
+from engine.errors import InputError
 from engine.maths.curvature.hessian_spectrum import top_eigenpairs
 from engine.maths.curvature.matrix_products import GaussNewton, Loss, empirical_fisher, twice_differentiable
 from engine.maths.progress import tracked

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.core.knobs import InputError
+from engine.errors import InputError
 
 FLOOR = 1e-8
 """Smallest variance of a gradient coordinate; keeps precisions finite where a row is saturated."""

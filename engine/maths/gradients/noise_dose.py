@@ -6,9 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from engine.core.knobs import InputError, assigned, checked, knob, nearest
+from engine.core.knobs import assigned, checked, knob
 from engine.core.layout import Layout
 from engine.core.needs import PATIENCE
+from engine.errors import InputError, nearest
 from engine.maths.gradients import noise_ring
 
 BALANCES = ("even", "inverse")

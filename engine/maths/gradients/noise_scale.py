@@ -11,8 +11,8 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor
 
-from engine.core.knobs import InputError
 from engine.core.layout import Layout
+from engine.errors import InputError
 
 LEAST = 3
 """Mini-batches below which no noise scale has an error."""

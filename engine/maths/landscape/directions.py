@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.core.knobs import InputError
 from engine.core.layout import Layout
+from engine.errors import InputError
 from engine.maths.curvature.krylov import Krylov, Loss, Space
 from engine.maths.progress import Tally
 

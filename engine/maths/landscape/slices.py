@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.core.knobs import InputError
+from engine.errors import InputError
 from engine.maths.curvature.krylov import Loss
 from engine.maths.landscape.directions import direction_pair, filter_normalised
 from engine.maths.landscape.evaluate import Field, Losses, single

@@ -12,7 +12,7 @@ from math import comb, nan
 import torch
 from torch import Tensor
 
-from engine.core.knobs import InputError
+from engine.errors import InputError
 
 
 def true_class_score(logits: Tensor, y: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from engine.core.knobs import InputError
+from engine.errors import InputError
 
 RULES = ("keep", "redraw", "none")
 """What happens where all modalities of a row would be missing: one stays, the row is drawn anew, or nothing."""

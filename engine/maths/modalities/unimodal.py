@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.core.knobs import InputError
 from engine.core.layout import Layout
+from engine.errors import InputError
 from engine.maths.modalities import imbalance
 
 Fused = Callable[[dict[str, Tensor]], Tensor]

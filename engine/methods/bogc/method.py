@@ -48,12 +48,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.core.knobs import InputError
 from engine.core.method import Method, knob
 from engine.core.needs import FUSED, Need
 from engine.core.problem import Batch, Problem
 from engine.core.records import Record, Scalar
 from engine.core.step import View
+from engine.errors import InputError
 from engine.maths.gradients import calibration as maths
 from engine.maths.gradients.evidence import EVIDENCE, READINGS, SIZES
 from engine.maths.gradients.laplace import KINDS

@@ -41,11 +41,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.core.knobs import InputError
 from engine.core.method import Method, knob
 from engine.core.needs import Need
 from engine.core.records import Record, Scalar
 from engine.core.step import View
+from engine.errors import InputError
 from engine.maths.features import feature_noise as maths
 from engine.methods.fanoise import logit_noise as logits
 from engine.methods.fanoise import report

@@ -47,12 +47,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.core.knobs import InputError
 from engine.core.method import Method, knob
 from engine.core.needs import FUSED, Need
 from engine.core.problem import Batch
 from engine.core.records import Record
 from engine.core.step import View
+from engine.errors import InputError
 from engine.maths.modalities import imbalance, unimodal
 from engine.methods.inforeg import fisher as maths
 from engine.methods.inforeg import report as told

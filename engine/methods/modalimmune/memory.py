@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.core.knobs import InputError
 from engine.core.needs import PATIENCE
 from engine.core.rng import Rng
+from engine.errors import InputError
 from engine.maths.curvature.hypergradient import HyperGradient, certain, certified_step
 from engine.methods.modalimmune import collapse
 from engine.methods.modalimmune.omission import kept_others
