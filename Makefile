@@ -10,10 +10,11 @@ export OMP_NUM_THREADS ?= 1
 
 setup: .venv/.ready
 
-.venv/.ready: requirements.txt
+.venv/.ready: requirements.txt pyproject.toml setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv || ($(PYTHON) -m pip install virtualenv && $(PYTHON) -m virtualenv .venv)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(head -n 1 requirements.txt)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
 .venv/.ready-dev: .venv/.ready requirements-dev.txt

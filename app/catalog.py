@@ -13,8 +13,8 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from engine.client.launch import stamp
-from engine.errors import InputError
+from modalscape.engine.client.launch import stamp
+from modalscape.engine.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 LOOK_AGAIN = 5.0
@@ -71,7 +71,7 @@ def _cache() -> Path:
 def _asked() -> str:
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "engine", "catalog", "--json"],
+            [sys.executable, "-m", "modalscape.engine", "catalog", "--json"],
             cwd=ROOT,
             capture_output=True,
             text=True,

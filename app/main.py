@@ -16,10 +16,10 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from app import catalog  # noqa: E402  the root has to be on the path first
-from app.server import live, routes  # noqa: E402
-from app.server.origin import OwnOrigin  # noqa: E402
-from engine.client import launch  # noqa: E402
+from modalscape.app import catalog  # noqa: E402  the root has to be on the path first
+from modalscape.app.server import live, routes  # noqa: E402
+from modalscape.app.server.origin import OwnOrigin  # noqa: E402
+from modalscape.engine.client import launch  # noqa: E402
 
 
 @asynccontextmanager

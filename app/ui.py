@@ -17,9 +17,9 @@ ROOT = APP.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from app.text import literal  # noqa: E402
-from app.views import shell  # noqa: E402  the root has to be on the path first
-from engine.errors import InputError  # noqa: E402
+from modalscape.app.text import literal  # noqa: E402
+from modalscape.app.views import shell  # noqa: E402  the root has to be on the path first
+from modalscape.engine.errors import InputError  # noqa: E402
 
 
 @cache

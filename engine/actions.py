@@ -13,25 +13,24 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from modalscape.engine.catalog import catalog
+from modalscape.engine.client.forks import new_id, planned
+from modalscape.engine.client.handle import mailbox
+from modalscape.engine.client.observers import locked
+from modalscape.engine.config import MOST_STEPS, RunConfig, read, validated
+from modalscape.engine.core.knobs import checked
+from modalscape.engine.core.records import Record
+from modalscape.engine.errors import InputError
+from modalscape.engine.runtime import checkpoint
+from modalscape.engine.runtime.fork import first_training, made, vacant
+from modalscape.engine.runtime.loop import Run
+from modalscape.engine.runtime.observer import Observer
+from modalscape.engine.runtime.replay import Differs, recreated
+from modalscape.engine.runtime.session import Training, deterministic
+from modalscape.engine.store.files import brief
+from modalscape.engine.store.home import cleared, founded, lock
+from modalscape.engine.store.writer import RunReader, RunWriter, create
 from tqdm import tqdm
-
-from engine.catalog import catalog
-from engine.client.forks import new_id, planned
-from engine.client.handle import mailbox
-from engine.client.observers import locked
-from engine.config import MOST_STEPS, RunConfig, read, validated
-from engine.core.knobs import checked
-from engine.core.records import Record
-from engine.errors import InputError
-from engine.runtime import checkpoint
-from engine.runtime.fork import first_training, made, vacant
-from engine.runtime.loop import Run
-from engine.runtime.observer import Observer
-from engine.runtime.replay import Differs, recreated
-from engine.runtime.session import Training, deterministic
-from engine.store.files import brief
-from engine.store.home import cleared, founded, lock
-from engine.store.writer import RunReader, RunWriter, create
 
 DIVERGED = 4
 """Exit code of a run that nobody attends and whose loss is no longer finite."""
@@ -97,7 +96,7 @@ def run_prepared(home: Path, *, attended: bool = False) -> int:
 
 def fork(home: Path, step: int, new: Path | None, **changes: Any) -> Path:
     """Make a new run that goes on from `step` of the run in `home`, with `changes` as for
-    `engine.client.forks.planned`.
+    `modalscape.engine.client.forks.planned`.
 
     Return its folder, `new` or one beside the parent.
 

@@ -6,14 +6,14 @@ import inspect
 import re
 from typing import Any
 
-from engine.config import RunSettings
-from engine.core.knobs import describe
-from engine.core.lesson import Lesson
-from engine.core.method import Method
-from engine.core.optimizer import RESCALING, Settings
-from engine.core.probe import Probe
-from engine.data.dataset import Source
-from engine.registry import discover
+from modalscape.engine.config import RunSettings
+from modalscape.engine.core.knobs import describe
+from modalscape.engine.core.lesson import Lesson
+from modalscape.engine.core.method import Method
+from modalscape.engine.core.optimizer import RESCALING, Settings
+from modalscape.engine.core.probe import Probe
+from modalscape.engine.data.dataset import Source
+from modalscape.engine.registry import discover
 
 
 def catalog() -> dict[str, Any]:
@@ -22,10 +22,12 @@ def catalog() -> dict[str, Any]:
     `rescaling` lists the optimisers that divide gradients by their running size.
     """
     return {
-        "methods": [_method(c) for c in discover("engine.methods", Method).values()],
-        "probes": [_probe(c) for c in discover("engine.probes", Probe).values()],
-        "problems": [_problem(c) for c in discover("engine.problems", Source).values()],
-        "lessons": [_lesson(c) for c in sorted(discover("engine.lessons", Lesson).values(), key=lambda c: c.place)],
+        "methods": [_method(c) for c in discover("modalscape.engine.methods", Method).values()],
+        "probes": [_probe(c) for c in discover("modalscape.engine.probes", Probe).values()],
+        "problems": [_problem(c) for c in discover("modalscape.engine.problems", Source).values()],
+        "lessons": [
+            _lesson(c) for c in sorted(discover("modalscape.engine.lessons", Lesson).values(), key=lambda c: c.place)
+        ],
         "settings": describe(RunSettings) + [k | {"name": f"optimizer.{k['name']}"} for k in describe(Settings)],
         "rescaling": list(RESCALING),
     }

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from engine.core.knobs import checked, knob
-from engine.core.needs import met
-from engine.errors import InputError, nearest, shown
-from engine.store.files import brief, fits, text_of, value_of
-from engine.store.lineage import FORK
+from modalscape.engine.core.knobs import checked, knob
+from modalscape.engine.core.needs import met
+from modalscape.engine.errors import InputError, nearest, shown
+from modalscape.engine.store.files import brief, fits, text_of, value_of
+from modalscape.engine.store.lineage import FORK
 
 MOST_STEPS = 100_000_000
 RETIRED = ("budget",)
@@ -117,7 +117,7 @@ class RunConfig:
     settings: dict[str, Any] = field(default_factory=dict)
     """Key, such as `optimizer.lr` or `gani.sigma`, to value."""
     fork: dict[str, Any] | None = None
-    """Where a run comes from that goes on from a step of another, with the fields of `engine.store.lineage.FORK`."""
+    """Where a run comes from that goes on from a step of another, with the fields of `store.lineage.FORK`."""
 
     @property
     def data_seed(self) -> int:

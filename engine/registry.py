@@ -7,7 +7,7 @@ import inspect
 import pkgutil
 from functools import cache
 
-from engine.errors import InputError, nearest
+from modalscape.engine.errors import InputError, nearest
 
 
 @cache

@@ -1,10 +1,9 @@
 """Live: losses, scores and norms while the run trains."""
 
 import streamlit as st
-
-from app.server import live
-from app.text import literal
-from app.views import controls, shell
+from modalscape.app.server import live
+from modalscape.app.text import literal
+from modalscape.app.views import controls, shell
 
 TITLE = "Live"
 ICON = ":material/monitoring:"

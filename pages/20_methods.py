@@ -1,9 +1,8 @@
 """Methods: switch them, turn their knobs, and see whether each does what it says."""
 
 import streamlit as st
-
-from app.server import live
-from app.views import methods, shell
+from modalscape.app.server import live
+from modalscape.app.views import methods, shell
 
 TITLE = "Methods"
 ICON = ":material/tune:"

@@ -3,9 +3,8 @@
 from itertools import combinations
 
 import streamlit as st
-
-from app.server import live
-from app.views import controls, shell
+from modalscape.app.server import live
+from modalscape.app.views import controls, shell
 
 TITLE = "Landscape"
 ICON = ":material/landscape:"

@@ -1,9 +1,8 @@
 """Curvature: the Hessian's spectrum, whole and per modality, other matrices and measures beside it, over time."""
 
 import streamlit as st
-
-from app.server import live
-from app.views import controls, shell
+from modalscape.app.server import live
+from modalscape.app.views import controls, shell
 
 TITLE = "Curvature"
 ICON = ":material/ssid_chart:"

@@ -1,9 +1,8 @@
 """Gradients: whose gradient says what, how surely, and who contradicts whom."""
 
 import streamlit as st
-
-from app.server import live
-from app.views import controls, shell, start
+from modalscape.app.server import live
+from modalscape.app.views import controls, shell, start
 
 TITLE = "Gradients"
 ICON = ":material/call_split:"

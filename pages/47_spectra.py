@@ -3,10 +3,9 @@
 from itertools import combinations
 
 import streamlit as st
-
-from app.server import live
-from app.text import literal
-from app.views import controls, shell
+from modalscape.app.server import live
+from modalscape.app.text import literal
+from modalscape.app.views import controls, shell
 
 TITLE = "Spectra"
 ICON = ":material/equalizer:"

@@ -1,11 +1,10 @@
 """Balance: which modality leads, since when, and by how much."""
 
 import streamlit as st
-
-from app.charts import unimodal_gap
-from app.server import live
-from app.text import literal
-from app.views import controls, shell, start
+from modalscape.app.charts import unimodal_gap
+from modalscape.app.server import live
+from modalscape.app.text import literal
+from modalscape.app.views import controls, shell, start
 
 TITLE = "Balance"
 ICON = ":material/balance:"

@@ -1,9 +1,8 @@
 """Robustness: what is left of the score when a modality is missing or noisy."""
 
 import streamlit as st
-
-from app.server import live
-from app.views import controls, shell, start
+from modalscape.app.server import live
+from modalscape.app.views import controls, shell, start
 
 TITLE = "Robustness"
 ICON = ":material/shield:"

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.core.lesson import Lesson
-from engine.registry import discover
+from modalscape.engine.core.lesson import Lesson
+from modalscape.engine.registry import discover
 
 ROOT = Path(__file__).resolve().parent.parent
 README, PAGE, RESULTS = ROOT / "README.md", ROOT / "docs/claims.md", ROOT / "docs/claims"
@@ -36,7 +36,7 @@ def results() -> list[dict[str, Any]]:
 
 def lesson_of(found: Mapping[str, Any]) -> type[Lesson]:
     """Return the lesson whose claim was tried."""
-    return discover("engine.lessons", Lesson)[found["lesson"]]
+    return discover("modalscape.engine.lessons", Lesson)[found["lesson"]]
 
 
 def readme() -> str:

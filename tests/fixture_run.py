@@ -6,10 +6,9 @@ import json
 from pathlib import Path
 
 import numpy as np
-
-from engine.core.records import Bars, Curve, Matrix, Scalar, Surface
-from engine.store.commands import Toggle, Tune, post
-from engine.store.writer import RunWriter, create
+from modalscape.engine.core.records import Bars, Curve, Matrix, Scalar, Surface
+from modalscape.engine.store.commands import Toggle, Tune, post
+from modalscape.engine.store.writer import RunWriter, create
 
 STEPS = 400
 PARTS = ("image", "text", "shared")

@@ -12,14 +12,14 @@ from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
-from engine.__main__ import entry
-from engine.catalog import catalog
-from engine.config import RunConfig, validated
-from engine.runtime.loop import Run
-from engine.runtime.session import Training, deterministic
-from engine.store.commands import post
-from engine.store.home import founded, lock
-from engine.store.writer import RunReader
+from modalscape.engine.catalog import catalog
+from modalscape.engine.cli import entry
+from modalscape.engine.config import RunConfig, validated
+from modalscape.engine.runtime.loop import Run
+from modalscape.engine.runtime.session import Training, deterministic
+from modalscape.engine.store.commands import post
+from modalscape.engine.store.home import founded, lock
+from modalscape.engine.store.writer import RunReader
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {"planted.rows": 600, "batch": 32, "width": 8, "hidden": 8, "checkpoint": 20}

@@ -18,11 +18,12 @@ from collections.abc import Callable
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from engine.__main__ import entry
-from engine.actions import replay
-from engine.runtime.session import Training
-from engine.store.commands import Note, Toggle, Tune, post
-from engine.store.writer import RunReader
+from modalscape.engine.actions import replay
+from modalscape.engine.cli import entry
+from modalscape.engine.runtime.session import Training
+from modalscape.engine.store.commands import Note, Toggle, Tune, post
+from modalscape.engine.store.writer import RunReader
+
 from tests.homes import SMALL, small
 
 STEPS, EVERY, EVALUATE, PROBE = 240, 20, 30, 45

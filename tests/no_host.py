@@ -11,6 +11,11 @@ from contextlib import contextmanager
 from copy import deepcopy
 
 import torch
+from modalscape.engine.core.method import Method, Stack
+from modalscape.engine.core.optimizer import _BUILD, Optimizer
+from modalscape.engine.core.problem import Batch
+from modalscape.engine.core.rng import Rng
+from modalscape.engine.core.step import State, train_step
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -20,11 +25,6 @@ from torch._subclasses.fake_tensor import (
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from engine.core.method import Method, Stack
-from engine.core.optimizer import _BUILD, Optimizer
-from engine.core.problem import Batch
-from engine.core.rng import Rng
-from engine.core.step import State, train_step
 from tests import tiny
 
 SETTINGS = tiny.sgd(0.1, 0.9)

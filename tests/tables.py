@@ -6,8 +6,8 @@ import re
 import sys
 from pathlib import Path
 
-from app.runs.limits import LIMITS
-from engine.catalog import catalog
+from modalscape.app.runs.limits import LIMITS
+from modalscape.engine.catalog import catalog
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 

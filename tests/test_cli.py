@@ -10,10 +10,10 @@ import sys
 
 import numpy as np
 import pytest
+from modalscape.engine.client.handle import RunHandle
+from modalscape.engine.store.commands import Toggle, Tune, post
+from modalscape.engine.store.writer import RunReader
 
-from engine.client.handle import RunHandle
-from engine.store.commands import Toggle, Tune, post
-from engine.store.writer import RunReader
 from tests.homes import SMALL, engine, json_of, reader_of, said, wait_for
 
 PLANTED = [f"--set={key}={value}" for key, value in SMALL.items()]
@@ -184,7 +184,7 @@ def test_the_program_itself_ends_with_these_codes(tmp_path):
 
 
 def test_show_and_list_do_without_torch():
-    code = "import sys, engine.__main__, engine.client.summary; sys.exit('torch' in sys.modules)"
+    code = "import sys, modalscape.engine.cli, modalscape.engine.client.summary; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=os.path.dirname(os.path.dirname(__file__))).returncode == 0
 
 

@@ -7,9 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-
-from engine.errors import InputError
-from engine.store.commands import (
+from modalscape.engine.errors import InputError
+from modalscape.engine.store.commands import (
     COMMANDS,
     Cancel,
     Garbled,
@@ -28,7 +27,7 @@ from engine.store.commands import (
     post,
     set_meta,
 )
-from engine.store.writer import create
+from modalscape.engine.store.writer import create
 
 ROOT = Path(__file__).resolve().parent.parent
 EVERY = [
@@ -145,7 +144,7 @@ def test_the_engine_only_reads(home):
 
 def test_due_is_true_at_most_ten_times_a_second(home, monkeypatch):
     now = 100.0
-    monkeypatch.setattr("engine.store.commands.time.monotonic", lambda: now)
+    monkeypatch.setattr("modalscape.engine.store.commands.time.monotonic", lambda: now)
     mailbox = Mailbox(home)
     seen = 0
     for tick in range(1000):
@@ -186,7 +185,7 @@ def test_what_is_asked_for_once_is_posted_once_however_many_ask(home):
 
 
 def test_two_processes_post_at_once(home):
-    code = "import sys; from engine.store.commands import Note, post\n"
+    code = "import sys; from modalscape.engine.store.commands import Note, post\n"
     code += "for i in range(30): post(sys.argv[1], Note(sys.argv[2]))"
     senders = [subprocess.Popen([sys.executable, "-c", code, str(home), who], cwd=ROOT) for who in "ab"]
     assert [sender.wait(60) for sender in senders] == [0, 0]
@@ -246,9 +245,10 @@ def poisoned(home, body):
 
 @pytest.mark.parametrize("body", POISON.values(), ids=list(POISON))
 def test_poison_is_refused_in_a_sentence_and_passed_over(tmp_path, body):
-    from engine.actions import replay, resume
-    from engine.client.handle import RunHandle
-    from engine.store.writer import RunReader
+    from modalscape.engine.actions import replay, resume
+    from modalscape.engine.client.handle import RunHandle
+    from modalscape.engine.store.writer import RunReader
+
     from tests.homes import small, trained
 
     home = tmp_path / "run"
@@ -270,9 +270,10 @@ def test_poison_is_refused_in_a_sentence_and_passed_over(tmp_path, body):
 
 
 def test_a_command_that_breaks_something_is_refused_with_its_traceback(tmp_path, monkeypatch):
-    from engine.actions import resume
-    from engine.runtime.loop import Run
-    from engine.store.writer import RunReader
+    from modalscape.engine.actions import resume
+    from modalscape.engine.runtime.loop import Run
+    from modalscape.engine.store.writer import RunReader
+
     from tests.homes import small, trained
 
     def broken(self, text):
@@ -290,7 +291,8 @@ def test_a_command_that_breaks_something_is_refused_with_its_traceback(tmp_path,
 def test_a_mailbox_that_cannot_be_read_is_said_once_and_read_again_later(tmp_path, how):
     import sqlite3
 
-    from engine.store.writer import RunReader
+    from modalscape.engine.store.writer import RunReader
+
     from tests.homes import small, trained
 
     home, held = tmp_path / "run", []

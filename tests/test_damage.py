@@ -13,15 +13,15 @@ from contextlib import closing, redirect_stderr
 from pathlib import Path
 
 import pytest
+from modalscape.engine import actions
+from modalscape.engine import cli as program
+from modalscape.engine.client.handle import Busy, RunHandle, runs
+from modalscape.engine.config import DEFAULTS
+from modalscape.engine.errors import InputError
+from modalscape.engine.store.home import founded, lock
+from modalscape.engine.store.reader import RunReader
+from modalscape.engine.store.writer import RunWriter
 
-from engine import __main__ as program
-from engine import actions
-from engine.client.handle import Busy, RunHandle, runs
-from engine.config import DEFAULTS
-from engine.errors import InputError
-from engine.store.home import founded, lock
-from engine.store.reader import RunReader
-from engine.store.writer import RunWriter
 from tests.homes import ROOT, SMALL, engine, json_of, said, small, trained, wait_for
 
 PLANTED = ["--problem", "planted", *(f"--set={key}={value}" for key, value in SMALL.items())]
@@ -208,7 +208,7 @@ def test_a_fault_of_the_program_is_a_sentence_that_names_a_file(home, monkeypatc
     def fault(home):
         raise ZeroDivisionError("by nothing")
 
-    monkeypatch.setattr("engine.config.read", fault)
+    monkeypatch.setattr("modalscape.engine.config.read", fault)
     err = io.StringIO()
     with redirect_stderr(err):
         assert program.entry(["show", str(home)]) == 1
@@ -343,7 +343,7 @@ def test_a_home_is_founded_once_by_many_threads_and_given_back_where_it_fails(tm
     def full(home):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("engine.store.home.create", full)
+    monkeypatch.setattr("modalscape.engine.store.home.create", full)
     with pytest.raises(InputError, match="No space left"):
         founded(tmp_path / "other", {"steps": 1})
     assert not (tmp_path / "other").exists()

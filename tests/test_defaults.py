@@ -4,15 +4,15 @@ import json
 
 import pytest
 import torch
+from modalscape.engine import config as configuration
+from modalscape.engine.actions import probe, replay, resume, run_prepared
+from modalscape.engine.catalog import catalog
+from modalscape.engine.config import DEFAULTS, RunConfig, read, resolved, validated
+from modalscape.engine.errors import InputError
+from modalscape.engine.runtime.session import Training
+from modalscape.engine.store.home import founded
+from modalscape.engine.store.writer import create
 
-from engine import config as configuration
-from engine.actions import probe, replay, resume, run_prepared
-from engine.catalog import catalog
-from engine.config import DEFAULTS, RunConfig, read, resolved, validated
-from engine.errors import InputError
-from engine.runtime.session import Training
-from engine.store.home import founded
-from engine.store.writer import create
 from tests.homes import SMALL, json_of, said, small, trained
 from tests.methods.several import data_file
 

@@ -6,16 +6,16 @@ import re
 import psutil
 import pytest
 import torch
+from modalscape.engine.core.method import Method
+from modalscape.engine.core.problem import Batch
+from modalscape.engine.errors import InputError
+from modalscape.engine.registry import discover
+from modalscape.engine.runtime.loop import Run
+from modalscape.engine.store.writer import RunReader, create
 
-from engine.core.method import Method
-from engine.core.problem import Batch
-from engine.errors import InputError
-from engine.registry import discover
-from engine.runtime.loop import Run
-from engine.store.writer import RunReader, create
 from tests.methods.several import data_file, training
 
-METHODS = sorted(discover("engine.methods", Method))
+METHODS = sorted(discover("modalscape.engine.methods", Method))
 every_method = pytest.mark.parametrize("name", METHODS)
 with_or_without_heads = pytest.mark.parametrize("unimodal", ["heads", "none"])
 EARLY = {"modalimmune__warmup": 1, "modalimmune__ramp": 1, "modalimmune__meta_every": 5, "inforeg__period": 4}

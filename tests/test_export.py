@@ -5,11 +5,10 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-
-from engine.core.records import KINDS, Bars, Curve, Matrix, Scalar, Surface
-from engine.errors import InputError
-from engine.store.export import COLUMNS, export
-from engine.store.writer import RunWriter, create
+from modalscape.engine.core.records import KINDS, Bars, Curve, Matrix, Scalar, Surface
+from modalscape.engine.errors import InputError
+from modalscape.engine.store.export import COLUMNS, export
+from modalscape.engine.store.writer import RunWriter, create
 
 READ = {"csv": lambda path: pd.read_csv(path), "parquet": pd.read_parquet}
 

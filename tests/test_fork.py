@@ -8,20 +8,20 @@ import signal
 import time
 
 import pytest
+from modalscape.engine import actions
+from modalscape.engine.catalog import catalog
+from modalscape.engine.client.forks import planned
+from modalscape.engine.client.handle import RunHandle
+from modalscape.engine.config import read
+from modalscape.engine.runtime import checkpoint, observer
+from modalscape.engine.runtime.loop import Run
+from modalscape.engine.runtime.path_history import kept
+from modalscape.engine.runtime.replay import recreated
+from modalscape.engine.runtime.session import Training, deterministic
+from modalscape.engine.store.commands import Measure, Pace, Toggle, Tune, Watch, post
+from modalscape.engine.store.home import founded, kept_steps, lock, rewritten
+from modalscape.engine.store.writer import RunReader
 
-from engine import actions
-from engine.catalog import catalog
-from engine.client.forks import planned
-from engine.client.handle import RunHandle
-from engine.config import read
-from engine.runtime import checkpoint, observer
-from engine.runtime.loop import Run
-from engine.runtime.path_history import kept
-from engine.runtime.replay import recreated
-from engine.runtime.session import Training, deterministic
-from engine.store.commands import Measure, Pace, Toggle, Tune, Watch, post
-from engine.store.home import founded, kept_steps, lock, rewritten
-from engine.store.writer import RunReader
 from tests.homes import engine, json_of, said, small, trained, wait_for
 
 N = 33

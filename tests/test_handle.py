@@ -10,8 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-
-from engine.client.handle import (
+from modalscape.engine.client.handle import (
     LOAD_WITHIN,
     STALL_AFTER,
     START_WITHIN,
@@ -24,10 +23,11 @@ from engine.client.handle import (
     runs,
     runs_folder,
 )
-from engine.config import DEFAULTS, RunConfig
-from engine.errors import InputError
-from engine.store.commands import Note, Pause, Toggle
-from engine.store.writer import RunReader, RunWriter, create
+from modalscape.engine.config import DEFAULTS, RunConfig
+from modalscape.engine.errors import InputError
+from modalscape.engine.store.commands import Note, Pause, Toggle
+from modalscape.engine.store.writer import RunReader, RunWriter, create
+
 from tests.homes import wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,9 +36,9 @@ CONFIG = {"problem": "planted", "steps": 400}
 ENGINE = """
 import os, sys
 sys.path.insert(0, {root!r})
-from engine.store.commands import Mailbox
-from engine.client.handle import lock
-from engine.store.writer import RunWriter
+from modalscape.engine.store.commands import Mailbox
+from modalscape.engine.client.handle import lock
+from modalscape.engine.store.writer import RunWriter
 word, home = sys.argv[1], sys.argv[2]
 print("called with", *sys.argv[1:], flush=True)
 if os.environ.get("STAND_IN") == "refuses":
@@ -164,7 +164,7 @@ def test_a_run_from_queue_to_running_to_killed_to_resumed_to_stopped(tmp_path, s
     wait_for(lambda: handle.status().state == "running", 30, "the resumed run")
     assert "called with resume" in (handle.home / "log.txt").read_text()
     assert "--steps 500" in (handle.home / "log.txt").read_text()
-    from engine.store.commands import Stop
+    from modalscape.engine.store.commands import Stop
 
     handle.send(Stop())
     wait_for(lambda: handle.status().exit_code is not None, 10, "the exit code")

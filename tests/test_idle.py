@@ -4,17 +4,17 @@ import re
 
 import pytest
 import torch
+from modalscape.engine.catalog import catalog
+from modalscape.engine.config import RunConfig, validated
+from modalscape.engine.core.method import Method
+from modalscape.engine.core.needs import PATIENCE
+from modalscape.engine.errors import InputError
+from modalscape.engine.registry import discover
+from modalscape.engine.runtime.session import Training, deterministic
 
-from engine.catalog import catalog
-from engine.config import RunConfig, validated
-from engine.core.method import Method
-from engine.core.needs import PATIENCE
-from engine.errors import InputError
-from engine.registry import discover
-from engine.runtime.session import Training, deterministic
 from tests.methods.several import data_file, training
 
-METHODS = discover("engine.methods", Method)
+METHODS = discover("modalscape.engine.methods", Method)
 every_method = pytest.mark.parametrize("name", METHODS)
 SENTENCE = re.compile(r"[A-Z][^\n]{30,240}\.")
 

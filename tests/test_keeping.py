@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from modalscape.engine.actions import UNWRITTEN, replay, resume
+from modalscape.engine.client.handle import RunHandle
+from modalscape.engine.runtime import checkpoint, recorder
+from modalscape.engine.store import writer as store
+from modalscape.engine.store.commands import Measure, Note, Pause, Resume, Toggle, post
+from modalscape.engine.store.writer import RunReader
 
-from engine.actions import UNWRITTEN, replay, resume
-from engine.client.handle import RunHandle
-from engine.runtime import checkpoint, recorder
-from engine.store import writer as store
-from engine.store.commands import Measure, Note, Pause, Resume, Toggle, post
-from engine.store.writer import RunReader
 from tests.homes import SMALL, small, trained, wait_for
 from tests.kills import forked
 
@@ -191,7 +191,7 @@ def test_output_into_a_full_disk_ends_nothing(tmp_path):
 def test_other_errors_of_output_are_not_hidden(tmp_path):
     read, write = os.pipe()
     os.close(read)
-    code = "from engine.runtime.streams import guard; guard(); print('x', flush=True)"
+    code = "from modalscape.engine.runtime.streams import guard; guard(); print('x', flush=True)"
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert process.returncode and "BrokenPipeError" in process.stderr

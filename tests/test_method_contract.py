@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from modalscape.engine.core.knobs import checked
+from modalscape.engine.core.method import POINTS, Method, MethodConflict, Stack, knob
+from modalscape.engine.core.rng import Rng
+from modalscape.engine.core.step import train_step
+from modalscape.engine.errors import InputError
+from modalscape.engine.registry import discover
 
-from engine.core.knobs import checked
-from engine.core.method import POINTS, Method, MethodConflict, Stack, knob
-from engine.core.rng import Rng
-from engine.core.step import train_step
-from engine.errors import InputError
-from engine.registry import discover
 from tests import tiny
 
-METHODS = discover("engine.methods", Method)
+METHODS = discover("modalscape.engine.methods", Method)
 SETTINGS = tiny.sgd(0.1, 0.9)
 STEPS = 40
 TENSORS = ("theta", "clean", "features", "logits", "losses", "raw", "grads", "grad", "moved")

@@ -5,13 +5,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-
-from engine import networks
-from engine.core import objectives
-from engine.core.problem import Multimodal
-from engine.core.rng import Rng
-from engine.data.dataset import Dataset
-from engine.errors import InputError
+from modalscape.engine import networks
+from modalscape.engine.core import objectives
+from modalscape.engine.core.problem import Multimodal
+from modalscape.engine.core.rng import Rng
+from modalscape.engine.data.dataset import Dataset
+from modalscape.engine.errors import InputError
 
 FAMILIES = {"vector": "mlp", "image": "cnn", "sequence": "sequence", "tokens": "tokens"}
 

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from modalscape.engine.core.method import Method
+from modalscape.engine.registry import discover
 
-from engine.core.method import Method
-from engine.registry import discover
 from tests import tiny
 from tests.no_host import QUESTIONS, HostCopy, steps_without_numbers
 
-METHODS = discover("engine.methods", Method)
+METHODS = discover("modalscape.engine.methods", Method)
 ASKING = {
     "modalimmune": "reads losses, scales and norms for its controller, which is on the host",
     "moddrop": "draws on the host and copies the mask",

@@ -6,11 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-
-from engine.core.objectives import build
-from engine.data.dataset import Dataset
-from engine.errors import InputError
-from engine.maths.features.contrastive import info_nce, normalised, recall_at
+from modalscape.engine.core.objectives import build
+from modalscape.engine.data.dataset import Dataset
+from modalscape.engine.errors import InputError
+from modalscape.engine.maths.features.contrastive import info_nce, normalised, recall_at
 
 
 def settings(**changes):

@@ -8,14 +8,14 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from modalscape.engine.client.handle import RunHandle
+from modalscape.engine.client.observers import Observers, locked
+from modalscape.engine.runtime.jobs import Job
+from modalscape.engine.runtime.observer import Observer
+from modalscape.engine.store.commands import Cancel, Measure, Stop, post
+from modalscape.engine.store.home import held_since, lock
+from modalscape.engine.store.writer import RunReader, RunWriter, create_observed
 
-from engine.client.handle import RunHandle
-from engine.client.observers import Observers, locked
-from engine.runtime.jobs import Job
-from engine.runtime.observer import Observer
-from engine.store.commands import Cancel, Measure, Stop, post
-from engine.store.home import held_since, lock
-from engine.store.writer import RunReader, RunWriter, create_observed
 from tests.homes import engine, json_of, said, small, trained, wait_for
 
 LIVE = {"measure": "live", "probe_rows": 32, "evaluate": 1000}
@@ -267,11 +267,11 @@ def test_observers_that_cannot_share_out_the_work_for_a_while_fail_no_measuremen
 
 def test_an_observer_that_cannot_write_ends_with_a_sentence_which_the_run_says_once(home, monkeypatch):
     told, codes = [], [2, 2, -9]
-    monkeypatch.setattr("engine.client.observers.WAIT", 0.0)
-    monkeypatch.setattr("engine.client.observers.WAIT_MOST", 0.0)
-    monkeypatch.setattr("engine.client.observers.LOOK_EVERY", 0.0)
+    monkeypatch.setattr("modalscape.engine.client.observers.WAIT", 0.0)
+    monkeypatch.setattr("modalscape.engine.client.observers.WAIT_MOST", 0.0)
+    monkeypatch.setattr("modalscape.engine.client.observers.LOOK_EVERY", 0.0)
     ends = lambda: codes.pop(0) if codes else time.sleep(9)  # noqa: E731
-    monkeypatch.setattr("engine.client.observers.started", lambda *words: SimpleNamespace(wait=ends))
+    monkeypatch.setattr("modalscape.engine.client.observers.started", lambda *words: SimpleNamespace(wait=ends))
     home.mkdir()
     observers = Observers(home, 1, told.append)
     wait_for(lambda: observers.turn() or len(told) == 2, what="both sentences")

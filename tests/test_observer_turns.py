@@ -4,13 +4,12 @@ from collections import deque
 from types import SimpleNamespace
 
 import pytest
-
-from engine.core.probe import Scalar
-from engine.maths.progress import tracked
-from engine.runtime import jobs, observer
-from engine.runtime.jobs import Bench, Job
-from engine.runtime.observer import Observer
-from engine.runtime.schedule import Schedule
+from modalscape.engine.core.probe import Scalar
+from modalscape.engine.maths.progress import tracked
+from modalscape.engine.runtime import jobs, observer
+from modalscape.engine.runtime.jobs import Bench, Job
+from modalscape.engine.runtime.observer import Observer
+from modalscape.engine.runtime.schedule import Schedule
 
 LIGHT = ("spectra", "imbalance", "evidence", "generalization", "robustness", "trajectory")
 DEAR = ("hessian", "landscape", "sharpness", "stability")

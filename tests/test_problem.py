@@ -2,19 +2,18 @@
 
 import pytest
 import torch
+from modalscape.engine import networks
+from modalscape.engine.config import RunSettings
+from modalscape.engine.core import objectives
+from modalscape.engine.core.method import Stack
+from modalscape.engine.core.optimizer import Optimizer, Settings
+from modalscape.engine.core.problem import Multimodal
+from modalscape.engine.core.rng import Rng
+from modalscape.engine.core.step import State, train_step
+from modalscape.engine.data import npz
+from modalscape.engine.problems.digits_captions import DigitsCaptions
+from modalscape.engine.problems.planted import Planted
 from torch.func import functional_call
-
-from engine import networks
-from engine.config import RunSettings
-from engine.core import objectives
-from engine.core.method import Stack
-from engine.core.optimizer import Optimizer, Settings
-from engine.core.problem import Multimodal
-from engine.core.rng import Rng
-from engine.core.step import State, train_step
-from engine.data import npz
-from engine.problems.digits_captions import DigitsCaptions
-from engine.problems.planted import Planted
 
 
 def chosen(**changes):

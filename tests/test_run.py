@@ -4,17 +4,17 @@ import json
 
 import pytest
 import torch
+from modalscape.engine.actions import probe, replay, resume
+from modalscape.engine.client.handle import RunHandle
+from modalscape.engine.errors import InputError
+from modalscape.engine.methods.gani import Gani
+from modalscape.engine.runtime import checkpoint
+from modalscape.engine.runtime.loop import Run
+from modalscape.engine.runtime.replay import recreated
+from modalscape.engine.runtime.session import Training
+from modalscape.engine.store.commands import Measure, Note, Pause, Resume, Stop, Toggle, Tune, Watch
+from modalscape.engine.store.writer import RunReader, create
 
-from engine.actions import probe, replay, resume
-from engine.client.handle import RunHandle
-from engine.errors import InputError
-from engine.methods.gani import Gani
-from engine.runtime import checkpoint
-from engine.runtime.loop import Run
-from engine.runtime.replay import recreated
-from engine.runtime.session import Training
-from engine.store.commands import Measure, Note, Pause, Resume, Stop, Toggle, Tune, Watch
-from engine.store.writer import RunReader, create
 from tests.homes import small, trained
 
 STEER = {
@@ -77,7 +77,7 @@ def test_stop_and_resume_equals_never_stopping(tmp_path, at):
     late = {step: commands for step, commands in STEER.items() if step >= at}
     part = trained(tmp_path / "b", small(), early | {at: [*late.pop(at, []), Stop()]})
     assert part.training.state.step == at
-    from engine.store.commands import post
+    from modalscape.engine.store.commands import post
 
     for _step, commands in late.items():
         for command in commands:
@@ -190,7 +190,7 @@ def test_an_error_in_the_loop_fails_the_run_with_its_traceback(tmp_path, monkeyp
 
 
 def test_a_broken_probe_is_recorded_and_training_goes_on(tmp_path, monkeypatch):
-    from engine.probes.imbalance import Imbalance
+    from modalscape.engine.probes.imbalance import Imbalance
 
     def broken(self, snap):
         raise RuntimeError("cannot measure")

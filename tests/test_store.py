@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from engine.core.records import Bars, Curve, Matrix, Scalar, Surface
-from engine.errors import InputError
-from engine.store import writer as store
-from engine.store.writer import RunReader, RunWriter, create, thinned
+from modalscape.engine.core.records import Bars, Curve, Matrix, Scalar, Surface
+from modalscape.engine.errors import InputError
+from modalscape.engine.store import writer as store
+from modalscape.engine.store.writer import RunReader, RunWriter, create, thinned
 
 ROOT = Path(__file__).resolve().parent.parent
 EIGHT = {f"grad_norm/modality_{i}": i / 3 for i in range(8)}
@@ -310,7 +309,7 @@ def test_a_finished_run_can_be_read_from_a_read_only_disk(home, monkeypatch):
     writer.scalar(0, "a", 1.0)
     writer.close()
     assert not (home / "run.db-wal").exists()
-    monkeypatch.setattr("engine.store.reader.os.access", lambda path, mode: False)
+    monkeypatch.setattr("modalscape.engine.store.reader.os.access", lambda path, mode: False)
     assert RunReader(home).last() == {"a": 1.0}
     assert not (home / "run.db-wal").exists() and not (home / "run.db-shm").exists()
 
@@ -397,7 +396,7 @@ def test_due_is_a_gate_in_time(writer):
 
 
 def test_a_step_side_costs_at_most_five_microseconds(home, writer):
-    from engine.store.commands import Mailbox
+    from modalscape.engine.store.commands import Mailbox
 
     mailbox, costs = Mailbox(home), []
     for repeat in range(7):

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from modalscape.engine.actions import resume
+from modalscape.engine.runtime import checkpoint
+from modalscape.engine.runtime.path_history import FEWEST, MOST, Trail, kept, stride
+from modalscape.engine.runtime.replay import recreated
+from modalscape.engine.store.commands import Measure, Stop
+from modalscape.engine.store.writer import RunReader
 
-from engine.actions import resume
-from engine.runtime import checkpoint
-from engine.runtime.path_history import FEWEST, MOST, Trail, kept, stride
-from engine.runtime.replay import recreated
-from engine.store.commands import Measure, Stop
-from engine.store.writer import RunReader
 from tests.homes import small, trained
 
 
@@ -73,7 +73,7 @@ def test_a_point_that_a_running_engine_drops_meanwhile_is_left_out(tmp_path, mon
         (tmp_path / "path" / "00000001.npy").unlink(missing_ok=True)
         return load(path, **options)
 
-    monkeypatch.setattr("engine.runtime.path_history.np.load", late)
+    monkeypatch.setattr("modalscape.engine.runtime.path_history.np.load", late)
     assert [step for step, _ in kept(tmp_path, 9, torch.ones(3))] == [0, 2]
 
 

@@ -11,12 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+from modalscape.engine.client import launch
+from modalscape.engine.client.handle import RunHandle
+from modalscape.engine.client.launch import Forked, launched
+from modalscape.engine.client.observers import dismissed
+from modalscape.engine.store.commands import Stop
 
-from engine.client import launch
-from engine.client.handle import RunHandle
-from engine.client.launch import Forked, launched
-from engine.client.observers import dismissed
-from engine.store.commands import Stop
 from tests.homes import ROOT, SMALL, wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a warm process")
@@ -170,7 +170,8 @@ def test_a_run_outlives_the_warm_process_and_another_takes_its_place(warm, train
 
 def test_it_ends_with_its_owner_and_what_it_forked_goes_on(tmp_path):
     script = (
-        "import sys, time; from engine.client import launch; from engine.client.handle import RunHandle\n"
+        "import sys, time; from modalscape.engine.client import launch\n"
+        "from modalscape.engine.client.handle import RunHandle\n"
         "launch.keep_warm()\n"
         "while not (launch._KEPT.warm.alive() and launch._KEPT.warm.ready): time.sleep(0.02)\n"
         f"RunHandle.start({LONG!r}, {str(tmp_path / 'run')!r})\n"
@@ -285,7 +286,7 @@ def test_one_that_cannot_load_is_not_tried_again(tmp_path, monkeypatch):
 
 LOADED = """
 import os, threading, torch
-from engine.runtime import warm
+from modalscape.engine.runtime import warm
 before = torch.get_rng_state()
 assert warm.fit()
 warm.loaded()

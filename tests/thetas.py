@@ -12,13 +12,12 @@ import sys
 from pathlib import Path
 
 import torch
-
-from engine.config import RunConfig
-from engine.core.method import Method
-from engine.data.dataset import Source
-from engine.errors import InputError
-from engine.registry import discover
-from engine.runtime.session import Training
+from modalscape.engine.config import RunConfig
+from modalscape.engine.core.method import Method
+from modalscape.engine.data.dataset import Source
+from modalscape.engine.errors import InputError
+from modalscape.engine.registry import discover
+from modalscape.engine.runtime.session import Training
 
 STEPS, SEEDS = 30, 10
 EARLY = {
@@ -36,7 +35,7 @@ SETS = [("gani", "fanoise", "inforeg", "bogc", "modalimmune"), ("sam", "gani", "
 
 def stacks() -> list[tuple[str, ...]]:
     """Return the sets of methods that are tried: none, each alone, and some together."""
-    return [(), *((name,) for name in discover("engine.methods", Method)), *SETS]
+    return [(), *((name,) for name in discover("modalscape.engine.methods", Method)), *SETS]
 
 
 def theta(problem: str, methods: tuple[str, ...], seed: int) -> str:
@@ -53,7 +52,7 @@ def theta(problem: str, methods: tuple[str, ...], seed: int) -> str:
 def thetas() -> dict[str, list[str]]:
     """Return problem and methods to the hashes, one a seed."""
     found = {}
-    for problem in discover("engine.problems", Source):
+    for problem in discover("modalscape.engine.problems", Source):
         for methods in stacks():
             key = f"{problem} {'+'.join(methods) or 'plain'}"
             found[key] = [theta(problem, methods, seed) for seed in range(SEEDS)]

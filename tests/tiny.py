@@ -3,14 +3,13 @@
 from collections.abc import Callable
 
 import torch
+from modalscape.engine.core.layout import Layout
+from modalscape.engine.core.method import Method, Stack
+from modalscape.engine.core.optimizer import Optimizer, Settings
+from modalscape.engine.core.problem import Batch, Multimodal
+from modalscape.engine.core.rng import Rng
+from modalscape.engine.core.step import State, View, train_step
 from torch import Tensor, nn
-
-from engine.core.layout import Layout
-from engine.core.method import Method, Stack
-from engine.core.optimizer import Optimizer, Settings
-from engine.core.problem import Batch, Multimodal
-from engine.core.rng import Rng
-from engine.core.step import State, View, train_step
 
 WIDTHS = {"image": 5, "text": 3}
 CLASSES = 3

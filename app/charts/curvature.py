@@ -10,17 +10,16 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-
-from app.charts.labels import matching
-from app.charts.queries import ERRORS, about, located, marks, own_from, recorded, said
-from app.charts.request import Drawing
-from app.figures.bars import bars
-from app.figures.base import short
-from app.figures.curves import Line, Scale, series
-from app.figures.spectrum import density, top
-from app.figures.styles import hue
-from app.theme import Look
-from engine.core.records import Bars
+from modalscape.app.charts.labels import matching
+from modalscape.app.charts.queries import ERRORS, about, located, marks, own_from, recorded, said
+from modalscape.app.charts.request import Drawing
+from modalscape.app.figures.bars import bars
+from modalscape.app.figures.base import short
+from modalscape.app.figures.curves import Line, Scale, series
+from modalscape.app.figures.spectrum import density, top
+from modalscape.app.figures.styles import hue
+from modalscape.app.theme import Look
+from modalscape.engine.core.records import Bars
 
 MATRICES = {"hessian": "Hessian", "ggn": "Gauss–Newton", "ggn/empirical_fisher": "empirical Fisher"}
 """Start of a record's name to the matrix that was measured."""

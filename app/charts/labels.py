@@ -9,7 +9,7 @@ from datetime import datetime
 from os.path import commonprefix
 from typing import Any
 
-from app.theme import METHOD_HUES, Look
+from modalscape.app.theme import METHOD_HUES, Look
 
 _FORK = re.compile(r"(.+)-fork-(\d{1,12})-([0-9a-f]{4})")
 

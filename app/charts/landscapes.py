@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from app.charts.labels import matching, named, spoken
-from app.charts.queries import located, marks, recorded, said
-from app.charts.request import Drawing
-from app.figures.around import barrier
-from app.figures.curves import overlay, series
-from app.figures.surface import contour, surface
-from app.theme import Look
-from engine.core.records import Record
+from modalscape.app.charts.labels import matching, named, spoken
+from modalscape.app.charts.queries import located, marks, recorded, said
+from modalscape.app.charts.request import Drawing
+from modalscape.app.figures.around import barrier
+from modalscape.app.figures.curves import overlay, series
+from modalscape.app.figures.surface import contour, surface
+from modalscape.app.theme import Look
+from modalscape.engine.core.records import Record
 
 NOTHING = "This has not been measured yet."
 

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-
-from app.charts.labels import matching, ranked
-from app.theme import Look
+from modalscape.app.charts.labels import matching, ranked
+from modalscape.app.theme import Look
 
 GROWTH = 0.04
 """Growth of a Fisher trace, as a share of itself, above which a window is open: K of InfoReg."""

@@ -10,17 +10,16 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-
-from app import catalog
-from app.charts import learning_windows
-from app.charts.labels import matching
-from app.figures.curves import Line
-from app.figures.marks import Mark
-from app.runs.status import sentence
-from app.theme import Look
-from engine.errors import InputError
-from engine.store.lineage import fork_of, parent_of
-from engine.store.reader import RunReader, thinned
+from modalscape.app import catalog
+from modalscape.app.charts import learning_windows
+from modalscape.app.charts.labels import matching
+from modalscape.app.figures.curves import Line
+from modalscape.app.figures.marks import Mark
+from modalscape.app.runs.status import sentence
+from modalscape.app.theme import Look
+from modalscape.engine.errors import InputError
+from modalscape.engine.store.lineage import fork_of, parent_of
+from modalscape.engine.store.reader import RunReader, thinned
 
 POINTS = 1000
 """Points of one curve on the page; the store keeps each bucket's minimum and maximum."""

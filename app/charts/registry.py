@@ -11,11 +11,10 @@ from os.path import commonprefix
 from typing import Any
 
 import numpy as np
-
-from app import catalog, figures
-from app.charts import curvature, landscapes, learning_windows, scatter, spectra, unimodal_gap
-from app.charts.labels import colours, matching, named, part_of, ranked
-from app.charts.queries import (
+from modalscape.app import catalog, figures
+from modalscape.app.charts import curvature, landscapes, learning_windows, scatter, spectra, unimodal_gap
+from modalscape.app.charts.labels import colours, matching, named, part_of, ranked
+from modalscape.app.charts.queries import (
     ERRORS,
     POINTS,
     about,
@@ -29,15 +28,15 @@ from app.charts.queries import (
     recorded,
     said,
 )
-from app.charts.request import Chart, ChartError, Drawing, arguments
-from app.charts.stability_edge import edges, noisy_edges, told, within
-from app.figures.bars import beside
-from app.figures.curves import Line, Scale, history, named_values, overlay, series
-from app.figures.pipeline import POINTS_IN_ORDER, pipeline
-from app.figures.spectrum import density, sharpness, top
-from app.figures.styles import in_order, styles
-from app.figures.surface import surface
-from app.theme import Look
+from modalscape.app.charts.request import Chart, ChartError, Drawing, arguments
+from modalscape.app.charts.stability_edge import edges, noisy_edges, told, within
+from modalscape.app.figures.bars import beside
+from modalscape.app.figures.curves import Line, Scale, history, named_values, overlay, series
+from modalscape.app.figures.pipeline import POINTS_IN_ORDER, pipeline
+from modalscape.app.figures.spectrum import density, sharpness, top
+from modalscape.app.figures.styles import in_order, styles
+from modalscape.app.figures.surface import surface
+from modalscape.app.theme import Look
 
 FAR = 4.0
 """Times the largest eigenvalue beyond which the edge of stability is told rather than drawn."""

@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-
-from app.theme import Look
-from engine.errors import InputError
+from modalscape.app.theme import Look
+from modalscape.engine.errors import InputError
 
 _NAME = re.compile(r"[^<>\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,180}")
 """A record's name, or a pattern of names: whatever can be written on a line, but no markup."""

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-
-from app.charts.queries import recorded
-from app.charts.request import Drawing
-from app.figures.base import blank, numbers
-from app.theme import Look
+from modalscape.app.charts.queries import recorded
+from modalscape.app.charts.request import Drawing
+from modalscape.app.figures.base import blank, numbers
+from modalscape.app.theme import Look
 
 FEWEST = 3
 """Points below which there is nothing to see."""

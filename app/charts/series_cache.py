@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from engine.store.reader import envelope, thinned
-from engine.store.writer import RunReader
+from modalscape.engine.store.reader import envelope, thinned
+from modalscape.engine.store.writer import RunReader
 
 MOST = 600
 """Series kept; the least recently drawn are let go."""

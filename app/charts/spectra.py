@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from app.charts.labels import matching
-from app.charts.queries import said
-from app.charts.request import Drawing
-from app.figures.singular import Spectrum, ranked
-from app.theme import Look
+from modalscape.app.charts.labels import matching
+from modalscape.app.charts.queries import said
+from modalscape.app.charts.request import Drawing
+from modalscape.app.figures.singular import Spectrum, ranked
+from modalscape.app.theme import Look
 
 STYLES: dict[str, dict[str, Any]] = {
     "changed/singular": {"tone": "ink", "width": 2.0, "dots": True},

@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-
-from app.charts.labels import matching
-from app.figures.base import short
-from app.figures.curves import Line
-from app.theme import Look
-from engine.core.stability import edge_of_stability, stability_bound
+from modalscape.app.charts.labels import matching
+from modalscape.app.figures.base import short
+from modalscape.app.figures.curves import Line
+from modalscape.app.theme import Look
+from modalscape.engine.core.stability import edge_of_stability, stability_bound
 
 LATE = 2
 """Reports that may be missing before a method counts as switched off."""

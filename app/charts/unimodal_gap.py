@@ -13,17 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from app.charts.labels import spoken
-from app.charts.queries import POINTS, marked, marks
-from app.charts.request import Drawing
-from app.figures.curves import Line, series
-from app.runs.status import folder, home_of, listed
-from app.theme import Look
-from engine.client.handle import UNREADABLE, RunHandle
-from engine.config import RunConfig, read, resolved
-from engine.errors import InputError
-from engine.store.writer import RunReader
+from modalscape.app.charts.labels import spoken
+from modalscape.app.charts.queries import POINTS, marked, marks
+from modalscape.app.charts.request import Drawing
+from modalscape.app.figures.curves import Line, series
+from modalscape.app.runs.status import folder, home_of, listed
+from modalscape.app.theme import Look
+from modalscape.engine.client.handle import UNREADABLE, RunHandle
+from modalscape.engine.config import RunConfig, read, resolved
+from modalscape.engine.errors import InputError
+from modalscape.engine.store.writer import RunReader
 
 NEWEST = 200
 """Newest runs among which those of one modality are looked for."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import plotly.graph_objects as go
-
-from app.figures.areas import areas
-from app.figures.bars import bars, scalar
-from app.figures.curves import curve
-from app.figures.rates import rates
-from app.figures.surface import contour, matrix
-from app.theme import Look
+from modalscape.app.figures.areas import areas
+from modalscape.app.figures.bars import bars, scalar
+from modalscape.app.figures.curves import curve
+from modalscape.app.figures.rates import rates
+from modalscape.app.figures.surface import contour, matrix
+from modalscape.app.theme import Look
 
 FOR_KIND = {"scalar": scalar, "curve": curve, "surface": contour, "bars": bars, "matrix": matrix}
 """Kind of record to its default figure."""

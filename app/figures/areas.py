@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import plotly.graph_objects as go
-
-from app.figures.base import blank, numbers
-from app.theme import Look
+from modalscape.app.figures.base import blank, numbers
+from modalscape.app.theme import Look
 
 
 def areas(record, look: Look) -> go.Figure:

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import plotly.graph_objects as go
-
-from app.figures.base import numbers, short
-from app.figures.curves import overlay
-from app.theme import Look
+from modalscape.app.figures.base import numbers, short
+from modalscape.app.figures.curves import overlay
+from modalscape.app.theme import Look
 
 SMALLEST, LARGEST = 7.0, 17.0
 """Sizes of a point of the path that lies in the plane and of one that lies wholly off it, in pixels."""

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import plotly.graph_objects as go
-
-from app.figures.base import blank, logarithmic, numbers, short
-from app.figures.curves import add_levels
-from app.theme import Look
+from modalscape.app.figures.base import blank, logarithmic, numbers, short
+from modalscape.app.figures.curves import add_levels
+from modalscape.app.theme import Look
 
 WRITTEN = 20
 """Bars up to which each has its value written above."""

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import plotly.graph_objects as go
-
-from app.theme import Look, template
+from modalscape.app.theme import Look, template
 
 HEIGHT = 340
 LOGARITHMIC = {"type": "log", "tickformat": "~g", "exponentformat": "power"}

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import plotly.graph_objects as go
-
-from app.figures.base import LOGARITHMIC, band, free_side, logarithmic, numbers, steps
-from app.figures.marks import Mark, marking
-from app.figures.styles import styles
-from app.theme import Look, template
+from modalscape.app.figures.base import LOGARITHMIC, band, free_side, logarithmic, numbers, steps
+from modalscape.app.figures.marks import Mark, marking
+from modalscape.app.figures.styles import styles
+from modalscape.app.theme import Look, template
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
-
-from app.figures.base import steps
+from modalscape.app.figures.base import steps
 
 PLACES = 240
 """Places of an axis at which handles stand apart; on a narrow chart they are two pixels wide."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
-
-from app.figures.base import blank
-from app.theme import Look
+from modalscape.app.figures.base import blank
+from modalscape.app.theme import Look
 
 POINTS_IN_ORDER = ("features", "losses", "gradients", "fuse", "around", "update", "commit")
 WORDS = {

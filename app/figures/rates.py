@@ -6,9 +6,8 @@ import math
 
 import numpy as np
 import plotly.graph_objects as go
-
-from app.figures.base import blank, numbers, short
-from app.theme import Look
+from modalscape.app.figures.base import blank, numbers, short
+from modalscape.app.theme import Look
 
 WRITTEN = 11
 """Rates of one modality up to which each cell has its value written in it."""

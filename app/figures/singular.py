@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import plotly.graph_objects as go
-
-from app.figures.base import blank, free_side, logarithmic, numbers, short
-from app.theme import Look
+from modalscape.app.figures.base import blank, free_side, logarithmic, numbers, short
+from modalscape.app.theme import Look
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import plotly.graph_objects as go
-
-from app.figures.base import band, blank, numbers, symlog, symlog_ticks
-from app.figures.curves import Line, Scale, series
-from app.figures.marks import Mark
-from app.theme import Look
+from modalscape.app.figures.base import band, blank, numbers, symlog, symlog_ticks
+from modalscape.app.figures.curves import Line, Scale, series
+from modalscape.app.figures.marks import Mark
+from modalscape.app.theme import Look
 
 FLOOR = 1e-6
 """Densities below this share of the peak are cut off, so that the logarithmic axis shows the spectrum."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from app.theme import METHOD_HUES, Look
+from modalscape.app.theme import METHOD_HUES, Look
 
 DASHES = ("solid", "dot", "dashdot", "longdash", "2px,6px", "12px,3px")
 """Dashes of measured lines that share a part's colour."""

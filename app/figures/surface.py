@@ -7,10 +7,9 @@ from collections.abc import Callable
 
 import numpy as np
 import plotly.graph_objects as go
-
-from app.figures.around import over_plane, over_surface
-from app.figures.base import blank, numbers, short
-from app.theme import Look
+from modalscape.app.figures.around import over_plane, over_surface
+from modalscape.app.figures.base import blank, numbers, short
+from modalscape.app.theme import Look
 
 LEVELS = 20
 """About how many steps of colour lie between the lowest and the highest loss of a plane."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from app.runs.status import ALIVE, DEAD, Standing, tag
+from modalscape.app.runs.status import ALIVE, DEAD, Standing, tag
 
 ONCE = ("pause", "stop", "save")
 """Commands that say nothing new while one of their kind still waits."""

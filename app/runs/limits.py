@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from engine.config import RunSettings
-from engine.errors import InputError
+from modalscape.engine.config import RunSettings
+from modalscape.engine.errors import InputError
 
 MIB = 2**20
 _COPIES = 12

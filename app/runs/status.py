@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from app.runs import progress
-from engine.client.handle import OVER, RUN_ID, UNREADABLE, RunHandle, Status, runs, runs_folder
-from engine.errors import InputError
-from engine.store.home import kept_steps
-from engine.store.lineage import fork_of
-from engine.store.reader import RunReader
+from modalscape.app.runs import progress
+from modalscape.engine.client.handle import OVER, RUN_ID, UNREADABLE, RunHandle, Status, runs, runs_folder
+from modalscape.engine.errors import InputError
+from modalscape.engine.store.home import kept_steps
+from modalscape.engine.store.lineage import fork_of
+from modalscape.engine.store.reader import RunReader
 
 ALIVE = ("starting", "running", "paused", "stopping", "stalled")
 DEAD = OVER

@@ -15,14 +15,14 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from app.runs import limits
-from app.runs.status import folder, home_of, listed
-from engine.client.handle import RunHandle, lock
-from engine.client.observers import dismissed
-from engine.config import read
-from engine.errors import InputError
-from engine.store.files import brief, text_of
-from engine.store.lineage import fork_of
+from modalscape.app.runs import limits
+from modalscape.app.runs.status import folder, home_of, listed
+from modalscape.engine.client.handle import RunHandle, lock
+from modalscape.engine.client.observers import dismissed
+from modalscape.engine.config import read
+from modalscape.engine.errors import InputError
+from modalscape.engine.store.files import brief, text_of
+from modalscape.engine.store.lineage import fork_of
 
 _LOOK = 0.3
 """Seconds between two looks at the engines that run while others wait."""

@@ -10,14 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import streamlit as st
-
-from app.charts.registry import CHARTS, checked
-from app.figures.base import HEIGHT
-from app.runs.acknowledged import controls
-from app.runs.status import Standing, folder
-from app.server import routes
-from app.text import literal
-from engine.store.writer import RunReader
+from modalscape.app.charts.registry import CHARTS, checked
+from modalscape.app.figures.base import HEIGHT
+from modalscape.app.runs.acknowledged import controls
+from modalscape.app.runs.status import Standing, folder
+from modalscape.app.server import routes
+from modalscape.app.text import literal
+from modalscape.engine.store.writer import RunReader
 
 _SERVED = "MODALSCAPE_SERVED"
 STEERING = "steering"

@@ -19,21 +19,20 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from modalscape.app import catalog
+from modalscape.app.charts.registry import CHARTS, checked
+from modalscape.app.charts.request import ChartError, Drawing
+from modalscape.app.charts.series_cache import Tails
+from modalscape.app.runs.acknowledged import controls
+from modalscape.app.runs.status import DEAD, Standing, folder, home_of, listed, standing, tag
+from modalscape.app.text import harmless
+from modalscape.app.theme import Look, look
+from modalscape.engine.errors import InputError, sentence
+from modalscape.engine.store.files import brief, value_of
+from modalscape.engine.store.writer import RunReader
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
-
-from app import catalog
-from app.charts.registry import CHARTS, checked
-from app.charts.request import ChartError, Drawing
-from app.charts.series_cache import Tails
-from app.runs.acknowledged import controls
-from app.runs.status import DEAD, Standing, folder, home_of, listed, standing, tag
-from app.text import harmless
-from app.theme import Look, look
-from engine.errors import InputError, sentence
-from engine.store.files import brief, value_of
-from engine.store.writer import RunReader
 
 BASE = "/modalscape"
 MOST_CHARTS = 96

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import streamlit as st
-
-from app.runs.acknowledged import measurable
-from app.runs.progress import USUAL
-from app.runs.status import folder, home_of, sentence, standing
-from app.server import live
-from app.text import literal
-from app.views.steering import interval, measure, send, widget
-from engine.store.commands import Cancel, Measure, Note
+from modalscape.app.runs.acknowledged import measurable
+from modalscape.app.runs.progress import USUAL
+from modalscape.app.runs.status import folder, home_of, sentence, standing
+from modalscape.app.server import live
+from modalscape.app.text import literal
+from modalscape.app.views.steering import interval, measure, send, widget
+from modalscape.engine.store.commands import Cancel, Measure, Note
 
 
 def knobs(

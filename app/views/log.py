@@ -12,16 +12,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import streamlit as st
-
-from app import catalog
-from app.runs.status import folder, sentence
-from app.server import live
-from app.text import literal
-from app.views import controls, shell
-from engine.config import read
-from engine.errors import InputError
-from engine.store.export import file_of
-from engine.store.files import brief, opened, text_of, value_of
+from modalscape.app import catalog
+from modalscape.app.runs.status import folder, sentence
+from modalscape.app.server import live
+from modalscape.app.text import literal
+from modalscape.app.views import controls, shell
+from modalscape.engine.config import read
+from modalscape.engine.errors import InputError
+from modalscape.engine.store.export import file_of
+from modalscape.engine.store.files import brief, opened, text_of, value_of
 
 ICONS = {
     "started": "▶",

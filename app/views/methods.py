@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import streamlit as st
-
-from app import catalog
-from app.charts.method_panels import LAST, Panel, panels
-from app.runs.acknowledged import ready
-from app.server import live
-from app.text import literal
-from app.views import controls, shell, steering
+from modalscape.app import catalog
+from modalscape.app.charts.method_panels import LAST, Panel, panels
+from modalscape.app.runs.acknowledged import ready
+from modalscape.app.server import live
+from modalscape.app.text import literal
+from modalscape.app.views import controls, shell, steering
 
 
 def choice(entries: Sequence[Mapping[str, Any]], on: Sequence[str]) -> Mapping[str, Any]:

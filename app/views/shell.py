@@ -6,19 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import streamlit as st
-
-from app import catalog
-from app.charts.labels import spoken as words
-from app.runs.acknowledged import why
-from app.runs.status import Standing, folder, home_of, listed, origin, standing
-from app.runs.supervisor import note_of
-from app.server import live
-from app.text import literal
-from app.views import steering
-from engine.client.handle import RunHandle
-from engine.config import read
-from engine.errors import InputError
-from engine.store.writer import RunReader
+from modalscape.app import catalog
+from modalscape.app.charts.labels import spoken as words
+from modalscape.app.runs.acknowledged import why
+from modalscape.app.runs.status import Standing, folder, home_of, listed, origin, standing
+from modalscape.app.runs.supervisor import note_of
+from modalscape.app.server import live
+from modalscape.app.text import literal
+from modalscape.app.views import steering
+from modalscape.engine.client.handle import RunHandle
+from modalscape.engine.config import read
+from modalscape.engine.errors import InputError
+from modalscape.engine.store.writer import RunReader
 
 PAGES = Path(__file__).resolve().parents[2] / "pages"
 NEWEST = 200

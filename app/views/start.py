@@ -7,18 +7,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import streamlit as st
-
-from app import catalog
-from app.charts import unimodal_gap
-from app.runs import limits
-from app.runs.status import ALIVE, DEAD, WORDS, branches, folder, home_of, listed, origin, standing, tag
-from app.runs.supervisor import delete, write_note
-from app.server import live
-from app.server.routes import roll
-from app.text import literal
-from app.views import controls, shell, steering
-from engine.config import RunConfig, validated
-from engine.errors import InputError
+from modalscape.app import catalog
+from modalscape.app.charts import unimodal_gap
+from modalscape.app.runs import limits
+from modalscape.app.runs.lessons import watched
+from modalscape.app.runs.status import ALIVE, DEAD, WORDS, branches, folder, home_of, listed, origin, standing, tag
+from modalscape.app.runs.supervisor import delete, write_note
+from modalscape.app.server import live
+from modalscape.app.server.routes import roll
+from modalscape.app.text import literal
+from modalscape.app.views import controls, shell, steering
+from modalscape.engine.config import RunConfig, validated
+from modalscape.engine.errors import InputError
 
 COLOURS = {
     "running": "green",
@@ -27,10 +27,6 @@ COLOURS = {
     "paused": "orange",
     "stopping": "orange",
 } | dict.fromkeys(("failed", "crashed", "stalled"), "red")
-MINUTE = 60
-"""Seconds that an arm of a lesson takes at its pace, about."""
-REPORTS = 5
-"""Reports of the methods of a lesson in a second."""
 SHOWN = 40
 """Runs listed at first."""
 INDENT, DEEPEST = 0.05, 6
@@ -58,18 +54,6 @@ def lessons(catalogue: Mapping[str, Any]) -> None:
                             begin(watched(config, catalogue), catalogue, note=note, page=page)
                 with st.expander("What to watch"):
                     st.markdown(entry["words"])
-
-
-def watched(config: Mapping[str, Any], catalogue: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an arm of a lesson as it is started here: all usual probes beside its own, at a pace one can follow.
-
-    At that pace the methods report more often, so that their charts move from the start; no number of the run changes.
-    """
-    usual = {entry["name"]: 0 for entry in catalogue["probes"] if entry["usual"] and not entry["needs"]}
-    pace = max(1, round(config.get("steps", 1000) / MINUTE))
-    own = {"report": 20} | dict(config["settings"])
-    settings = {"pace": pace} | own | {"report": min(own["report"], max(1, round(pace / REPORTS)))}
-    return {**config, "probes": usual | dict(config.get("probes", {})), "settings": settings}
 
 
 def form(catalogue: Mapping[str, Any]) -> None:

@@ -17,17 +17,28 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import streamlit as st
-
-from app import catalog
-from app.runs.acknowledged import already, measurable, ready
-from app.runs.status import ALIVE, DEAD, Standing, folder, home_of, sentence, standing
-from app.runs.supervisor import Supervisor
-from app.server import live
-from app.text import literal
-from engine.client.forks import new_id, planned
-from engine.client.handle import RunHandle
-from engine.errors import InputError
-from engine.store.commands import Cancel, Command, Measure, Pace, Pause, Resume, Stop, Toggle, Tune, Watch, from_json
+from modalscape.app import catalog
+from modalscape.app.runs.acknowledged import already, measurable, ready
+from modalscape.app.runs.status import ALIVE, DEAD, Standing, folder, home_of, sentence, standing
+from modalscape.app.runs.supervisor import Supervisor
+from modalscape.app.server import live
+from modalscape.app.text import literal
+from modalscape.engine.client.forks import new_id, planned
+from modalscape.engine.client.handle import RunHandle
+from modalscape.engine.errors import InputError
+from modalscape.engine.store.commands import (
+    Cancel,
+    Command,
+    Measure,
+    Pace,
+    Pause,
+    Resume,
+    Stop,
+    Toggle,
+    Tune,
+    Watch,
+    from_json,
+)
 
 MOST = 100
 """Requests taken from a page at once, and tokens remembered of those taken before."""

@@ -9,14 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from engine.config import RunConfig, read, resolved, settings_known, validated
-from engine.core.knobs import checked
-from engine.errors import InputError, nearest, shown
-from engine.store.commands import Pace, Toggle, Tune, Watch, from_json
-from engine.store.files import whole
-from engine.store.home import kept_steps
-from engine.store.lineage import fork_of, reference, within
-from engine.store.reader import RunReader
+from modalscape.engine.config import RunConfig, read, resolved, settings_known, validated
+from modalscape.engine.core.knobs import checked
+from modalscape.engine.errors import InputError, nearest, shown
+from modalscape.engine.store.commands import Pace, Toggle, Tune, Watch, from_json
+from modalscape.engine.store.files import whole
+from modalscape.engine.store.home import kept_steps
+from modalscape.engine.store.lineage import fork_of, reference, within
+from modalscape.engine.store.reader import RunReader
 
 NETWORK = (
     *("encoder", "fusion", "width", "hidden", "depth", "activation"),

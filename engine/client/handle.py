@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from engine.client.launch import PROGRAM, Launched, launched
-from engine.client.observers import beside, observed_now, started
-from engine.errors import InputError
-from engine.store import commands, pulse
-from engine.store.commands import Command, Mailbox, set_meta
-from engine.store.files import brief, opened, text_of, value_of
-from engine.store.home import ROOT, RUN_ID, Busy, founded, held_since, is_locked, lock, runs, runs_folder
-from engine.store.schema import Unreadable
-from engine.store.writer import RunReader
+from modalscape.engine.client.launch import PROGRAM, Launched, launched
+from modalscape.engine.client.observers import beside, observed_now, started
+from modalscape.engine.errors import InputError
+from modalscape.engine.store import commands, pulse
+from modalscape.engine.store.commands import Command, Mailbox, set_meta
+from modalscape.engine.store.files import brief, opened, text_of, value_of
+from modalscape.engine.store.home import ROOT, RUN_ID, Busy, founded, held_since, is_locked, lock, runs, runs_folder
+from modalscape.engine.store.schema import Unreadable
+from modalscape.engine.store.writer import RunReader
 
 __all__ = [
     "ENDED",

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Protocol
 
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAM = (sys.executable, "-m", "engine")
+PROGRAM = (sys.executable, "-m", "modalscape.engine")
 """What is started, before its arguments."""
 ANSWER_WITHIN = 5.0
 """Seconds that a warm process has to fork; one that takes longer is ended."""

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.client.launch import Launched, launched
-from engine.store.files import brief, text_of
-from engine.store.home import held_since
-from engine.store.schema import Unreadable
+from modalscape.engine.client.launch import Launched, launched
+from modalscape.engine.store.files import brief, text_of
+from modalscape.engine.store.home import held_since
+from modalscape.engine.store.schema import Unreadable
 
 LOOK_EVERY = 0.5
 """Seconds between two looks whether the observers are there."""

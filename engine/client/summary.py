@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from engine.client.handle import UNREADABLE, RunHandle
-from engine.errors import InputError
-from engine.store.lineage import fork_of
-from engine.store.reader import RunReader
+from modalscape.engine.client.handle import UNREADABLE, RunHandle
+from modalscape.engine.errors import InputError
+from modalscape.engine.store.lineage import fork_of
+from modalscape.engine.store.reader import RunReader
 
 BEST = "best/"
 """What stands before the name of a scalar of the best step, in `numbers`."""

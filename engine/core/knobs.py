@@ -8,7 +8,7 @@ import dataclasses
 import math
 from typing import Any
 
-from engine.errors import InputError, shown
+from modalscape.engine.errors import InputError, shown
 
 
 def knob(default, low=None, high=None, help="", *, log=False, choices=None):

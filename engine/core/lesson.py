@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from engine.errors import InputError
+from modalscape.engine.errors import InputError
 
 
 def last(name: str) -> Callable[[Mapping[str, float]], float]:

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, ClassVar
 
+from modalscape.engine.core.knobs import checked, describe, knob
+from modalscape.engine.core.needs import Need
+from modalscape.engine.core.records import Record
+from modalscape.engine.errors import InputError
 from torch import Tensor
-
-from engine.core.knobs import checked, describe, knob
-from engine.core.needs import Need
-from engine.core.records import Record
-from engine.errors import InputError
 
 __all__ = ["POINTS", "Method", "MethodConflict", "Stack", "knob"]
 

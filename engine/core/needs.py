@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from engine.errors import InputError
+from modalscape.engine.errors import InputError
 
 
 @dataclass(frozen=True)

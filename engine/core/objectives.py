@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from itertools import combinations
 
+from modalscape.engine.data.dataset import Dataset
+from modalscape.engine.errors import InputError
+from modalscape.engine.maths.features.contrastive import info_nce, matching, recall_at, similarity
 from torch import Tensor
 from torch.nn import functional as F
-
-from engine.data.dataset import Dataset
-from engine.errors import InputError
-from engine.maths.features.contrastive import info_nce, matching, recall_at, similarity
 
 OBJECTIVES = ("auto", "cross_entropy", "squared_error", "info_nce")
 """What a run may ask for; `auto` is cross-entropy for classes and squared error for real targets."""

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from modalscape.engine.core.knobs import knob
+from modalscape.engine.core.stability import edge_of_stability
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
-
-from engine.core.knobs import knob
-from engine.core.stability import edge_of_stability
 
 
 @dataclass(frozen=True)

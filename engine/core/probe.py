@@ -7,17 +7,16 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
+from modalscape.engine.core.knobs import describe, knob
+from modalscape.engine.core.method import Stack
+from modalscape.engine.core.optimizer import Optimizer
+from modalscape.engine.core.problem import Problem
+from modalscape.engine.core.records import Bars, Curve, Matrix, Record, Scalar, Surface
+from modalscape.engine.core.rng import Rng
+from modalscape.engine.core.step import View
+from modalscape.engine.errors import InputError
+from modalscape.engine.maths.landscape.evaluate import Losses
 from torch import Tensor
-
-from engine.core.knobs import describe, knob
-from engine.core.method import Stack
-from engine.core.optimizer import Optimizer
-from engine.core.problem import Problem
-from engine.core.records import Bars, Curve, Matrix, Record, Scalar, Surface
-from engine.core.rng import Rng
-from engine.core.step import View
-from engine.errors import InputError
-from engine.maths.landscape.evaluate import Losses
 
 __all__ = ["Bars", "Curve", "Matrix", "Probe", "Record", "Scalar", "Snapshot", "Surface", "knob"]
 

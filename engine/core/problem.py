@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
+from modalscape.engine.core.layout import Layout
+from modalscape.engine.core.rng import Rng
+from modalscape.engine.maths.features.contrastive import normalised
 from torch import Tensor, nn
-
-from engine.core.layout import Layout
-from engine.core.rng import Rng
-from engine.maths.features.contrastive import normalised
 
 Named = Mapping[str, Tensor]
 """Parameter name to tensor."""

@@ -8,13 +8,12 @@ from functools import partial
 from typing import Any
 
 import torch
+from modalscape.engine.core.method import Stack
+from modalscape.engine.core.optimizer import Optimizer, Rate
+from modalscape.engine.core.problem import Batch, Problem
+from modalscape.engine.core.rng import Rng
+from modalscape.engine.errors import InputError
 from torch import Tensor
-
-from engine.core.method import Stack
-from engine.core.optimizer import Optimizer, Rate
-from engine.core.problem import Batch, Problem
-from engine.core.rng import Rng
-from engine.errors import InputError
 
 
 @dataclass(frozen=True)

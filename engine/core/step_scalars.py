@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import torch
-
-from engine.core.problem import Problem
-from engine.core.step import View
+from modalscape.engine.core.problem import Problem
+from modalscape.engine.core.step import View
 
 
 class StepScalars:

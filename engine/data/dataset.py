@@ -8,11 +8,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-
-from engine.core.knobs import assigned
-from engine.core.problem import Batch
-from engine.core.rng import Rng
-from engine.errors import InputError, nearest
+from modalscape.engine.core.knobs import assigned
+from modalscape.engine.core.problem import Batch
+from modalscape.engine.core.rng import Rng
+from modalscape.engine.errors import InputError, nearest
 
 PARTS = ("train", "val", "test")
 """Names of the parts, at the number that `split` uses for each."""

@@ -9,10 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-
-from engine.core.knobs import knob
-from engine.core.rng import Rng
-from engine.data.dataset import Dataset
+from modalscape.engine.core.knobs import knob
+from modalscape.engine.core.rng import Rng
+from modalscape.engine.data.dataset import Dataset
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _BOLDNESS = ("thin", "plain", "bold")

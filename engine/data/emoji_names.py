@@ -18,11 +18,10 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
-
-from engine.core.rng import Rng
-from engine.data.dataset import Dataset
-from engine.data.emoji_groups import GROUPS, families, spelt, words
-from engine.data.emoji_pictures import pictures
+from modalscape.engine.core.rng import Rng
+from modalscape.engine.data.dataset import Dataset
+from modalscape.engine.data.emoji_groups import GROUPS, families, spelt, words
+from modalscape.engine.data.emoji_pictures import pictures
 
 CLASSES = tuple(GROUPS)
 _SHARES = np.array([0.7, 0.15, 0.15])

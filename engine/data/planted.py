@@ -15,12 +15,11 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from modalscape.engine.core.knobs import knob
+from modalscape.engine.core.rng import Rng
+from modalscape.engine.data.dataset import Dataset
+from modalscape.engine.errors import InputError
 from scipy.special import ndtr
-
-from engine.core.knobs import knob
-from engine.core.rng import Rng
-from engine.data.dataset import Dataset
-from engine.errors import InputError
 
 NAMES = ("vision", "audio", "text", "touch", "depth", "motion", "radar", "sonar", "thermal", "scent")
 """Names of the modalities, in the order of the knob `unique`."""

@@ -32,7 +32,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.core.lesson import Lesson
+from modalscape.engine.core.lesson import Lesson
 
 STEPS, EVERY = 300, 25
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.core.lesson import Lesson
+from modalscape.engine.core.lesson import Lesson
 
 _SETTINGS: dict[str, Any] = {
     "digits_captions.inputs": "flat",

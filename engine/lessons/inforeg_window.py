@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from engine.core.lesson import Lesson
+from modalscape.engine.core.lesson import Lesson
 
 _SETTINGS: dict[str, Any] = {
     "planted.unique": "4,2",

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.core.lesson import CORRUPTED, Lesson
+from modalscape.engine.core.lesson import CORRUPTED, Lesson
 
 STEPS = 1000
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.core.lesson import CORRUPTED, RECONSTRUCTED, Lesson, last
+from modalscape.engine.core.lesson import CORRUPTED, RECONSTRUCTED, Lesson, last
 
 STEPS = 400
 

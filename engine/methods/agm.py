@@ -32,14 +32,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from modalscape.engine.core.method import Method, knob
+from modalscape.engine.core.needs import FUSED
+from modalscape.engine.core.records import Record, Scalar
+from modalscape.engine.core.step import View
+from modalscape.engine.errors import InputError
+from modalscape.engine.maths.modalities.unimodal import comparable, fused_by, places, ratio, responses, score
 from torch import Tensor
-
-from engine.core.method import Method, knob
-from engine.core.needs import FUSED
-from engine.core.records import Record, Scalar
-from engine.core.step import View
-from engine.errors import InputError
-from engine.maths.modalities.unimodal import comparable, fused_by, places, ratio, responses, score
 
 _MOST = 5
 _ROWS = {

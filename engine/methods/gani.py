@@ -54,16 +54,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from modalscape.engine.core.method import Method
+from modalscape.engine.core.records import Bars, Record, Scalar
+from modalscape.engine.core.stability import stability_bound
+from modalscape.engine.core.step import View
+from modalscape.engine.maths.gradients import noise_injection as maths
+from modalscape.engine.maths.gradients import noise_ring
+from modalscape.engine.maths.gradients.angles import cosine
+from modalscape.engine.maths.gradients.noise_dose import Dose, annealed, stillness, strength, suits
 from torch import Tensor
-
-from engine.core.method import Method
-from engine.core.records import Bars, Record, Scalar
-from engine.core.stability import stability_bound
-from engine.core.step import View
-from engine.maths.gradients import noise_injection as maths
-from engine.maths.gradients import noise_ring
-from engine.maths.gradients.angles import cosine
-from engine.maths.gradients.noise_dose import Dose, annealed, stillness, strength, suits
 
 
 def expected_cosine(sigma: float) -> float:

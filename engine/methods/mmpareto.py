@@ -29,15 +29,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from modalscape.engine.core.method import Method, knob
+from modalscape.engine.core.needs import Need
+from modalscape.engine.core.records import Record, Scalar
+from modalscape.engine.core.step import View
+from modalscape.engine.errors import InputError
+from modalscape.engine.maths.gradients.angles import cosine
+from modalscape.engine.maths.modalities.unimodal import columns, encoder, places
 from torch import Tensor
-
-from engine.core.method import Method, knob
-from engine.core.needs import Need
-from engine.core.records import Record, Scalar
-from engine.core.step import View
-from engine.errors import InputError
-from engine.maths.gradients.angles import cosine
-from engine.maths.modalities.unimodal import columns, encoder, places
 
 
 def shortest(g: Tensor, u: Tensor) -> Tensor:

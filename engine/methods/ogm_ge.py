@@ -27,14 +27,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from modalscape.engine.core.method import Method, knob
+from modalscape.engine.core.needs import FUSED
+from modalscape.engine.core.records import Record, Scalar
+from modalscape.engine.core.step import View
+from modalscape.engine.maths.modalities import unimodal
+from modalscape.engine.maths.modalities.unimodal import confidence, leads, places
 from torch import Tensor
-
-from engine.core.method import Method, knob
-from engine.core.needs import FUSED
-from engine.core.records import Record, Scalar
-from engine.core.step import View
-from engine.maths.modalities import unimodal
-from engine.maths.modalities.unimodal import confidence, leads, places
 
 
 def coefficient(lead: Tensor, alpha: float) -> Tensor:

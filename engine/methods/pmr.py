@@ -30,15 +30,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from modalscape.engine.core.method import Method, knob
+from modalscape.engine.core.needs import FUSED
+from modalscape.engine.core.records import Record, Scalar
+from modalscape.engine.core.step import View
+from modalscape.engine.maths.modalities.imbalance import similarity
+from modalscape.engine.maths.modalities.unimodal import comparable, confidence, leads
 from torch import Tensor
 from torch.nn import functional as F
-
-from engine.core.method import Method, knob
-from engine.core.needs import FUSED
-from engine.core.records import Record, Scalar
-from engine.core.step import View
-from engine.maths.modalities.imbalance import similarity
-from engine.maths.modalities.unimodal import comparable, confidence, leads
 
 
 def prototypical(similar: Tensor, y: Tensor, known: Tensor) -> Tensor:

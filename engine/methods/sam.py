@@ -19,11 +19,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from modalscape.engine.core.method import Method, knob
+from modalscape.engine.core.records import Record, Scalar
+from modalscape.engine.core.step import View
 from torch import Tensor
-
-from engine.core.method import Method, knob
-from engine.core.records import Record, Scalar
-from engine.core.step import View
 
 
 def ascent(grad: Tensor, theta: Tensor, rho: float, adaptive: bool) -> Tensor:

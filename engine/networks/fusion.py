@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
+from modalscape.engine.errors import InputError
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from engine.errors import InputError
 
 
 class Concat(nn.Module):

@@ -15,16 +15,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from modalscape.engine.core.probe import Neighbour, Probe, Record, Scalar, Snapshot, knob
+from modalscape.engine.core.problem import Batch
+from modalscape.engine.errors import InputError
+from modalscape.engine.maths.landscape.directions import direction_pair
+from modalscape.engine.maths.landscape.evaluate import at_once
+from modalscape.engine.maths.landscape.slices import axis_over, line, refine, rise
+from modalscape.engine.maths.progress import Tally, tracked
+from modalscape.engine.reports.planes import Cutting, under
 from torch import Tensor
-
-from engine.core.probe import Neighbour, Probe, Record, Scalar, Snapshot, knob
-from engine.core.problem import Batch
-from engine.errors import InputError
-from engine.maths.landscape.directions import direction_pair
-from engine.maths.landscape.evaluate import at_once
-from engine.maths.landscape.slices import axis_over, line, refine, rise
-from engine.maths.progress import Tally, tracked
-from engine.reports.planes import Cutting, under
 
 LEAST = 25
 """Points on the way between two runs, at least: fewer miss a narrow barrier."""

@@ -18,14 +18,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from modalscape.engine.core.probe import Curve, Probe, Record, Scalar, Snapshot, knob
+from modalscape.engine.core.step import gradient, settled
+from modalscape.engine.maths.curvature.krylov import Products
+from modalscape.engine.maths.curvature.noise_alignment import alignment, mean_error
+from modalscape.engine.maths.progress import Tally
 from scipy.stats import spearmanr
 from torch import Tensor
-
-from engine.core.probe import Curve, Probe, Record, Scalar, Snapshot, knob
-from engine.core.step import gradient, settled
-from engine.maths.curvature.krylov import Products
-from engine.maths.curvature.noise_alignment import alignment, mean_error
-from engine.maths.progress import Tally
 
 WORDS = {"added": "noise that methods add", "batch": "difference between training batches"}
 

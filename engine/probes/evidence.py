@@ -12,18 +12,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from modalscape.engine.core.probe import Curve, Probe, Record, Scalar, Snapshot, knob
+from modalscape.engine.core.problem import Batch
+from modalscape.engine.core.step import per_objective
+from modalscape.engine.maths.gradients import calibration as maths
+from modalscape.engine.maths.gradients.evidence import EVIDENCE, READINGS, SIZES
+from modalscape.engine.maths.gradients.laplace import KINDS
+from modalscape.engine.maths.gradients.last_layer import Head, linear_heads
+from modalscape.engine.maths.progress import tracked
+from modalscape.engine.reports import calibration as told
+from modalscape.engine.reports import gradients
 from torch import Tensor
-
-from engine.core.probe import Curve, Probe, Record, Scalar, Snapshot, knob
-from engine.core.problem import Batch
-from engine.core.step import per_objective
-from engine.maths.gradients import calibration as maths
-from engine.maths.gradients.evidence import EVIDENCE, READINGS, SIZES
-from engine.maths.gradients.laplace import KINDS
-from engine.maths.gradients.last_layer import Head, linear_heads
-from engine.maths.progress import tracked
-from engine.reports import calibration as told
-from engine.reports import gradients
 
 
 class Evidence(Probe):

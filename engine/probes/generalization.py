@@ -12,11 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from modalscape.engine.core.probe import Probe, Record, Scalar, Snapshot, knob
+from modalscape.engine.core.problem import Batch
+from modalscape.engine.maths.progress import Tally
 from torch import Tensor
-
-from engine.core.probe import Probe, Record, Scalar, Snapshot, knob
-from engine.core.problem import Batch
-from engine.maths.progress import Tally
 
 PIECE = 1024
 """Rows that are evaluated at once."""

@@ -16,12 +16,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from engine.core.probe import Probe, Record, Snapshot, knob
-from engine.core.problem import Batch, Problem
-from engine.maths.curvature.batch_chunks import cut
-from engine.maths.curvature.hessian_spectrum import GaussNewton, empirical_fisher, planned, spectrum_in_stages
-from engine.maths.progress import Tally
-from engine.reports.spectrum import About, eigenvalues, traced
+from modalscape.engine.core.probe import Probe, Record, Snapshot, knob
+from modalscape.engine.core.problem import Batch, Problem
+from modalscape.engine.maths.curvature.batch_chunks import cut
+from modalscape.engine.maths.curvature.hessian_spectrum import (
+    GaussNewton,
+    empirical_fisher,
+    planned,
+    spectrum_in_stages,
+)
+from modalscape.engine.maths.progress import Tally
+from modalscape.engine.reports.spectrum import About, eigenvalues, traced
 
 GGN = "GGN (generalised Gauss-Newton matrix) of the training loss, no method active"
 FISHER = "empirical Fisher (mean of per-row gradient outer products; not the Hessian), no method active"

@@ -17,15 +17,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from modalscape.engine.core.probe import Matrix, Probe, Record, Scalar, Snapshot, knob
+from modalscape.engine.core.problem import Batch, Problem
+from modalscape.engine.maths.curvature.batch_chunks import cut
+from modalscape.engine.maths.curvature.hessian_spectrum import PartedHessian, Spectrum, planned, spectrum_in_stages
+from modalscape.engine.maths.curvature.krylov import Loss
+from modalscape.engine.maths.progress import Tally
+from modalscape.engine.reports.spectrum import About, coupled, eigenvalues, labels, largest, traced
 from torch import Tensor
-
-from engine.core.probe import Matrix, Probe, Record, Scalar, Snapshot, knob
-from engine.core.problem import Batch, Problem
-from engine.maths.curvature.batch_chunks import cut
-from engine.maths.curvature.hessian_spectrum import PartedHessian, Spectrum, planned, spectrum_in_stages
-from engine.maths.curvature.krylov import Loss
-from engine.maths.progress import Tally
-from engine.reports.spectrum import About, coupled, eigenvalues, labels, largest, traced
 
 MATRIX = "Hessian of the training loss, no method active"
 ANGLE = "bound from the angle to a true eigenvector"

@@ -17,15 +17,14 @@ from itertools import combinations
 
 import numpy as np
 import torch
+from modalscape.engine.core.probe import Bars, Matrix, Probe, Record, Scalar, Snapshot, knob, several
+from modalscape.engine.core.problem import Batch
+from modalscape.engine.maths.modalities import imbalance
+from modalscape.engine.maths.modalities.robustness import majority
+from modalscape.engine.maths.progress import tracked
+from modalscape.engine.reports import contribution
+from modalscape.engine.reports.motion import motion
 from torch import Tensor
-
-from engine.core.probe import Bars, Matrix, Probe, Record, Scalar, Snapshot, knob, several
-from engine.core.problem import Batch
-from engine.maths.modalities import imbalance
-from engine.maths.modalities.robustness import majority
-from engine.maths.progress import tracked
-from engine.reports import contribution
-from engine.reports.motion import motion
 
 MOST = 8
 """Modalities up to which all subsets are scored."""

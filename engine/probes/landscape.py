@@ -17,15 +17,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from modalscape.engine.core.probe import Probe, Record, Snapshot, knob
+from modalscape.engine.errors import InputError
+from modalscape.engine.maths.landscape.directions import (
+    Parts,
+    curved_pair,
+    direction_pair,
+    downhill_pair,
+    principal_pair,
+)
+from modalscape.engine.maths.landscape.evaluate import at_once
+from modalscape.engine.maths.landscape.slices import axis_over, line, refine
+from modalscape.engine.maths.progress import Tally, tracked
+from modalscape.engine.reports.planes import Cutting
 from torch import Tensor
-
-from engine.core.probe import Probe, Record, Snapshot, knob
-from engine.errors import InputError
-from engine.maths.landscape.directions import Parts, curved_pair, direction_pair, downhill_pair, principal_pair
-from engine.maths.landscape.evaluate import at_once
-from engine.maths.landscape.slices import axis_over, line, refine
-from engine.maths.progress import Tally, tracked
-from engine.reports.planes import Cutting
 
 MARGIN = 0.15
 """How far a trajectory's plane goes beyond the path, as a share of its extent."""

@@ -21,13 +21,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from modalscape.engine.core.probe import Matrix, Probe, Record, Scalar, Snapshot, knob
+from modalscape.engine.core.problem import Batch
+from modalscape.engine.errors import InputError
+from modalscape.engine.maths.features.reconstruction import FEWEST, Sources, explained
+from modalscape.engine.maths.progress import tracked
 from torch import Tensor
-
-from engine.core.probe import Matrix, Probe, Record, Scalar, Snapshot, knob
-from engine.core.problem import Batch
-from engine.errors import InputError
-from engine.maths.features.reconstruction import FEWEST, Sources, explained
-from engine.maths.progress import tracked
 
 PIECE = 256
 """Rows that are encoded at once."""

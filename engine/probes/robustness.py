@@ -21,13 +21,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from modalscape.engine.core.probe import Bars, Curve, Matrix, Probe, Record, Scalar, Snapshot, knob, several
+from modalscape.engine.core.problem import Batch
+from modalscape.engine.errors import InputError
+from modalscape.engine.maths.modalities import robustness
+from modalscape.engine.maths.progress import tracked
 from torch import Tensor
-
-from engine.core.probe import Bars, Curve, Matrix, Probe, Record, Scalar, Snapshot, knob, several
-from engine.core.problem import Batch
-from engine.errors import InputError
-from engine.maths.modalities import robustness
-from engine.maths.progress import tracked
 
 ERROR = "error: one standard error over the rows"
 MOST = 5

@@ -17,12 +17,11 @@ from functools import partial
 
 import numpy as np
 import torch
+from modalscape.engine.core.probe import Bars, Curve, Probe, Record, Scalar, Snapshot, knob
+from modalscape.engine.maths.curvature.hessian_spectrum import planned, spectrum_in_stages
+from modalscape.engine.maths.curvature.sharpness import Ascent, Loss, ascent, average_rise, mean_ascent
+from modalscape.engine.maths.progress import Tally
 from torch import Tensor
-
-from engine.core.probe import Bars, Curve, Probe, Record, Scalar, Snapshot, knob
-from engine.maths.curvature.hessian_spectrum import planned, spectrum_in_stages
-from engine.maths.curvature.sharpness import Ascent, Loss, ascent, average_rise, mean_ascent
-from engine.maths.progress import Tally
 
 LOSS = "training loss, no method active"
 GAIN = "error: what the last step still added"

@@ -19,16 +19,15 @@ from itertools import combinations
 
 import numpy as np
 import torch
+from modalscape.engine.core.probe import Curve, Probe, Record, Scalar, Snapshot, knob
+from modalscape.engine.core.problem import Batch
+from modalscape.engine.core.step import View
+from modalscape.engine.errors import InputError
+from modalscape.engine.maths.features import feature_noise as noise
+from modalscape.engine.maths.features import singular_values as maths
+from modalscape.engine.maths.features.contrastive import normalised
+from modalscape.engine.maths.progress import tracked
 from torch import Tensor
-
-from engine.core.probe import Curve, Probe, Record, Scalar, Snapshot, knob
-from engine.core.problem import Batch
-from engine.core.step import View
-from engine.errors import InputError
-from engine.maths.features import feature_noise as noise
-from engine.maths.features import singular_values as maths
-from engine.maths.features.contrastive import normalised
-from engine.maths.progress import tracked
 
 PIECE = 64
 """Rows that are encoded at once."""

@@ -13,12 +13,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-
-from engine.core.probe import Probe, Record, Scalar, Snapshot, knob
-from engine.errors import InputError
-from engine.maths.curvature.batch_chunks import cut
-from engine.maths.curvature.hessian_spectrum import top_eigenpairs
-from engine.reports.spectrum import About
+from modalscape.engine.core.probe import Probe, Record, Scalar, Snapshot, knob
+from modalscape.engine.errors import InputError
+from modalscape.engine.maths.curvature.batch_chunks import cut
+from modalscape.engine.maths.curvature.hessian_spectrum import top_eigenpairs
+from modalscape.engine.reports.spectrum import About
 
 MATRIX = "P⁻¹H: Hessian of the training loss over what the optimiser divides the gradient by, no method active"
 TOL = 1e-3

@@ -14,13 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from modalscape.engine.core.layout import Layout
+from modalscape.engine.core.probe import Bars, Curve, Probe, Record, Scalar, Snapshot, knob
+from modalscape.engine.maths.landscape.directions import Principal, principal_pair
+from modalscape.engine.maths.progress import tracked
+from modalscape.engine.reports.planes import whose
 from torch import Tensor
-
-from engine.core.layout import Layout
-from engine.core.probe import Bars, Curve, Probe, Record, Scalar, Snapshot, knob
-from engine.maths.landscape.directions import Principal, principal_pair
-from engine.maths.progress import tracked
-from engine.reports.planes import whose
 
 WALK = "this proves nothing: a random walk has 81 % + 9 %"
 """What explained variance must never be shown without; (8 / π²) / (2k - 1)² for a long walk seen from its end."""

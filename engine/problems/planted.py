@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from engine.core.rng import Rng
-from engine.data.dataset import Dataset, Source
-from engine.data.planted import Params, planted
+from modalscape.engine.core.rng import Rng
+from modalscape.engine.data.dataset import Dataset, Source
+from modalscape.engine.data.planted import Params, planted
 
 
 class Planted(Source):
@@ -19,5 +19,5 @@ class Planted(Source):
     Params = Params
 
     def load(self, rng: Rng) -> Dataset:
-        """Return the generated rows; `engine.data.planted.bayes_accuracy` says what can be reached on them."""
+        """Return the generated rows; `data.planted.bayes_accuracy` says what can be reached on them."""
         return planted(self.params, rng)

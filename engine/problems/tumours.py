@@ -1,7 +1,7 @@
 """Tumours: measurements of cell nuclei as three modalities, their mean, its error and the worst; benign or malignant.
 
-Real data that come with scikit-learn. `engine.data.tumours` says what a linear model reaches on each modality, and on
-all of them.
+Real data that come with scikit-learn. `data.tumours` says what a linear model reaches on each modality, and on all of
+them.
 
 *Source*: Wolberg, Mangasarian, Street and Street, Breast Cancer Wisconsin (Diagnostic), UCI Machine Learning
 Repository, CC BY 4.0, as held by scikit-learn.
@@ -9,9 +9,9 @@ Repository, CC BY 4.0, as held by scikit-learn.
 
 from __future__ import annotations
 
-from engine.core.rng import Rng
-from engine.data.dataset import Dataset, Source
-from engine.data.tumours import MODALITIES, tumours
+from modalscape.engine.core.rng import Rng
+from modalscape.engine.data.dataset import Dataset, Source
+from modalscape.engine.data.tumours import MODALITIES, tumours
 
 
 class Tumours(Source):

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from modalscape.engine.core.needs import PATIENCE
+from modalscape.engine.core.records import Bars, Matrix, Record, Scalar
+from modalscape.engine.maths.gradients.angles import cosine
+from modalscape.engine.maths.gradients.calibration import Choices, Found, gains
 from torch import Tensor
-
-from engine.core.needs import PATIENCE
-from engine.core.records import Bars, Matrix, Record, Scalar
-from engine.maths.gradients.angles import cosine
-from engine.maths.gradients.calibration import Choices, Found, gains
 
 _PANELS: dict[str, dict[str, Any]] = {
     "weight": {"panel": "Weight of each loss", "place": 1},

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from modalscape.engine.core.records import Curve, Surface
+from modalscape.engine.maths.landscape.slices import Slice, gaps
 from torch import Tensor
-
-from engine.core.records import Curve, Surface
-from engine.maths.landscape.slices import Slice, gaps
 
 
 def whose(loss: str) -> str:

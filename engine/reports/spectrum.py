@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-
-from engine.core.records import Bars, Curve, Matrix, Record, Scalar
-from engine.maths.curvature.deflated_trace import Coupling
-from engine.maths.curvature.hessian_spectrum import Spectrum
+from modalscape.engine.core.records import Bars, Curve, Matrix, Record, Scalar
+from modalscape.engine.maths.curvature.deflated_trace import Coupling
+from modalscape.engine.maths.curvature.hessian_spectrum import Spectrum
 
 
 @dataclass(frozen=True)

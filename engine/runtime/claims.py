@@ -19,16 +19,15 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from modalscape.engine.catalog import catalog
+from modalscape.engine.client.handle import ROOT, RunHandle
+from modalscape.engine.client.summary import numbers, summary
+from modalscape.engine.config import RunConfig, validated
+from modalscape.engine.core.lesson import Lesson
+from modalscape.engine.errors import InputError
+from modalscape.engine.registry import named
+from modalscape.engine.store.reader import RunReader
 from scipy import stats
-
-from engine.catalog import catalog
-from engine.client.handle import ROOT, RunHandle
-from engine.client.summary import numbers, summary
-from engine.config import RunConfig, validated
-from engine.core.lesson import Lesson
-from engine.errors import InputError
-from engine.registry import named
-from engine.store.reader import RunReader
 
 
 def claim(
@@ -51,7 +50,7 @@ def claim(
     Raises:
         InputError: no such lesson, both data and a problem, an arm cannot be configured, or a run fails.
     """
-    lesson = named("engine.lessons", Lesson, name)
+    lesson = named("modalscape.engine.lessons", Lesson, name)
     if data is not None and problem:
         raise InputError(f"A claim is tried on one set, not on {Path(data).name} and {problem}; give one of them.")
     count = lesson.seeds if seeds is None else seeds
@@ -173,7 +172,7 @@ def _run(config: RunConfig, home: Path, say: Callable[[str], None]) -> dict[str,
         handle.prepare(config)
         command = "run"
     if handle.status().state != "finished":
-        line = [sys.executable, "-m", "engine", command, str(home.absolute())]
+        line = [sys.executable, "-m", "modalscape.engine", command, str(home.absolute())]
         ended = subprocess.run(
             line,
             cwd=ROOT,

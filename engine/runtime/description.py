@@ -7,8 +7,7 @@ import platform
 from typing import Any
 
 import torch
-
-from engine.runtime.session import Training
+from modalscape.engine.runtime.session import Training
 
 
 def described(training: Training, steps: int) -> dict[str, Any]:

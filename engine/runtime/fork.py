@@ -10,13 +10,13 @@ from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from engine.config import RunConfig
-from engine.errors import InputError
-from engine.runtime.loop import Run
-from engine.runtime.replay import branch
-from engine.runtime.session import Training
-from engine.store.files import brief
-from engine.store.home import founded, is_locked, lock, rewritten
+from modalscape.engine.config import RunConfig
+from modalscape.engine.errors import InputError
+from modalscape.engine.runtime.loop import Run
+from modalscape.engine.runtime.replay import branch
+from modalscape.engine.runtime.session import Training
+from modalscape.engine.store.files import brief
+from modalscape.engine.store.home import founded, is_locked, lock, rewritten
 
 _STAGE = ".fork-"
 _STALE = 60.0

@@ -11,15 +11,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from engine.core.probe import Probe
-from engine.errors import InputError
-from engine.maths.progress import listening
-from engine.registry import named
-from engine.runtime.schedule import Schedule
-from engine.runtime.session import Training
-from engine.store.commands import shortened
-from engine.store.reader import RunReader
-from engine.store.writer import RunWriter
+from modalscape.engine.core.probe import Probe
+from modalscape.engine.errors import InputError
+from modalscape.engine.maths.progress import listening
+from modalscape.engine.registry import named
+from modalscape.engine.runtime.schedule import Schedule
+from modalscape.engine.runtime.session import Training
+from modalscape.engine.store.commands import shortened
+from modalscape.engine.store.reader import RunReader
+from modalscape.engine.store.writer import RunWriter
 
 
 class Cancelled(Exception):
@@ -32,7 +32,7 @@ def preferred(probe: str) -> int:
     Raises:
         InputError: there is no such probe.
     """
-    return named("engine.probes", Probe, probe).every
+    return named("modalscape.engine.probes", Probe, probe).every
 
 
 class Measuring:

@@ -8,13 +8,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-
-from engine.core.probe import Probe, Record
-from engine.errors import InputError
-from engine.maths.progress import listening
-from engine.registry import named
-from engine.runtime.inline import Cancelled, broken
-from engine.store.home import Gone
+from modalscape.engine.core.probe import Probe, Record
+from modalscape.engine.errors import InputError
+from modalscape.engine.maths.progress import listening
+from modalscape.engine.registry import named
+from modalscape.engine.runtime.inline import Cancelled, broken
+from modalscape.engine.store.home import Gone
 
 _RANK = {"cheap": 0, "fair": 1, "dear": 2}
 
@@ -79,7 +78,7 @@ class Job:
 
 def rank(probe: str) -> int:
     """Return 0 for a probe of low cost, 1 for one of medium cost, 2 for one of high cost."""
-    return _RANK[named("engine.probes", Probe, probe).cost]
+    return _RANK[named("modalscape.engine.probes", Probe, probe).cost]
 
 
 class Bench:

@@ -10,20 +10,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine.client.observers import Observers
-from engine.core.step_scalars import StepScalars
-from engine.errors import InputError
-from engine.runtime import checkpoint
-from engine.runtime.description import described, methods_described
-from engine.runtime.inline import Cancelled, Measuring
-from engine.runtime.recorder import Keeping
-from engine.runtime.replay import remaining, restored
-from engine.runtime.session import Training, obey_due
-from engine.runtime.signals import stopped_by_signals
-from engine.runtime.snapshots import Offer
-from engine.store.commands import Cancel, Command, Mailbox, Stop, garbled, shortened
-from engine.store.home import Gone
-from engine.store.writer import RunReader
+from modalscape.engine.client.observers import Observers
+from modalscape.engine.core.step_scalars import StepScalars
+from modalscape.engine.errors import InputError
+from modalscape.engine.runtime import checkpoint
+from modalscape.engine.runtime.description import described, methods_described
+from modalscape.engine.runtime.inline import Cancelled, Measuring
+from modalscape.engine.runtime.recorder import Keeping
+from modalscape.engine.runtime.replay import remaining, restored
+from modalscape.engine.runtime.session import Training, obey_due
+from modalscape.engine.runtime.signals import stopped_by_signals
+from modalscape.engine.runtime.snapshots import Offer
+from modalscape.engine.store.commands import Cancel, Command, Mailbox, Stop, garbled, shortened
+from modalscape.engine.store.home import Gone
+from modalscape.engine.store.writer import RunReader
 
 _IDLE = 0.05
 """Seconds between two looks into the mailbox while a run is paused."""

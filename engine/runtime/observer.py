@@ -14,22 +14,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from engine.catalog import catalog
-from engine.client.observers import locked
-from engine.config import read, validated
-from engine.core.probe import Record
-from engine.errors import InputError
-from engine.runtime import checkpoint, snapshots
-from engine.runtime.inline import preferred
-from engine.runtime.jobs import Bench, Job, rank
-from engine.runtime.schedule import Schedule
-from engine.runtime.session import Training
-from engine.store.commands import Cancel, Command, Mailbox, Measure
-from engine.store.files import brief
-from engine.store.home import Busy, Place, held_since, is_locked, lock
-from engine.store.reader import RunReader
-from engine.store.schema import Unreadable
-from engine.store.writer import RunWriter, create_observed
+from modalscape.engine.catalog import catalog
+from modalscape.engine.client.observers import locked
+from modalscape.engine.config import read, validated
+from modalscape.engine.core.probe import Record
+from modalscape.engine.errors import InputError
+from modalscape.engine.runtime import checkpoint, snapshots
+from modalscape.engine.runtime.inline import preferred
+from modalscape.engine.runtime.jobs import Bench, Job, rank
+from modalscape.engine.runtime.schedule import Schedule
+from modalscape.engine.runtime.session import Training
+from modalscape.engine.store.commands import Cancel, Command, Mailbox, Measure
+from modalscape.engine.store.files import brief
+from modalscape.engine.store.home import Busy, Place, held_since, is_locked, lock
+from modalscape.engine.store.reader import RunReader
+from modalscape.engine.store.schema import Unreadable
+from modalscape.engine.store.writer import RunWriter, create_observed
 
 LOOK_EVERY = 0.2
 """Seconds between two looks at the run and its mailbox."""

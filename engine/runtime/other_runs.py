@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from modalscape.engine.client.handle import RUN_ID
+from modalscape.engine.config import RunConfig, read
+from modalscape.engine.core.layout import Layout
+from modalscape.engine.core.probe import Neighbour
+from modalscape.engine.errors import InputError
+from modalscape.engine.runtime import checkpoint
+from modalscape.engine.store.writer import RunReader
 from torch import Tensor
-
-from engine.client.handle import RUN_ID
-from engine.config import RunConfig, read
-from engine.core.layout import Layout
-from engine.core.probe import Neighbour
-from engine.errors import InputError
-from engine.runtime import checkpoint
-from engine.store.writer import RunReader
 
 
 def neighbour(home: Path, run: str, layout: Layout, own: RunConfig, like: Tensor) -> Neighbour:

@@ -14,10 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from modalscape.engine.runtime import checkpoint
+from modalscape.engine.store.lineage import ancestors
 from torch import Tensor
-
-from engine.runtime import checkpoint
-from engine.store.lineage import ancestors
 
 MOST = 48
 """Points kept at most; a long run has between half as many and all."""

@@ -13,14 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine.runtime import checkpoint
-from engine.runtime.path_history import Trail
-from engine.runtime.session import Training
-from engine.runtime.streams import FULL
-from engine.store.home import Gone, Place, tidy
-from engine.store.pulse import Pulse
-from engine.store.reader import RunReader
-from engine.store.writer import RETRY_EVERY, RunWriter
+from modalscape.engine.runtime import checkpoint
+from modalscape.engine.runtime.path_history import Trail
+from modalscape.engine.runtime.session import Training
+from modalscape.engine.runtime.streams import FULL
+from modalscape.engine.store.home import Gone, Place, tidy
+from modalscape.engine.store.pulse import Pulse
+from modalscape.engine.store.reader import RunReader
+from modalscape.engine.store.writer import RETRY_EVERY, RunWriter
 
 PATIENCE = 30.0
 """Seconds for which a run that is over waits for a disk that refuses."""

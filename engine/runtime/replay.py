@@ -7,15 +7,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-
-from engine.catalog import catalog
-from engine.config import read, validated
-from engine.errors import InputError
-from engine.runtime import checkpoint
-from engine.runtime.session import Training
-from engine.store.commands import Command, from_json
-from engine.store.lineage import missing, parent_of, within
-from engine.store.writer import RunReader
+from modalscape.engine.catalog import catalog
+from modalscape.engine.config import read, validated
+from modalscape.engine.errors import InputError
+from modalscape.engine.runtime import checkpoint
+from modalscape.engine.runtime.session import Training
+from modalscape.engine.store.commands import Command, from_json
+from modalscape.engine.store.lineage import missing, parent_of, within
+from modalscape.engine.store.writer import RunReader
 
 
 class Differs(InputError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from engine.errors import InputError
+from modalscape.engine.errors import InputError
 
 
 class Schedule:

@@ -16,26 +16,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from modalscape.engine import networks
+from modalscape.engine.catalog import catalog
+from modalscape.engine.config import RunConfig, RunSettings, resolved
+from modalscape.engine.core import objectives
+from modalscape.engine.core.knobs import checked, describe
+from modalscape.engine.core.method import Method, Stack
+from modalscape.engine.core.optimizer import Optimizer, Settings
+from modalscape.engine.core.probe import Probe, Snapshot
+from modalscape.engine.core.problem import Multimodal
+from modalscape.engine.core.rng import Rng
+from modalscape.engine.core.step import State, View, looked, train_step
+from modalscape.engine.data import npz
+from modalscape.engine.data.dataset import Dataset, Source, corrupted, mislabelled, restricted
+from modalscape.engine.errors import InputError
+from modalscape.engine.registry import named
+from modalscape.engine.runtime.other_runs import neighbour
+from modalscape.engine.runtime.path_history import kept
+from modalscape.engine.store.commands import Command
 from torch import Tensor
-
-from engine import networks
-from engine.catalog import catalog
-from engine.config import RunConfig, RunSettings, resolved
-from engine.core import objectives
-from engine.core.knobs import checked, describe
-from engine.core.method import Method, Stack
-from engine.core.optimizer import Optimizer, Settings
-from engine.core.probe import Probe, Snapshot
-from engine.core.problem import Multimodal
-from engine.core.rng import Rng
-from engine.core.step import State, View, looked, train_step
-from engine.data import npz
-from engine.data.dataset import Dataset, Source, corrupted, mislabelled, restricted
-from engine.errors import InputError
-from engine.registry import named
-from engine.runtime.other_runs import neighbour
-from engine.runtime.path_history import kept
-from engine.store.commands import Command
 
 _LR = next(k for k in describe(Settings) if k["name"] == "lr")
 
@@ -84,7 +83,7 @@ class Training:
             InputError: there is no such method.
             MethodConflict: it cannot be on together with another; the stack stays as it was.
         """
-        named("engine.methods", Method, method)
+        named("modalscape.engine.methods", Method, method)
         if not on:
             self.stack = self.stack.without(method)
         elif method not in self.stack.methods:
@@ -134,7 +133,7 @@ class Training:
         Raises:
             InputError: no such probe or knob, or a value out of its range.
         """
-        kind = named("engine.probes", Probe, name)
+        kind = named("modalscape.engine.probes", Probe, name)
         known = {k["name"]: k for k in kind.knobs()}
         values = {key: self.settings[f"{name}.{key}"] for key in known}
         for key, value in (settings or {}).items():
@@ -182,7 +181,7 @@ class Training:
         obey_due(self, waiting)
 
     def _method(self, name: str, state: dict[str, Any] | None = None, *, bare: bool = False) -> Method:
-        kind = named("engine.methods", Method, name)
+        kind = named("modalscape.engine.methods", Method, name)
         method = kind(self._params(kind.Params, name), state)
         if state is None and not bare:
             method.state = method.init(self._fresh_view())
@@ -209,7 +208,7 @@ class Training:
         if self.config.data:
             data = npz.read(Path(self.config.data), rng, self.own.split)
         else:
-            source = named("engine.problems", Source, self.config.problem)
+            source = named("modalscape.engine.problems", Source, self.config.problem)
             data = source(self._params(source.Params, self.config.problem)).load(rng)
         spoilt = corrupted(mislabelled(data, self.own.label_noise, rng), self.own.corrupt, rng)
         return restricted(spoilt, self.own.modalities)

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from engine.runtime import checkpoint
+from modalscape.engine.runtime import checkpoint
 
 WANTED, SNAPSHOT = "snapshot.wanted", "snapshot.pt"
 LOOK_EVERY = 0.01

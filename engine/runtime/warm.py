@@ -56,17 +56,16 @@ def serve(control: socket.socket) -> bool:
 def loaded() -> None:
     """Import what an engine imports on its way to the first step, by going there with each problem on the CPU."""
     import torch
-
-    from engine.client import summary  # noqa: F401
-    from engine.config import RunConfig
-    from engine.data.dataset import Source
-    from engine.registry import discover
-    from engine.runtime.session import Training
+    from modalscape.engine.client import summary  # noqa: F401
+    from modalscape.engine.config import RunConfig
+    from modalscape.engine.data.dataset import Source
+    from modalscape.engine.registry import discover
+    from modalscape.engine.runtime.session import Training
 
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())  # imports a compiler
     drawn = torch.get_rng_state()
-    for name in discover("engine.problems", Source):
+    for name in discover("modalscape.engine.problems", Source):
         with suppress(Exception):  # whoever trains on it is told
             Training(RunConfig(name, steps=1, device="cpu"))
     torch.set_rng_state(drawn)

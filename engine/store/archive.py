@@ -12,8 +12,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 import numpy as np
-
-from engine.store.files import MOST_BYTES, brief, memory
+from modalscape.engine.store.files import MOST_BYTES, brief, memory
 
 UNFOLDED = 1100
 """Times its compressed size that a deflated member can have at most; the format allows 1,032."""

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from engine.errors import InputError, nearest, shown
-from engine.store.database import readonly
-from engine.store.files import brief, value_of
-from engine.store.schema import facts
+from modalscape.engine.errors import InputError, nearest, shown
+from modalscape.engine.store.database import readonly
+from modalscape.engine.store.files import brief, value_of
+from modalscape.engine.store.schema import facts
 
 LOOK_EVERY = 0.1
 """Seconds between two looks into the mailbox while a run trains."""

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine.store.files import brief, regular
-from engine.store.schema import Unreadable
+from modalscape.engine.store.files import brief, regular
+from modalscape.engine.store.schema import Unreadable
 
 
 class _Damaged(Unreadable, sqlite3.OperationalError):

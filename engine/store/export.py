@@ -9,12 +9,11 @@ from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
-
-from engine.core.records import Bars, Curve, Matrix, Record, Scalar, Surface
-from engine.errors import InputError
-from engine.store.files import brief
-from engine.store.schema import Unreadable
-from engine.store.writer import RunReader
+from modalscape.engine.core.records import Bars, Curve, Matrix, Record, Scalar, Surface
+from modalscape.engine.errors import InputError
+from modalscape.engine.store.files import brief
+from modalscape.engine.store.schema import Unreadable
+from modalscape.engine.store.writer import RunReader
 
 if typing.TYPE_CHECKING:
     import pandas as pd

@@ -18,11 +18,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from engine.config import DEFAULTS
-from engine.errors import InputError
-from engine.store.files import brief, opened, regular
-from engine.store.schema import Unreadable
-from engine.store.writer import create
+import platformdirs
+from modalscape.engine.config import DEFAULTS
+from modalscape.engine.errors import InputError
+from modalscape.engine.store.files import brief, opened, regular
+from modalscape.engine.store.schema import Unreadable
+from modalscape.engine.store.writer import create
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN_ID = re.compile(r"^[a-z0-9][a-z0-9-]{2,60}$")
@@ -245,8 +246,11 @@ def is_locked(home: Path | str) -> bool:
 
 
 def runs_folder() -> Path:
-    """Return the folder of runs: `$MODALSCAPE_RUNS`, or `runs` beside the code."""
-    return Path(os.environ.get("MODALSCAPE_RUNS") or ROOT / "runs")
+    """Return the folder of runs: `$MODALSCAPE_RUNS`, `runs` in a checkout, or where the user's data belong."""
+    given = os.environ.get("MODALSCAPE_RUNS")
+    if given:
+        return Path(given)
+    return ROOT / "runs" if (ROOT / "modalscape").is_dir() else platformdirs.user_data_path("modalscape") / "runs"
 
 
 def runs(folder: Path | str | None = None) -> list[tuple[str, Path]]:

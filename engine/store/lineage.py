@@ -22,9 +22,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from engine.errors import InputError, shown
-from engine.store.database import Source, readonly
-from engine.store.files import fits, text_of, value_of, whole
+from modalscape.engine.errors import InputError, shown
+from modalscape.engine.store.database import Source, readonly
+from modalscape.engine.store.files import fits, text_of, value_of, whole
 
 _SHA256 = re.compile(r"(?:[0-9a-f]{64})?")
 MOST = 64

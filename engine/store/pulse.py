@@ -13,8 +13,8 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from engine.store.files import misfit, opened, value_of
-from engine.store.schema import FACTS
+from modalscape.engine.store.files import misfit, opened, value_of
+from modalscape.engine.store.schema import FACTS
 
 SIZE = 4096
 """Bytes of the file: a block of the disk."""

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from engine.core.records import Record
-from engine.errors import InputError, shown
-from engine.store import schema
-from engine.store.database import Source
-from engine.store.files import brief, moment, whole
-from engine.store.lineage import Inherited, ancestors
-from engine.store.schema import Unreadable, unpacked
+from modalscape.engine.core.records import Record
+from modalscape.engine.errors import InputError, shown
+from modalscape.engine.store import schema
+from modalscape.engine.store.database import Source
+from modalscape.engine.store.files import brief, moment, whole
+from modalscape.engine.store.lineage import Inherited, ancestors
+from modalscape.engine.store.schema import Unreadable, unpacked
 
 TABLES = {
     "name": "id, name",

@@ -9,11 +9,10 @@ import io
 from typing import Any
 
 import numpy as np
-
-from engine.core.records import KINDS, Record
-from engine.errors import InputError, shown
-from engine.store.archive import arrays_of
-from engine.store.files import anything, brief, finite, fits, misfit, moment, number, value_of, whole
+from modalscape.engine.core.records import KINDS, Record
+from modalscape.engine.errors import InputError, shown
+from modalscape.engine.store.archive import arrays_of
+from modalscape.engine.store.files import anything, brief, finite, fits, misfit, moment, number, value_of, whole
 
 JOB = {"probe": str, "step": int, "asked": bool, "seconds": finite, "what": str, "done": whole, "planned": whole}
 """What an observer says of a measurement under way, to its shape."""

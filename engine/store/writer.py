@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from engine.core.records import Record, Scalar
-from engine.errors import InputError
-from engine.store import commands
-from engine.store.reader import Event, RunReader, observed, thinned
+from modalscape.engine.core.records import Record, Scalar
+from modalscape.engine.errors import InputError
+from modalscape.engine.store import commands
+from modalscape.engine.store.reader import Event, RunReader, observed, thinned
 
 __all__ = ["Event", "RunReader", "RunWriter", "create", "thinned"]
 

@@ -5,16 +5,16 @@ import shlex
 
 import numpy as np
 import pytest
+from modalscape.app import catalog
+from modalscape.app.charts import unimodal_gap
+from modalscape.app.charts.registry import CHARTS, checked
+from modalscape.app.runs.status import folder
+from modalscape.app.server.routes import Desk
+from modalscape.app.theme import look
+from modalscape.engine.config import read
+from modalscape.engine.store.commands import Toggle
+from modalscape.engine.store.writer import RunReader, RunWriter, create
 
-from app import catalog
-from app.charts import unimodal_gap
-from app.charts.registry import CHARTS, checked
-from app.runs.status import folder
-from app.server.routes import Desk
-from app.theme import look
-from engine.config import read
-from engine.store.commands import Toggle
-from engine.store.writer import RunReader, RunWriter, create
 from tests.app.test_pages import RUN, mounted, opened, texts
 from tests.fixture_run import STEPS, write_run
 
@@ -148,9 +148,10 @@ def test_the_line_is_a_run_that_the_page_would_find(home, tmp_path):
 def test_the_button_starts_that_run(home, monkeypatch):
     begun = []
     monkeypatch.setattr(
-        "app.runs.supervisor.Supervisor.begin", lambda self, config, note="": begun.append((config, note)) or RUN
+        "modalscape.app.runs.supervisor.Supervisor.begin",
+        lambda self, config, note="": begun.append((config, note)) or RUN,
     )
-    monkeypatch.setattr("app.views.shell.go", lambda page, run: None)
+    monkeypatch.setattr("modalscape.app.views.shell.go", lambda page, run: None)
     at = opened(PAGE, RUN)
     at.button(key=f"alone/{RUN}/text").click().run()
     assert not at.exception and not at.error
@@ -175,9 +176,10 @@ def test_a_run_of_one_modality_says_that_there_is_nothing_to_compare(home, page)
 def test_a_run_of_one_loss_is_offered_again_with_a_loss_for_each_modality(home, page, monkeypatch):
     begun = []
     monkeypatch.setattr(
-        "app.runs.supervisor.Supervisor.begin", lambda self, config, note="": begun.append((config, note)) or RUN
+        "modalscape.app.runs.supervisor.Supervisor.begin",
+        lambda self, config, note="": begun.append((config, note)) or RUN,
     )
-    monkeypatch.setattr("app.views.shell.go", lambda page, run: None)
+    monkeypatch.setattr("modalscape.app.views.shell.go", lambda page, run: None)
     assert f"with-heads/{RUN}" not in {button.key for button in opened(page, RUN).button}
     config = json.loads((home / "config.json").read_text())
     config["settings"]["unimodal"] = "none"

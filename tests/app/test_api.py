@@ -4,20 +4,20 @@ import threading
 
 import numpy as np
 import pytest
+from modalscape.app.charts import series_cache
+from modalscape.app.charts.registry import CHARTS, checked
+from modalscape.app.charts.request import ChartError
+from modalscape.app.charts.series_cache import Tails
+from modalscape.app.runs.status import folder, home_of, standing
+from modalscape.app.server import routes
+from modalscape.app.server.routes import BASE, MOST_CHARTS, Desk, Kept
+from modalscape.engine.store.commands import Toggle, post
+from modalscape.engine.store.writer import RunReader, RunWriter
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.testclient import TestClient
 
-from app.charts import series_cache
-from app.charts.registry import CHARTS, checked
-from app.charts.request import ChartError
-from app.charts.series_cache import Tails
-from app.runs.status import folder, home_of, standing
-from app.server import routes
-from app.server.routes import BASE, MOST_CHARTS, Desk, Kept
-from engine.store.commands import Toggle, post
-from engine.store.writer import RunReader, RunWriter
 from tests.app.test_alone import write_alone
 from tests.fixture_run import STEPS, TOGGLED_AT, write_run
 

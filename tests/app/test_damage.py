@@ -11,19 +11,19 @@ from contextlib import closing
 
 import numpy as np
 import pytest
+from modalscape.app import catalog
+from modalscape.app.charts import unimodal_gap
+from modalscape.app.charts.registry import CHARTS
+from modalscape.app.runs.status import folder, home_of, standing
+from modalscape.app.runs.supervisor import Supervisor, delete, note_of
+from modalscape.app.server.routes import BASE, Desk, roll
+from modalscape.app.views.log import records_zip
+from modalscape.engine.client.handle import RunHandle, lock
+from modalscape.engine.core.records import Bars, Curve, Matrix, Scalar, Surface
+from modalscape.engine.errors import InputError
+from modalscape.engine.store.commands import Note
+from modalscape.engine.store.writer import RunWriter
 
-from app import catalog
-from app.charts import unimodal_gap
-from app.charts.registry import CHARTS
-from app.runs.status import folder, home_of, standing
-from app.runs.supervisor import Supervisor, delete, note_of
-from app.server.routes import BASE, Desk, roll
-from app.views.log import records_zip
-from engine.client.handle import RunHandle, lock
-from engine.core.records import Bars, Curve, Matrix, Scalar, Surface
-from engine.errors import InputError
-from engine.store.commands import Note
-from engine.store.writer import RunWriter
 from tests.app.test_pages import PAGES, opened, texts
 from tests.fixture_run import write_run
 from tests.fuzz.inputs import RUN, Faults, client
@@ -250,7 +250,7 @@ def test_a_run_that_is_taken_up_while_it_is_cancelled_stays(monkeypatch):
 
 
 def test_notes_of_two_at_once_are_whole(damaged):
-    from app.runs.supervisor import write_note
+    from modalscape.app.runs.supervisor import write_note
 
     errors = []
 

@@ -2,14 +2,13 @@
 
 import numpy as np
 import pytest
-
-from app.charts import registry
-from app.charts.request import arguments
-from app.charts.stability_edge import noisy_edges, told, within
-from app.theme import look
-from engine.core.records import Scalar
-from engine.core.stability import stability_bound
-from engine.store.writer import RunReader, RunWriter, create
+from modalscape.app.charts import registry
+from modalscape.app.charts.request import arguments
+from modalscape.app.charts.stability_edge import noisy_edges, told, within
+from modalscape.app.theme import look
+from modalscape.engine.core.records import Scalar
+from modalscape.engine.core.stability import stability_bound
+from modalscape.engine.store.writer import RunReader, RunWriter, create
 
 LOOK = look(False, ["image", "text"], ["gani"])
 TITLES = {"gani": "GANI"}

@@ -2,17 +2,16 @@ import json
 
 import numpy as np
 import pytest
-
-from app import figures
-from app.charts.stability_edge import edges
-from app.figures.base import symlog, symlog_ticks
-from app.figures.curves import Line, Scale, series, smoothed
-from app.figures.marks import Mark
-from app.figures.pipeline import POINTS_IN_ORDER, pipeline
-from app.figures.spectrum import density, sharpness, top
-from app.figures.surface import surface
-from app.theme import MODALITY_HUES, look
-from engine.core.records import KINDS, Bars, Curve, Matrix, Scalar, Surface
+from modalscape.app import figures
+from modalscape.app.charts.stability_edge import edges
+from modalscape.app.figures.base import symlog, symlog_ticks
+from modalscape.app.figures.curves import Line, Scale, series, smoothed
+from modalscape.app.figures.marks import Mark
+from modalscape.app.figures.pipeline import POINTS_IN_ORDER, pipeline
+from modalscape.app.figures.spectrum import density, sharpness, top
+from modalscape.app.figures.surface import surface
+from modalscape.app.theme import MODALITY_HUES, look
+from modalscape.engine.core.records import KINDS, Bars, Curve, Matrix, Scalar, Surface
 
 X = np.linspace(-1, 1, 51)
 EXAMPLES = {

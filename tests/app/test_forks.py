@@ -5,17 +5,17 @@ import shutil
 
 import pytest
 import streamlit as st
+from modalscape.app.charts.labels import spoken
+from modalscape.app.runs import acknowledged
+from modalscape.app.runs.status import RUN_ID, branches, folder, listed, standing
+from modalscape.app.runs.supervisor import Supervisor
+from modalscape.app.server import live
+from modalscape.app.server.routes import Desk
+from modalscape.app.views import steering
+from modalscape.engine.client.handle import RunHandle
+from modalscape.engine.config import read
+from modalscape.engine.store.commands import Toggle
 
-from app.charts.labels import spoken
-from app.runs import acknowledged
-from app.runs.status import RUN_ID, branches, folder, listed, standing
-from app.runs.supervisor import Supervisor
-from app.server import live
-from app.server.routes import Desk
-from app.views import steering
-from engine.client.handle import RunHandle
-from engine.config import read
-from engine.store.commands import Toggle
 from tests.app.test_pages import mounted, opened
 from tests.homes import said, small, trained
 
@@ -129,7 +129,7 @@ def test_a_page_offers_a_fork_of_a_run_that_has_kept_a_step(parent):
 
 
 def test_a_fork_starts_before_others_and_where_one_place_more_is_needed(parent, launched, monkeypatch):
-    monkeypatch.setattr("app.runs.supervisor.Supervisor._release", lambda self: None)
+    monkeypatch.setattr("modalscape.app.runs.supervisor.Supervisor._release", lambda self: None)
     supervisor = Supervisor(1)
     first, second = supervisor.begin(small().to_json()), supervisor.begin(small().to_json())
     config = read(made(parent)).to_json()

@@ -4,16 +4,16 @@ import json
 
 import numpy as np
 import pytest
+from modalscape.app.charts.registry import CHARTS, checked
+from modalscape.app.figures.surface import contour, surface
+from modalscape.app.runs.status import folder
+from modalscape.app.server.routes import Desk
+from modalscape.app.theme import look
+from modalscape.engine.client.handle import lock
+from modalscape.engine.client.observers import locked
+from modalscape.engine.store.commands import Cancel, Measure
+from modalscape.engine.store.writer import RunReader, RunWriter, create_observed
 
-from app.charts.registry import CHARTS, checked
-from app.figures.surface import contour, surface
-from app.runs.status import folder
-from app.server.routes import Desk
-from app.theme import look
-from engine.client.handle import lock
-from engine.client.observers import locked
-from engine.store.commands import Cancel, Measure
-from engine.store.writer import RunReader, RunWriter, create_observed
 from tests.app.test_pages import RUN, held, mounted, opened, sent, texts
 from tests.fixture_run import NEIGHBOUR, STEPS, write_run
 
@@ -113,7 +113,7 @@ def test_a_measurement_under_way_can_be_cancelled():
 def test_a_run_that_is_over_is_measured_from_the_page(monkeypatch):
     home = write_run(folder() / RUN)
     come = []
-    monkeypatch.setattr("engine.client.handle.RunHandle.observe", lambda handle: come.append(handle.home))
+    monkeypatch.setattr("modalscape.engine.client.handle.RunHandle.observe", lambda handle: come.append(handle.home))
     at = view(VIEWS[0])
     at.button(key=f"now/{RUN}/landscape").click().run()
     assert [command.probe for command in sent(home)] == ["landscape"] and come == [home]

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from modalscape.app.runs import limits
+from modalscape.app.runs.limits import LIMITS, bounded, contents, memory, room
+from modalscape.app.runs.status import folder
+from modalscape.app.runs.supervisor import Supervisor
+from modalscape.engine import networks
+from modalscape.engine.client.handle import RunHandle
+from modalscape.engine.config import RunSettings
+from modalscape.engine.data.dataset import Dataset
+from modalscape.engine.errors import InputError
 
-from app.runs import limits
-from app.runs.limits import LIMITS, bounded, contents, memory, room
-from app.runs.status import folder
-from app.runs.supervisor import Supervisor
-from engine import networks
-from engine.client.handle import RunHandle
-from engine.config import RunSettings
-from engine.data.dataset import Dataset
-from engine.errors import InputError
 from tests.app.test_pages import begins, opened
 from tests.app.test_supervisor import CONFIG, Engines
 from tests.fixture_run import write_run
@@ -192,7 +192,7 @@ def test_the_command_line_is_not_bound(tmp_path, monkeypatch):
 
 
 def test_the_form_says_it_beside_the_button_and_does_not_start(monkeypatch):
-    monkeypatch.setattr("app.runs.supervisor.Supervisor.begin", lambda *a, **k: pytest.fail("it began"))
+    monkeypatch.setattr("modalscape.app.runs.supervisor.Supervisor.begin", lambda *a, **k: pytest.fail("it began"))
     at = opened()
     assert not at.button(key="new-start").disabled
     at.number_input(key="new-steps").set_value(20_000_000).run()
@@ -202,8 +202,8 @@ def test_the_form_says_it_beside_the_button_and_does_not_start(monkeypatch):
 
 def test_the_form_says_that_the_queue_is_full(monkeypatch):
     monkeypatch.setenv("MODALSCAPE_MAX_WAITING", "2")
-    monkeypatch.setattr("app.runs.supervisor.Supervisor.waiting", lambda self: ["a", "b"])
-    monkeypatch.setattr("app.runs.supervisor.Supervisor.begin", lambda *a, **k: room(2))
+    monkeypatch.setattr("modalscape.app.runs.supervisor.Supervisor.waiting", lambda self: ["a", "b"])
+    monkeypatch.setattr("modalscape.app.runs.supervisor.Supervisor.begin", lambda *a, **k: room(2))
     at = opened()
     assert any("2 runs wait already" in w.value for w in at.warning)
     at.button(key="new-start").click().run()  # the queue may have moved on, so the press is what decides

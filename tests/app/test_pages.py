@@ -6,14 +6,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from modalscape.app.runs.status import folder
+from modalscape.app.server import live
+from modalscape.app.server.routes import Desk
+from modalscape.engine.client.handle import lock
+from modalscape.engine.store.commands import Mailbox, Measure, Note, Pause, Resume, Stop, Toggle, Tune, Watch
+from modalscape.engine.store.writer import RunWriter
 from streamlit.testing.v1 import AppTest
 
-from app.runs.status import folder
-from app.server import live
-from app.server.routes import Desk
-from engine.client.handle import lock
-from engine.store.commands import Mailbox, Measure, Note, Pause, Resume, Stop, Toggle, Tune, Watch
-from engine.store.writer import RunWriter
 from tests.fixture_run import STEPS, TOGGLED_AT, write_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,9 +48,9 @@ def begins(monkeypatch) -> list:
     """Return a list of the configurations that pages start from now on; nothing is started."""
     begun = []
     monkeypatch.setattr(
-        "app.runs.supervisor.Supervisor.begin", lambda self, config, note="": begun.append(config) or "a-run"
+        "modalscape.app.runs.supervisor.Supervisor.begin", lambda self, config, note="": begun.append(config) or "a-run"
     )
-    monkeypatch.setattr("app.views.shell.go", lambda page, run: None)
+    monkeypatch.setattr("modalscape.app.views.shell.go", lambda page, run: None)
     return begun
 
 
@@ -133,7 +133,7 @@ def test_every_page_says_what_to_do_when_there_is_no_run(page):
 
 @pytest.mark.parametrize("page", OF_A_RUN)
 def test_every_page_bears_a_run_that_has_not_begun(page):
-    from engine.client.handle import RunHandle
+    from modalscape.engine.client.handle import RunHandle
 
     RunHandle(folder() / RUN).prepare({"problem": "planted", "methods": [], "probes": {}, "steps": 10, "settings": {}})
     at = opened(page, RUN)
@@ -141,7 +141,7 @@ def test_every_page_bears_a_run_that_has_not_begun(page):
 
 
 def test_the_methods_page_of_a_run_that_is_on_its_way_opens_on_the_method_it_has_on():
-    from engine.client.handle import RunHandle
+    from modalscape.engine.client.handle import RunHandle
 
     asked = {"problem": "planted", "methods": ["inforeg"], "probes": {}, "steps": 10, "settings": {}}
     RunHandle(folder() / RUN).prepare(asked)
@@ -285,9 +285,10 @@ def test_data_files_are_chosen_from_the_offered_folder_only(tmp_path, monkeypatc
 def test_the_form_starts_what_it_says(monkeypatch):
     begun = []
     monkeypatch.setattr(
-        "app.runs.supervisor.Supervisor.begin", lambda self, config, note="": begun.append((config, note)) or RUN
+        "modalscape.app.runs.supervisor.Supervisor.begin",
+        lambda self, config, note="": begun.append((config, note)) or RUN,
     )
-    monkeypatch.setattr("app.views.shell.go", lambda page, run: begun.append((page, run)))
+    monkeypatch.setattr("modalscape.app.views.shell.go", lambda page, run: begun.append((page, run)))
     at = opened()
     at.selectbox(key="new-problem").set_value("planted").run()
     at.number_input(key="new-steps").set_value(123).run()
@@ -301,7 +302,7 @@ def test_the_form_starts_what_it_says(monkeypatch):
 
 
 def test_numbers_are_exported_whole(home):
-    from app.views.log import numbers_csv, records_zip
+    from modalscape.app.views.log import numbers_csv, records_zip
 
     lines = numbers_csv(RUN).splitlines()
     assert sum(line.startswith("loss/fused,") for line in lines) == STEPS
@@ -322,7 +323,7 @@ def test_the_app_imports_neither_torch_nor_scikit_learn(home):
         f"for page in {PAGES!r}:\n"
         "    at.switch_page(f'../pages/{page}').run()\n"
         "    assert not at.exception, page\n"
-        "import app.main\n"
+        "import modalscape.app.main\n"
         "loaded = {'torch', 'sklearn'} & set(sys.modules)\n"
         "assert not loaded, loaded\n"
     )

@@ -4,20 +4,20 @@ import json
 
 import numpy as np
 import pytest
+from modalscape.app import catalog, figures
+from modalscape.app.charts import registry
+from modalscape.app.charts.method_panels import LAST, MOST, panels
+from modalscape.app.figures.bars import beside
+from modalscape.app.figures.curves import overlay
+from modalscape.app.figures.styles import styles
+from modalscape.app.runs.status import folder
+from modalscape.app.server.routes import Desk
+from modalscape.app.theme import look
+from modalscape.app.views import methods
+from modalscape.engine.core.records import Bars, Curve, Matrix, Scalar
+from modalscape.engine.store.commands import Tune
+from modalscape.engine.store.writer import RunReader, RunWriter
 
-from app import catalog, figures
-from app.charts import registry
-from app.charts.method_panels import LAST, MOST, panels
-from app.figures.bars import beside
-from app.figures.curves import overlay
-from app.figures.styles import styles
-from app.runs.status import folder
-from app.server.routes import Desk
-from app.theme import look
-from app.views import methods
-from engine.core.records import Bars, Curve, Matrix, Scalar
-from engine.store.commands import Tune
-from engine.store.writer import RunReader, RunWriter
 from tests.app.test_pages import RUN, held, mounted, opened, sent, texts
 from tests.fixture_run import STEPS, write_run
 

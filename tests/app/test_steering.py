@@ -4,15 +4,15 @@ import json
 
 import pytest
 import streamlit as st
+from modalscape.app.runs import acknowledged
+from modalscape.app.runs.status import folder, standing
+from modalscape.app.server import live
+from modalscape.app.server.routes import Desk
+from modalscape.app.views import steering
+from modalscape.engine.client.handle import RunHandle, lock
+from modalscape.engine.store.commands import Mailbox, Pause, Resume, Toggle, Tune, Watch, post
+from modalscape.engine.store.writer import RunWriter, create_observed
 
-from app.runs import acknowledged
-from app.runs.status import folder, standing
-from app.server import live
-from app.server.routes import Desk
-from app.views import steering
-from engine.client.handle import RunHandle, lock
-from engine.store.commands import Mailbox, Pause, Resume, Toggle, Tune, Watch, post
-from engine.store.writer import RunWriter, create_observed
 from tests.app.test_pages import RUN, held, mounted, opened
 from tests.fixture_run import write_run
 

@@ -4,11 +4,11 @@ import json
 
 import plotly.graph_objects as go
 import pytest
+from modalscape.app.runs.status import folder, standing
+from modalscape.app.server.routes import Desk
+from modalscape.app.text import harmless, literal
+from modalscape.engine.store.schema import Unreadable
 
-from app.runs.status import folder, standing
-from app.server.routes import Desk
-from app.text import harmless, literal
-from engine.store.schema import Unreadable
 from tests import poison
 from tests.app.test_pages import OF_A_RUN, PAGES, mounted, opened
 
@@ -105,7 +105,7 @@ def test_a_run_that_cannot_be_read_does_not_tell_where_the_server_keeps_it(home,
     def refuse(handle):
         raise Unreadable((handle.home / "run.db").absolute(), "Permission denied")
 
-    monkeypatch.setattr("engine.client.handle.RunHandle._status", refuse)
+    monkeypatch.setattr("modalscape.engine.client.handle.RunHandle._status", refuse)
     now = standing(RUN, home)
     assert (now.state, str(home) in now.error) == ("unreadable", False) and "Permission denied" in now.error
 

@@ -2,15 +2,14 @@
 
 import numpy as np
 import pytest
-
-from app.charts import registry
-from app.charts.learning_windows import MOST, growing, windows
-from app.charts.request import ChartError
-from app.figures.curves import Line, series
-from app.theme import look
-from engine.client.handle import RunHandle
-from engine.core.records import Curve, Scalar
-from engine.store.writer import RunWriter, create
+from modalscape.app.charts import registry
+from modalscape.app.charts.learning_windows import MOST, growing, windows
+from modalscape.app.charts.request import ChartError
+from modalscape.app.figures.curves import Line, series
+from modalscape.app.theme import look
+from modalscape.engine.client.handle import RunHandle
+from modalscape.engine.core.records import Curve, Scalar
+from modalscape.engine.store.writer import RunWriter, create
 
 COLOURS = look(False, ["image", "text"], [])
 SHADE = ["inforeg/traces/*", "imbalance/fisher_trace/*"]

@@ -5,17 +5,16 @@ import time
 
 import numpy as np
 import pytest
-
-from app.charts.labels import labels
-from app.charts.registry import WORDY, _told
-from app.figures.bars import shortened
-from app.figures.base import logarithmic
-from app.figures.curves import Line, Scale, series
-from app.figures.marks import PLACES, Mark, marking
-from app.theme import look
-from app.views.log import troubles
-from engine.core.records import Scalar
-from engine.store.reader import Event, thinned
+from modalscape.app.charts.labels import labels
+from modalscape.app.charts.registry import WORDY, _told
+from modalscape.app.figures.bars import shortened
+from modalscape.app.figures.base import logarithmic
+from modalscape.app.figures.curves import Line, Scale, series
+from modalscape.app.figures.marks import PLACES, Mark, marking
+from modalscape.app.theme import look
+from modalscape.app.views.log import troubles
+from modalscape.engine.core.records import Scalar
+from modalscape.engine.store.reader import Event, thinned
 
 LOOK = look(False, ["image", "audio"], ["sam", "gani"])
 

@@ -6,11 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from modalscape.engine.core.layout import Layout
+from modalscape.engine.core.problem import Functional
 from torch import Tensor, nn
 from torch.nn import functional
-
-from engine.core.layout import Layout
-from engine.core.problem import Functional
 
 CLASSES, WIDTH = 10, 64
 REST = 0.009

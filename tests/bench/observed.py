@@ -15,10 +15,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from engine.catalog import catalog
-from engine.client.observers import dismissed, locked
-from engine.store.home import held_since
-from engine.store.writer import RunReader
+from modalscape.engine.catalog import catalog
+from modalscape.engine.client.observers import dismissed, locked
+from modalscape.engine.store.home import held_since
+from modalscape.engine.store.writer import RunReader
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 USUAL = [entry["name"] for entry in catalog()["probes"] if entry["usual"] and not entry["needs"]]

@@ -19,13 +19,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from modalscape.engine.core.layout import Layout
+from modalscape.engine.maths.curvature.hessian_spectrum import (
+    Density,
+    spectral_density,
+    spectrum,
+    top_eigenpairs,
+    trace,
+)
+from modalscape.engine.maths.landscape.evaluate import single
+from modalscape.engine.maths.landscape.slices import axis, direction_pair, refine, slice_2d
+from modalscape.engine.networks.resnet import ResNet18
 from torch.nn import functional
 
-from engine.core.layout import Layout
-from engine.maths.curvature.hessian_spectrum import Density, spectral_density, spectrum, top_eigenpairs, trace
-from engine.maths.landscape.evaluate import single
-from engine.maths.landscape.slices import axis, direction_pair, refine, slice_2d
-from engine.networks.resnet import ResNet18
 from tests.bench import mixed
 from tests.bench.mid import Case, mid
 

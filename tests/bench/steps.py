@@ -10,17 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from modalscape.engine import networks
+from modalscape.engine.catalog import catalog
+from modalscape.engine.config import RunConfig, validated
+from modalscape.engine.core.method import Method
+from modalscape.engine.registry import discover
+from modalscape.engine.runtime.loop import Run
+from modalscape.engine.runtime.session import Training
+from modalscape.engine.store.commands import Mailbox
+from modalscape.engine.store.writer import RunWriter, create
 from torch.nn import functional
-
-from engine import networks
-from engine.catalog import catalog
-from engine.config import RunConfig, validated
-from engine.core.method import Method
-from engine.registry import discover
-from engine.runtime.loop import Run
-from engine.runtime.session import Training
-from engine.store.commands import Mailbox
-from engine.store.writer import RunWriter, create
 
 REPEATS = 9
 
@@ -154,7 +153,7 @@ def every_method(device: str = "cpu") -> None:
     if os.environ.get("MODALSCAPE_DATA") and file.is_file():
         cases["avdigits"] = ({"unimodal": "heads"}, str(file))
     for title, (settings, data) in cases.items():
-        names = sorted(discover("engine.methods", Method))
+        names = sorted(discover("modalscape.engine.methods", Method))
         own = settings | {"optimizer.name": "sgd", "optimizer.lr": 0.01}
         bare = training(own, device=device, data=data)
         arms = {"bare": bare.step} | {m: training(own, (m,), device, data).step for m in names}

@@ -7,10 +7,9 @@ import zipfile
 
 import numpy as np
 import pytest
-
-from engine.core.rng import Rng
-from engine.data import npz
-from engine.errors import InputError
+from modalscape.engine.core.rng import Rng
+from modalscape.engine.data import npz
+from modalscape.engine.errors import InputError
 
 ROWS = 30
 GOOD = {"a": np.linspace(-1, 1, ROWS * 4, dtype=np.float32).reshape(ROWS, 4), "labels": np.arange(ROWS) % 3}
@@ -59,7 +58,7 @@ def test_a_damaged_header_is_one_sentence(tmp_path, content, mention):
 
 
 def test_a_file_that_unfolds_beyond_memory_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.store.archive.memory", lambda: 10**6)
+    monkeypatch.setattr("modalscape.engine.store.archive.memory", lambda: 10**6)
     with pytest.raises(InputError, match="bytes of memory"):
         npz.read(saved(tmp_path / "x.npz", b=np.zeros((ROWS, 10**5), np.float32)), Rng(0))
 

@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-
-from engine.core.rng import Rng
-from engine.data.digits_captions import DIGITS, Params, digits_captions, vocabulary
+from modalscape.engine.core.rng import Rng
+from modalscape.engine.data.digits_captions import DIGITS, Params, digits_captions, vocabulary
 
 CLEAN = {"wrong_caption": 0.0, "missing_caption": 0.0}
 

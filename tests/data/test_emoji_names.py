@@ -5,17 +5,17 @@ import unicodedata
 
 import numpy as np
 import pytest
+from modalscape.engine.core.rng import Rng
+from modalscape.engine.data import emoji_pictures
+from modalscape.engine.data.emoji_groups import GROUPS, families, spelt, words
+from modalscape.engine.data.emoji_names import CLASSES, emoji_names, vocabulary
+from modalscape.engine.errors import InputError
 from sklearn.linear_model import LogisticRegression
 
-from engine.core.rng import Rng
-from engine.data import emoji_pictures
-from engine.data.emoji_groups import GROUPS, families, spelt, words
-from engine.data.emoji_names import CLASSES, emoji_names, vocabulary
-from engine.errors import InputError
 from tests.homes import said, small, trained
 
 STATED = (0.41, 0.52)
-"""Accuracies of image and name by `engine.data.emoji_names`."""
+"""Accuracies of image and name by `modalscape.engine.data.emoji_names`."""
 EMOJI = "".join(one for runs in GROUPS.values() for one in spelt(runs))
 
 

@@ -5,10 +5,9 @@ import pickle
 
 import numpy as np
 import pytest
-
-from engine.core.rng import Rng
-from engine.data.npz import carved, read
-from engine.errors import InputError
+from modalscape.engine.core.rng import Rng
+from modalscape.engine.data.npz import carved, read
+from modalscape.engine.errors import InputError
 
 N = 60
 

@@ -4,10 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-
-from engine.core.rng import Rng
-from engine.data.planted import NAMES, Params, bayes_accuracy, planted
-from engine.errors import InputError
+from modalscape.engine.core.rng import Rng
+from modalscape.engine.data.planted import NAMES, Params, bayes_accuracy, planted
+from modalscape.engine.errors import InputError
 
 
 def fitted_accuracy(x, y, train, classes):

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from modalscape.engine.catalog import catalog
+from modalscape.engine.config import RunConfig, validated
+from modalscape.engine.core.probe import Probe
+from modalscape.engine.errors import InputError
+from modalscape.engine.registry import discover
+from modalscape.engine.runtime.session import Training
 
-from engine.catalog import catalog
-from engine.config import RunConfig, validated
-from engine.core.probe import Probe
-from engine.errors import InputError
-from engine.registry import discover
-from engine.runtime.session import Training
 from tests.methods.several import SMALL, data_file
 
 NAMES = {"digits_captions": ("image", "text"), "planted": ("vision", "audio"), "file": ("image", "text")}
@@ -56,7 +56,7 @@ def test_an_unknown_modality_is_refused_with_the_known_ones(tmp_path):
         training("file", tmp_path, "image,sonar")
 
 
-@pytest.mark.parametrize("name", sorted(discover("engine.probes", Probe)))
+@pytest.mark.parametrize("name", sorted(discover("modalscape.engine.probes", Probe)))
 def test_every_probe_measures_one_modality_or_refuses_in_a_sentence(name, tmp_path):
     alone = training("file", tmp_path, "image", unimodal="heads", probe_rows=16)
     for _ in range(2):

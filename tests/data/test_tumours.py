@@ -2,16 +2,16 @@
 
 import numpy as np
 import pytest
+from modalscape.engine.core.rng import Rng
+from modalscape.engine.data.tumours import MODALITIES, tumours
+from modalscape.engine.problems.tumours import Tumours
 from sklearn.datasets import load_breast_cancer
 from sklearn.linear_model import LogisticRegression
 
-from engine.core.rng import Rng
-from engine.data.tumours import MODALITIES, tumours
-from engine.problems.tumours import Tumours
 from tests.homes import small, trained
 
 STATED = {"mean": 0.936, "error": 0.880, "worst": 0.979, "all": 0.980}
-"""The accuracies of `engine.data.tumours`, means over seeds 0 to 19; five seeds are within 0.02 of them."""
+"""The accuracies of `modalscape.engine.data.tumours`, means over seeds 0 to 19; five seeds are within 0.02 of them."""
 
 
 def linear(data, names):

@@ -16,15 +16,16 @@ from collections.abc import Callable
 from contextlib import closing, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
-from app.charts.registry import CHARTS
-from app.charts.request import ChartError
-from app.runs.status import listed, standing
-from app.runs.supervisor import Supervisor, note_of
-from app.server import routes
-from app.server.routes import Desk
-from app.views import log
-from engine.__main__ import entry
-from engine.store.reader import RunReader
+from modalscape.app.charts.registry import CHARTS
+from modalscape.app.charts.request import ChartError
+from modalscape.app.runs.status import listed, standing
+from modalscape.app.runs.supervisor import Supervisor, note_of
+from modalscape.app.server import routes
+from modalscape.app.server.routes import Desk
+from modalscape.app.views import log
+from modalscape.engine.cli import entry
+from modalscape.engine.store.reader import RunReader
+
 from tests.fuzz.inputs import RUN, Faults, badly_said, within
 from tests.fuzz.values import NUMBERS, STRANGE, WORDS, bytes_of, odd
 

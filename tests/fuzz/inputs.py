@@ -21,22 +21,22 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import numpy as np
+from modalscape.app.charts.registry import CHARTS
+from modalscape.app.charts.request import ChartError
+from modalscape.app.server import routes
+from modalscape.engine import config as configuration
+from modalscape.engine.catalog import catalog
+from modalscape.engine.cli import _intervals, _settings
+from modalscape.engine.client.handle import mailbox
+from modalscape.engine.config import RunConfig, resolved, settings_known, validated
+from modalscape.engine.core.rng import Rng
+from modalscape.engine.data import npz
+from modalscape.engine.errors import InputError
+from modalscape.engine.store import commands as control
+from modalscape.engine.store.writer import RunReader
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
-from app.charts.registry import CHARTS
-from app.charts.request import ChartError
-from app.server import routes
-from engine import config as configuration
-from engine.__main__ import _intervals, _settings
-from engine.catalog import catalog
-from engine.client.handle import mailbox
-from engine.config import RunConfig, resolved, settings_known, validated
-from engine.core.rng import Rng
-from engine.data import npz
-from engine.errors import InputError
-from engine.store import commands as control
-from engine.store.writer import RunReader
 from tests.fuzz.values import NUMBERS, WORDS, bytes_of, changed, odd, text
 
 LONGEST = 420

@@ -9,10 +9,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from engine.catalog import catalog
-from engine.config import RunConfig, resolved, validated
-from engine.core.lesson import Lesson
-from engine.registry import discover
+from modalscape.engine.catalog import catalog
+from modalscape.engine.config import RunConfig, resolved, validated
+from modalscape.engine.core.lesson import Lesson
+from modalscape.engine.registry import discover
 
 FILE = Path(__file__).with_name("arms.json")
 FREE = ("report", "checkpoint", "measure", "observers", "pace", "probe_rows", "threads")
@@ -37,7 +37,7 @@ def main() -> None:
     known, common = catalog(), json.loads(FILE.read_text())["common"]
     arms = {
         f"{name}/{arm}": json.dumps(frozen(values, common, known))
-        for name, lesson in discover("engine.lessons", Lesson).items()
+        for name, lesson in discover("modalscape.engine.lessons", Lesson).items()
         for arm, values in lesson.arms.items()
     }
     lines = ",\n".join(f"{json.dumps(path)}: {text}" for path, text in sorted(arms.items()))

@@ -1,11 +1,10 @@
 """Wrong captions take weight from the text's own loss, on seeds of their own and with a margin."""
 
 import pytest
-
-from engine.catalog import catalog
-from engine.config import RunConfig, validated
-from engine.lessons.bogc_noise import BogcNoise
-from engine.runtime.session import Training
+from modalscape.engine.catalog import catalog
+from modalscape.engine.config import RunConfig, validated
+from modalscape.engine.lessons.bogc_noise import BogcNoise
+from modalscape.engine.runtime.session import Training
 
 
 def scalars(arm: str, seed: int, steps: int | None = None) -> dict[str, float]:

@@ -1,11 +1,10 @@
 """Noise on the features lifts the retrieval of held-out pairs, and lets it sink again when it is switched off."""
 
 import pytest
-
-from engine.catalog import catalog
-from engine.config import RunConfig, validated
-from engine.lessons.fanoise_retrieval import FaNoiseRetrieval as Lesson
-from engine.runtime.session import Training
+from modalscape.engine.catalog import catalog
+from modalscape.engine.config import RunConfig, validated
+from modalscape.engine.lessons.fanoise_retrieval import FaNoiseRetrieval as Lesson
+from modalscape.engine.runtime.session import Training
 
 
 def recall(arm: str, seed: int, off_at: int | None = None) -> float:

@@ -3,19 +3,19 @@
 import math
 
 import pytest
+from modalscape.engine.catalog import catalog
+from modalscape.engine.client.summary import numbers, summary
+from modalscape.engine.config import RunConfig, validated
+from modalscape.engine.core.lesson import Lesson
+from modalscape.engine.lessons.inforeg_window import InfoRegWindow
+from modalscape.engine.lessons.label_noise import LabelNoise
+from modalscape.engine.registry import discover
+from modalscape.engine.runtime.claims import over_the_run
+from modalscape.engine.store.writer import RunReader
 
-from engine.catalog import catalog
-from engine.client.summary import numbers, summary
-from engine.config import RunConfig, validated
-from engine.core.lesson import Lesson
-from engine.lessons.inforeg_window import InfoRegWindow
-from engine.lessons.label_noise import LabelNoise
-from engine.registry import discover
-from engine.runtime.claims import over_the_run
-from engine.store.writer import RunReader
 from tests.homes import trained
 
-LESSONS = {name: lesson for name, lesson in discover("engine.lessons", Lesson).items() if lesson.further}
+LESSONS = {name: lesson for name, lesson in discover("modalscape.engine.lessons", Lesson).items() if lesson.further}
 
 
 @pytest.mark.parametrize("name", sorted(LESSONS))

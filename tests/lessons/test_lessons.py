@@ -4,17 +4,17 @@ import json
 import math
 
 import pytest
+from modalscape.engine.catalog import catalog
+from modalscape.engine.config import RunConfig, resolved, validated
+from modalscape.engine.core.lesson import Lesson
+from modalscape.engine.errors import InputError
+from modalscape.engine.maths.curvature.hessian_spectrum import spectrum
+from modalscape.engine.registry import discover
+from modalscape.engine.runtime.session import Training
 
-from engine.catalog import catalog
-from engine.config import RunConfig, resolved, validated
-from engine.core.lesson import Lesson
-from engine.errors import InputError
-from engine.maths.curvature.hessian_spectrum import spectrum
-from engine.registry import discover
-from engine.runtime.session import Training
 from tests.homes import ROOT
 
-LESSONS = discover("engine.lessons", Lesson)
+LESSONS = discover("modalscape.engine.lessons", Lesson)
 SEEDS = range(3)
 
 

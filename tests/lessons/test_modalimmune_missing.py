@@ -3,11 +3,10 @@
 import math
 
 import pytest
-
-from engine.catalog import catalog
-from engine.config import RunConfig, validated
-from engine.lessons.modalimmune_missing import ModalImmuneMissing
-from engine.runtime.session import Training
+from modalscape.engine.catalog import catalog
+from modalscape.engine.config import RunConfig, validated
+from modalscape.engine.lessons.modalimmune_missing import ModalImmuneMissing
+from modalscape.engine.runtime.session import Training
 
 SEEDS = range(100, 103)
 

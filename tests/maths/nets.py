@@ -5,9 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
+from modalscape.engine.core.layout import Layout
 from torch import nn
-
-from engine.core.layout import Layout
 
 
 class TwoBranch(nn.Module):

@@ -4,11 +4,10 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-
-from engine.maths.gradients import calibration as maths
-from engine.maths.gradients.evidence import READINGS
-from engine.maths.gradients.last_layer import Head, Moments
-from engine.methods.bogc import Bogc
+from modalscape.engine.maths.gradients import calibration as maths
+from modalscape.engine.maths.gradients.evidence import READINGS
+from modalscape.engine.maths.gradients.last_layer import Head, Moments
+from modalscape.engine.methods.bogc import Bogc
 
 ROWS, WIDTH = 40, 12
 SPREAD = torch.logspace(-4, 4, WIDTH, dtype=torch.float64)

@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-
-from engine.core.problem import Batch
-from engine.errors import InputError
-from engine.maths.curvature import batch_chunks
-from engine.maths.curvature.batch_chunks import cut
-from engine.maths.curvature.hessian_spectrum import hvp
-from engine.maths.curvature.matrix_products import Products
+from modalscape.engine.core.problem import Batch
+from modalscape.engine.errors import InputError
+from modalscape.engine.maths.curvature import batch_chunks
+from modalscape.engine.maths.curvature.batch_chunks import cut
+from modalscape.engine.maths.curvature.hessian_spectrum import hvp
+from modalscape.engine.maths.curvature.matrix_products import Products
 
 
 def batch(rows: int) -> Batch:

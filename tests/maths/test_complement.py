@@ -6,10 +6,9 @@ import math
 
 import pytest
 import torch
-
-from engine.errors import InputError
-from engine.maths.curvature.deflated_trace import Complement
-from engine.maths.curvature.hessian_spectrum import (
+from modalscape.engine.errors import InputError
+from modalscape.engine.maths.curvature.deflated_trace import Complement
+from modalscape.engine.maths.curvature.hessian_spectrum import (
     GaussNewton,
     empirical_fisher,
     lanczos,
@@ -17,7 +16,8 @@ from engine.maths.curvature.hessian_spectrum import (
     spectrum_in_stages,
     top_eigenpairs,
 )
-from engine.maths.curvature.krylov import Krylov, Space
+from modalscape.engine.maths.curvature.krylov import Krylov, Space
+
 from tests.maths.nets import exact, problem
 from tests.maths.test_products import outputs_and_loss, per_row
 

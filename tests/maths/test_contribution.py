@@ -5,9 +5,8 @@ import math
 
 import pytest
 import torch
-
-from engine.maths.modalities import contribution
-from engine.reports import contribution as reported
+from modalscape.engine.maths.modalities import contribution
+from modalscape.engine.reports import contribution as reported
 
 
 def subsets(names):

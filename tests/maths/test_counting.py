@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from modalscape.engine.maths.curvature.hessian_spectrum import (
+    hvp,
+    lanczos,
+    spectral_density,
+    spectrum,
+    top_eigenpairs,
+    trace,
+)
+from modalscape.engine.maths.progress import listening
 
-from engine.maths.curvature.hessian_spectrum import hvp, lanczos, spectral_density, spectrum, top_eigenpairs, trace
-from engine.maths.progress import listening
 from tests.maths.nets import problem
 from tests.maths.test_progress import Cancelled, heard
 

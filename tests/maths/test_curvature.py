@@ -6,10 +6,17 @@ import math
 
 import pytest
 import torch
+from modalscape.engine.errors import InputError
+from modalscape.engine.maths.curvature.hessian_spectrum import (
+    hvp,
+    lanczos,
+    spectral_density,
+    spectrum,
+    top_eigenpairs,
+    trace,
+)
 from torch import nn
 
-from engine.errors import InputError
-from engine.maths.curvature.hessian_spectrum import hvp, lanczos, spectral_density, spectrum, top_eigenpairs, trace
 from tests.maths.nets import exact, problem
 
 
@@ -259,7 +266,7 @@ def test_analysis_leaves_no_trace():
 
 
 def test_products_survive_training_in_place():
-    from engine.maths.curvature.hessian_spectrum import Products
+    from modalscape.engine.maths.curvature.hessian_spectrum import Products
 
     _, _, theta, loss, _ = problem()
     v = torch.ones_like(theta)

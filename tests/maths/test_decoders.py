@@ -2,12 +2,11 @@
 
 import pytest
 import torch
+from modalscape.engine.maths.features.reconstruction import Sources, explained
+from modalscape.engine.methods.modalimmune import decoders
+from modalscape.engine.methods.modalimmune.decoders import DECAY, RIDGE, followed, term, unexplained
 from sklearn.linear_model import Ridge
 from torch._subclasses.fake_tensor import FakeTensorMode
-
-from engine.maths.features.reconstruction import Sources, explained
-from engine.methods.modalimmune import decoders
-from engine.methods.modalimmune.decoders import DECAY, RIDGE, followed, term, unexplained
 
 SIZES = {"a": 4, "b": 3, "c": 2}
 

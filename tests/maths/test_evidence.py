@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-
-from engine.maths.gradients import evidence as maths
-from engine.maths.gradients.evidence import EVIDENCE, READINGS, SIZES, combined, pooled
+from modalscape.engine.maths.gradients import evidence as maths
+from modalscape.engine.maths.gradients.evidence import EVIDENCE, READINGS, SIZES, combined, pooled
 
 CONVEX = ("trust", "sources", "inverse_variance")
 

@@ -4,9 +4,8 @@ import math
 
 import pytest
 import torch
-
-from engine.maths.features import feature_noise as maths
-from engine.maths.features.contrastive import normalised
+from modalscape.engine.maths.features import feature_noise as maths
+from modalscape.engine.maths.features.contrastive import normalised
 
 F64 = torch.float64
 

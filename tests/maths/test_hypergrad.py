@@ -4,10 +4,8 @@ import math
 
 import pytest
 import torch
-from torch.nn import functional
-
-from engine.errors import InputError
-from engine.maths.curvature.hypergradient import (
+from modalscape.engine.errors import InputError
+from modalscape.engine.maths.curvature.hypergradient import (
     READINGS,
     GaussNewton,
     Operator,
@@ -21,6 +19,8 @@ from engine.maths.curvature.hypergradient import (
     prior_bound,
     residual_bound,
 )
+from torch.nn import functional
+
 from tests.maths import nets
 
 DOUBLE = torch.float64

@@ -4,12 +4,11 @@ import math
 
 import pytest
 import torch
-
-from engine.core.layout import Layout
-from engine.maths.modalities.imbalance import performance_gap
-from engine.maths.modalities.unimodal import encoder
-from engine.methods.inforeg import fisher as maths
-from engine.methods.inforeg.method import InfoReg
+from modalscape.engine.core.layout import Layout
+from modalscape.engine.maths.modalities.imbalance import performance_gap
+from modalscape.engine.maths.modalities.unimodal import encoder
+from modalscape.engine.methods.inforeg import fisher as maths
+from modalscape.engine.methods.inforeg.method import InfoReg
 
 # --- who leads, and by how much
 

@@ -7,11 +7,10 @@ from itertools import pairwise
 
 import pytest
 import torch
-
-from engine.core.layout import Layout
-from engine.errors import InputError
-from engine.maths.landscape.evaluate import single
-from engine.maths.landscape.slices import (
+from modalscape.engine.core.layout import Layout
+from modalscape.engine.errors import InputError
+from modalscape.engine.maths.landscape.evaluate import single
+from modalscape.engine.maths.landscape.slices import (
     axis,
     axis_over,
     barrier,
@@ -21,7 +20,8 @@ from engine.maths.landscape.slices import (
     slice_1d,
     slice_2d,
 )
-from engine.maths.progress import listening
+from modalscape.engine.maths.progress import listening
+
 from tests.maths.nets import problem
 
 

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
+from modalscape.engine.errors import InputError
+from modalscape.engine.maths.gradients import laplace
+from modalscape.engine.maths.gradients.laplace import KINDS, Diagonal, Full, Kronecker
 from torch.nn import functional as F
-
-from engine.errors import InputError
-from engine.maths.gradients import laplace
-from engine.maths.gradients.laplace import KINDS, Diagonal, Full, Kronecker
 
 N, CLASSES, WIDTH = 40, 3, 5
 TAU = 0.7

@@ -4,12 +4,11 @@ import math
 
 import pytest
 import torch
+from modalscape.engine.errors import InputError
+from modalscape.engine.maths.gradients.laplace import Full
+from modalscape.engine.maths.gradients.last_layer import Head, at_modalities, gradient_moments, linear_heads, reread
+from modalscape.engine.networks.fusion import FUSIONS, Trunk
 from torch.nn import functional as F
-
-from engine.errors import InputError
-from engine.maths.gradients.laplace import Full
-from engine.maths.gradients.last_layer import Head, at_modalities, gradient_moments, linear_heads, reread
-from engine.networks.fusion import FUSIONS, Trunk
 
 NAMES, WIDTH, CLASSES, B = ("a", "b", "c"), 4, 3, 12
 

@@ -6,11 +6,8 @@ import weakref
 
 import pytest
 import torch
-from torch import nn
-from torch.func import functional_call, hessian, jacrev
-
-from engine.errors import InputError
-from engine.maths.curvature.hessian_spectrum import (
+from modalscape.engine.errors import InputError
+from modalscape.engine.maths.curvature.hessian_spectrum import (
     GaussNewton,
     PartedHessian,
     Products,
@@ -20,7 +17,10 @@ from engine.maths.curvature.hessian_spectrum import (
     top_eigenpairs,
     trace,
 )
-from engine.maths.curvature.matrix_products import Hessian
+from modalscape.engine.maths.curvature.matrix_products import Hessian
+from torch import nn
+from torch.func import functional_call, hessian, jacrev
+
 from tests.maths.nets import exact, problem
 
 

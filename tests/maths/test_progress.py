@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-
-from engine.maths.progress import Tally, listening, report, tracked
+from modalscape.engine.maths.progress import Tally, listening, report, tracked
 
 
 class Cancelled(Exception):

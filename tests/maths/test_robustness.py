@@ -4,10 +4,9 @@ import math
 
 import pytest
 import torch
-
-from engine.errors import InputError
-from engine.maths.modalities import robustness
-from engine.maths.modalities.robustness import RULES, area, effective_robustness, present
+from modalscape.engine.errors import InputError
+from modalscape.engine.maths.modalities import robustness
+from modalscape.engine.maths.modalities.robustness import RULES, area, effective_robustness, present
 
 TEN = [i / 10 for i in range(10)]
 ELEVEN = [i / 10 for i in range(11)]

@@ -6,9 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-
-from engine.maths.features import singular_values as maths
-from engine.maths.features.feature_noise import edge, observed
+from modalscape.engine.maths.features import singular_values as maths
+from modalscape.engine.maths.features.feature_noise import edge, observed
 
 F64 = torch.float64
 

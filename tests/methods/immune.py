@@ -3,15 +3,15 @@
 import copy
 
 import torch
+from modalscape.engine import networks
+from modalscape.engine.config import _FORMER, RunSettings
+from modalscape.engine.core import objectives
+from modalscape.engine.core.problem import Batch, Multimodal
+from modalscape.engine.core.rng import Rng
+from modalscape.engine.core.step import train_step
+from modalscape.engine.data import planted
+from modalscape.engine.methods.modalimmune.method import ModalImmune
 
-from engine import networks
-from engine.config import _FORMER, RunSettings
-from engine.core import objectives
-from engine.core.problem import Batch, Multimodal
-from engine.core.rng import Rng
-from engine.core.step import train_step
-from engine.data import planted
-from engine.methods.modalimmune.method import ModalImmune
 from tests import tiny
 
 NOW = {"warmup": 0, "ramp": 0}

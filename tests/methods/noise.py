@@ -1,6 +1,6 @@
 """What the tests of the two noise methods share."""
 
-from engine.methods.gani import Gani
+from modalscape.engine.methods.gani import Gani
 
 
 def knobs(method=Gani, **values):

@@ -1,10 +1,9 @@
 """Small real trainings with any number of modalities, for methods that compare modalities."""
 
 import numpy as np
-
-from engine.catalog import catalog
-from engine.config import RunConfig, validated
-from engine.runtime.session import Training
+from modalscape.engine.catalog import catalog
+from modalscape.engine.config import RunConfig, validated
+from modalscape.engine.runtime.session import Training
 
 SMALL = {
     "unimodal": "none",

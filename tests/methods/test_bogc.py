@@ -4,22 +4,22 @@ import math
 
 import pytest
 import torch
+from modalscape.engine.config import DEFAULTS, RunConfig
+from modalscape.engine.core.rng import Rng
+from modalscape.engine.core.step import View, gradient, train_step
+from modalscape.engine.errors import InputError
+from modalscape.engine.maths.gradients import calibration as maths
+from modalscape.engine.maths.gradients.evidence import READINGS
+from modalscape.engine.maths.gradients.last_layer import Head
+from modalscape.engine.methods.bogc import Bogc
+from modalscape.engine.methods.bogc.encoders import through_encoders
+from modalscape.engine.methods.ogm_ge import OgmGe, alone, coefficient, confidence, leads
+from modalscape.engine.methods.sam import Sam, ascent
+from modalscape.engine.reports import calibration
+from modalscape.engine.reports.calibration import READING_NOTES
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from engine.config import DEFAULTS, RunConfig
-from engine.core.rng import Rng
-from engine.core.step import View, gradient, train_step
-from engine.errors import InputError
-from engine.maths.gradients import calibration as maths
-from engine.maths.gradients.evidence import READINGS
-from engine.maths.gradients.last_layer import Head
-from engine.methods.bogc import Bogc
-from engine.methods.bogc.encoders import through_encoders
-from engine.methods.ogm_ge import OgmGe, alone, coefficient, confidence, leads
-from engine.methods.sam import Sam, ascent
-from engine.reports import calibration
-from engine.reports.calibration import READING_NOTES
 from tests import tiny
 from tests.methods.several import data_file, training
 

@@ -5,19 +5,19 @@ import math
 import numpy as np
 import pytest
 import torch
+from modalscape.engine.catalog import catalog
+from modalscape.engine.config import RunConfig, validated
+from modalscape.engine.core.objectives import InfoNce
+from modalscape.engine.core.problem import Multimodal
+from modalscape.engine.core.rng import Rng
+from modalscape.engine.core.step import View
+from modalscape.engine.errors import InputError
+from modalscape.engine.maths.features import feature_noise as maths
+from modalscape.engine.maths.features.contrastive import info_nce, normalised
+from modalscape.engine.methods.fanoise.method import FaNoise, chosen
+from modalscape.engine.runtime.session import Training
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from engine.catalog import catalog
-from engine.config import RunConfig, validated
-from engine.core.objectives import InfoNce
-from engine.core.problem import Multimodal
-from engine.core.rng import Rng
-from engine.core.step import View
-from engine.errors import InputError
-from engine.maths.features import feature_noise as maths
-from engine.maths.features.contrastive import info_nce, normalised
-from engine.methods.fanoise.method import FaNoise, chosen
-from engine.runtime.session import Training
 from tests import tiny
 
 F64 = torch.float64

@@ -4,17 +4,17 @@ import math
 
 import pytest
 import torch
+from modalscape.engine.catalog import catalog
+from modalscape.engine.config import RunConfig, validated
+from modalscape.engine.core.needs import Unmet
+from modalscape.engine.core.rng import Rng
+from modalscape.engine.errors import InputError
+from modalscape.engine.maths.features import feature_noise as maths
+from modalscape.engine.maths.features.contrastive import info_nce, normalised
+from modalscape.engine.methods.fanoise.method import FaNoise
+from modalscape.engine.runtime.session import Training
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from engine.catalog import catalog
-from engine.config import RunConfig, validated
-from engine.core.needs import Unmet
-from engine.core.rng import Rng
-from engine.errors import InputError
-from engine.maths.features import feature_noise as maths
-from engine.maths.features.contrastive import info_nce, normalised
-from engine.methods.fanoise.method import FaNoise
-from engine.runtime.session import Training
 from tests import tiny
 from tests.methods.several import data_file, training
 from tests.methods.test_fanoise import contrastive, drawn, features, scalings

@@ -11,14 +11,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from modalscape.engine.core.optimizer import Optimizer, Rate, Settings
+from modalscape.engine.core.rng import Rng
+from modalscape.engine.core.step import View
+from modalscape.engine.maths.gradients import noise_injection as maths
+from modalscape.engine.maths.gradients.noise_dose import strength
+from modalscape.engine.methods.gani import Gani, expected_cosine
+from modalscape.engine.methods.isotropic_noise import IsotropicNoise
 
-from engine.core.optimizer import Optimizer, Rate, Settings
-from engine.core.rng import Rng
-from engine.core.step import View
-from engine.maths.gradients import noise_injection as maths
-from engine.maths.gradients.noise_dose import strength
-from engine.methods.gani import Gani, expected_cosine
-from engine.methods.isotropic_noise import IsotropicNoise
 from tests import tiny
 from tests.methods.noise import knobs
 

@@ -5,16 +5,16 @@ import math
 import numpy as np
 import pytest
 import torch
+from modalscape.engine.core.layout import Layout
+from modalscape.engine.core.optimizer import Rate
+from modalscape.engine.core.problem import Batch
+from modalscape.engine.core.rng import Rng
+from modalscape.engine.core.stability import stability_bound
+from modalscape.engine.core.step import View
+from modalscape.engine.maths.gradients import noise_injection as maths
+from modalscape.engine.methods.gani import Gani
+from modalscape.engine.methods.isotropic_noise import IsotropicNoise
 
-from engine.core.layout import Layout
-from engine.core.optimizer import Rate
-from engine.core.problem import Batch
-from engine.core.rng import Rng
-from engine.core.stability import stability_bound
-from engine.core.step import View
-from engine.maths.gradients import noise_injection as maths
-from engine.methods.gani import Gani
-from engine.methods.isotropic_noise import IsotropicNoise
 from tests import tiny
 from tests.methods.noise import knobs
 

@@ -10,16 +10,16 @@ import math
 import numpy as np
 import pytest
 import torch
+from modalscape.engine.core.method import Stack
+from modalscape.engine.core.optimizer import Settings
+from modalscape.engine.core.rng import Rng
+from modalscape.engine.core.stability import stability_bound
+from modalscape.engine.core.step import gradient
+from modalscape.engine.maths.gradients import noise_injection as maths
+from modalscape.engine.maths.gradients import noise_ring
+from modalscape.engine.methods.gani import Gani
+from modalscape.engine.methods.isotropic_noise import IsotropicNoise
 
-from engine.core.method import Stack
-from engine.core.optimizer import Settings
-from engine.core.rng import Rng
-from engine.core.stability import stability_bound
-from engine.core.step import gradient
-from engine.maths.gradients import noise_injection as maths
-from engine.maths.gradients import noise_ring
-from engine.methods.gani import Gani
-from engine.methods.isotropic_noise import IsotropicNoise
 from tests import tiny
 from tests.methods.noise import knobs
 

@@ -5,17 +5,17 @@ import math
 
 import pytest
 import torch
+from modalscape.engine.catalog import catalog
+from modalscape.engine.config import RunConfig, validated
+from modalscape.engine.core.problem import Batch
+from modalscape.engine.core.records import Bars, Curve
+from modalscape.engine.core.step import gradient, train_step
+from modalscape.engine.errors import InputError
+from modalscape.engine.maths.modalities.unimodal import encoder
+from modalscape.engine.methods.inforeg import fisher as maths
+from modalscape.engine.methods.inforeg.method import InfoReg
+from modalscape.engine.runtime.session import Training
 
-from engine.catalog import catalog
-from engine.config import RunConfig, validated
-from engine.core.problem import Batch
-from engine.core.records import Bars, Curve
-from engine.core.step import gradient, train_step
-from engine.errors import InputError
-from engine.maths.modalities.unimodal import encoder
-from engine.methods.inforeg import fisher as maths
-from engine.methods.inforeg.method import InfoReg
-from engine.runtime.session import Training
 from tests import tiny
 from tests.test_method_contract import same
 
@@ -138,7 +138,7 @@ def test_where_nothing_may_be_pulled_training_is_the_same_to_the_last_bit(knobs)
 
 
 def test_drift_under_sam_is_that_of_the_weights_and_not_of_the_perturbed_point():
-    from engine.methods.sam import Sam
+    from modalscape.engine.methods.sam import Sam
 
     problem = tiny.problem()
     state, optimizer, stack, rng = tiny.started(problem, [inforeg(**ALWAYS), Sam(Sam.Params(rho=0.5))], SETTINGS)

@@ -4,16 +4,16 @@ import math
 
 import pytest
 import torch
+from modalscape.engine.catalog import catalog
+from modalscape.engine.config import RunConfig, validated
+from modalscape.engine.core.layout import Layout
+from modalscape.engine.core.problem import Batch
+from modalscape.engine.core.step import train_step
+from modalscape.engine.errors import InputError
+from modalscape.engine.lessons.inforeg_window import InfoRegWindow
+from modalscape.engine.methods.inforeg.method import InfoReg
+from modalscape.engine.runtime.session import Training
 
-from engine.catalog import catalog
-from engine.config import RunConfig, validated
-from engine.core.layout import Layout
-from engine.core.problem import Batch
-from engine.core.step import train_step
-from engine.errors import InputError
-from engine.lessons.inforeg_window import InfoRegWindow
-from engine.methods.inforeg.method import InfoReg
-from engine.runtime.session import Training
 from tests import tiny
 
 ALPHA = math.exp(0.9 * math.tanh(1 / (1 + math.exp(-1)) - 0.5))

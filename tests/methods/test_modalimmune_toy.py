@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from modalscape.engine.core.optimizer import Settings
+from modalscape.engine.core.problem import Batch, Multimodal
+from modalscape.engine.core.rng import Rng
+from modalscape.engine.methods.modalimmune.method import ModalImmune
 from torch import nn
 
-from engine.core.optimizer import Settings
-from engine.core.problem import Batch, Multimodal
-from engine.core.rng import Rng
-from engine.methods.modalimmune.method import ModalImmune
 from tests import tiny
 from tests.methods.immune import FORMER
 

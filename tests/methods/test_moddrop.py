@@ -5,15 +5,15 @@ import math
 import numpy as np
 import pytest
 import torch
+from modalscape.engine.catalog import catalog
+from modalscape.engine.config import RunConfig, validated
+from modalscape.engine.core.objectives import InfoNce
+from modalscape.engine.core.problem import Multimodal
+from modalscape.engine.core.rng import Rng
+from modalscape.engine.errors import InputError
+from modalscape.engine.methods.moddrop import ModDrop, kept, realised
+from modalscape.engine.runtime.session import Training
 
-from engine.catalog import catalog
-from engine.config import RunConfig, validated
-from engine.core.objectives import InfoNce
-from engine.core.problem import Multimodal
-from engine.core.rng import Rng
-from engine.errors import InputError
-from engine.methods.moddrop import ModDrop, kept, realised
-from engine.runtime.session import Training
 from tests import tiny
 
 F64 = torch.float64
@@ -217,7 +217,7 @@ def test_any_number_of_modalities_trains_and_reports(count, fill, tmp_path):
 
 
 def test_it_acts_after_the_noise_so_that_what_is_lost_is_silent():
-    from engine.methods.fanoise.method import FaNoise
+    from modalscape.engine.methods.fanoise.method import FaNoise
 
     problem = tiny.problem(batch=96)
     _, (view,), stack = tiny.train(problem, [ModDrop(ModDrop.Params(p=0.5, fill="zero")), FaNoise()], 1)

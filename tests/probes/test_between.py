@@ -5,15 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from modalscape.engine.core.layout import Layout
+from modalscape.engine.core.method import Stack
+from modalscape.engine.core.probe import Neighbour, Snapshot
+from modalscape.engine.core.problem import Batch
+from modalscape.engine.core.rng import Rng
+from modalscape.engine.errors import InputError
+from modalscape.engine.probes.between import Between
 from torch import Tensor
 
-from engine.core.layout import Layout
-from engine.core.method import Stack
-from engine.core.probe import Neighbour, Snapshot
-from engine.core.problem import Batch
-from engine.core.rng import Rng
-from engine.errors import InputError
-from engine.probes.between import Between
 from tests.probes.snapshots import snapshot
 from tests.tiny import problem, train
 

@@ -5,16 +5,16 @@ import math
 import numpy as np
 import pytest
 import torch
+from modalscape.engine.core.layout import Layout
+from modalscape.engine.core.probe import Snapshot
+from modalscape.engine.core.rng import Rng
+from modalscape.engine.maths.curvature.noise_alignment import alignment
+from modalscape.engine.maths.gradients import noise_injection as maths
+from modalscape.engine.maths.gradients.noise_dose import strength
+from modalscape.engine.methods.gani import Gani
+from modalscape.engine.methods.isotropic_noise import IsotropicNoise
+from modalscape.engine.probes.escape import Escape
 
-from engine.core.layout import Layout
-from engine.core.probe import Snapshot
-from engine.core.rng import Rng
-from engine.maths.curvature.noise_alignment import alignment
-from engine.maths.gradients import noise_injection as maths
-from engine.maths.gradients.noise_dose import strength
-from engine.methods.gani import Gani
-from engine.methods.isotropic_noise import IsotropicNoise
-from engine.probes.escape import Escape
 from tests import tiny
 from tests.methods.noise import knobs
 from tests.methods.several import training

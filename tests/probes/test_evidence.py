@@ -4,16 +4,16 @@ import math
 
 import pytest
 import torch
+from modalscape.engine.core.probe import Snapshot
+from modalscape.engine.core.problem import Batch
+from modalscape.engine.errors import InputError
+from modalscape.engine.maths.gradients import calibration as maths
+from modalscape.engine.maths.gradients.last_layer import linear_heads
+from modalscape.engine.maths.gradients.noise_scale import noise_scale
+from modalscape.engine.methods.bogc import Bogc
+from modalscape.engine.probes.evidence import Evidence
 from torch.nn import functional as F
 
-from engine.core.probe import Snapshot
-from engine.core.problem import Batch
-from engine.errors import InputError
-from engine.maths.gradients import calibration as maths
-from engine.maths.gradients.last_layer import linear_heads
-from engine.maths.gradients.noise_scale import noise_scale
-from engine.methods.bogc import Bogc
-from engine.probes.evidence import Evidence
 from tests.probes.snapshots import measured, snapshot
 from tests.tiny import problem, started, train
 

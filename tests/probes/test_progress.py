@@ -4,17 +4,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from modalscape.engine.catalog import catalog
+from modalscape.engine.config import RunConfig, validated
+from modalscape.engine.core.probe import Neighbour, Probe
+from modalscape.engine.errors import InputError
+from modalscape.engine.maths.progress import listening
+from modalscape.engine.registry import discover
+from modalscape.engine.runtime.session import Training
 
-from engine.catalog import catalog
-from engine.config import RunConfig, validated
-from engine.core.probe import Neighbour, Probe
-from engine.errors import InputError
-from engine.maths.progress import listening
-from engine.registry import discover
-from engine.runtime.session import Training
 from tests.probes.snapshots import snapshot
 
-PROBES = sorted(discover("engine.probes", Probe))
+PROBES = sorted(discover("modalscape.engine.probes", Probe))
 SETTINGS = {"between": {"other": "one"}}
 
 

@@ -5,15 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from modalscape.engine.core.method import Stack
+from modalscape.engine.core.step import View
+from modalscape.engine.errors import InputError
+from modalscape.engine.maths.features import singular_values as maths
+from modalscape.engine.maths.features.feature_noise import edge, threshold
+from modalscape.engine.methods.fanoise.method import FaNoise
+from modalscape.engine.methods.moddrop import ModDrop
+from modalscape.engine.probes.spectra import Spectra
 
-from engine.core.method import Stack
-from engine.core.step import View
-from engine.errors import InputError
-from engine.maths.features import singular_values as maths
-from engine.maths.features.feature_noise import edge, threshold
-from engine.methods.fanoise.method import FaNoise
-from engine.methods.moddrop import ModDrop
-from engine.probes.spectra import Spectra
 from tests.probes.snapshots import measured, snapshot
 from tests.tiny import problem
 

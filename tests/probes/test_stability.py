@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from modalscape.engine.catalog import catalog
+from modalscape.engine.config import RunConfig, validated
+from modalscape.engine.core.optimizer import Optimizer, Settings
+from modalscape.engine.core.stability import edge_of_stability
+from modalscape.engine.errors import InputError
+from modalscape.engine.lessons.edge_of_stability import EdgeOfStability
+from modalscape.engine.probes.stability import Stability
+from modalscape.engine.runtime.session import Training
 
-from engine.catalog import catalog
-from engine.config import RunConfig, validated
-from engine.core.optimizer import Optimizer, Settings
-from engine.core.stability import edge_of_stability
-from engine.errors import InputError
-from engine.lessons.edge_of_stability import EdgeOfStability
-from engine.probes.stability import Stability
-from engine.runtime.session import Training
 from tests.probes.snapshots import dense, measured, snapshot
 
 RULES = [

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import signal
 
-from engine.client.handle import is_locked
-from engine.store.commands import Stop, post
+from modalscape.engine.client.handle import is_locked
+from modalscape.engine.store.commands import Stop, post
 
 
 def end(home):

@@ -3,7 +3,7 @@
 The names below are for other people's programs too and keep their signatures.
 """
 
-from engine.maths.curvature.hessian_spectrum import (
+from modalscape.engine.maths.curvature.hessian_spectrum import (
     Spectrum,
     hvp,
     lanczos,

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from typing import Protocol, Self, TypeVar
 
 import torch
+from modalscape.engine.errors import InputError
+from modalscape.engine.maths.curvature.matrix_products import Products
 from torch import Tensor
-
-from engine.errors import InputError
-from engine.maths.curvature.matrix_products import Products
 
 LIMIT = {"cpu": 2.5e8}
 """Bytes that pass through the graph of one chunk at most, where the caller names no size.

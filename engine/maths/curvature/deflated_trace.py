@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from itertools import islice
 
 import torch
+from modalscape.engine.errors import InputError
+from modalscape.engine.maths.curvature.krylov import Krylov, norm
 from torch import Tensor
-
-from engine.errors import InputError
-from engine.maths.curvature.krylov import Krylov, norm
 
 
 @dataclass(frozen=True)

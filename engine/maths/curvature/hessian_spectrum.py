@@ -7,7 +7,7 @@ here adds a constant to a norm: multiply the loss by c and every result is multi
 `loss` is a function of theta (P,), whose Hessian is meant; or `PartedHessian(loss, parts)`, the same in less time where
 parts are asked for; or `GaussNewton(outputs, loss)`; or `empirical_fisher(losses)`; or a list of (one of these,
 weight), whose sum is meant: a batch in chunks, so that memory stays bounded. For a module of your own,
-`engine.maths.curvature.user_module.analysed` gives loss and theta, and makes it fit for second derivatives.
+`modalscape.engine.maths.curvature.user_module.analysed` gives loss and theta, and makes it fit for second derivatives.
 
 All functions share these keyword arguments: `mask` (P,) restricts the matrix to the block of the marked parameters, for
 example `layout.mask("audio")`; `generator` supplies the random vectors (default: a fresh one with a fixed seed, so that
@@ -22,13 +22,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
-
-from engine.errors import InputError
-from engine.maths.curvature.deflated_trace import Complement, Coupling
-from engine.maths.curvature.density import Density, smoothed
-from engine.maths.curvature.krylov import Krylov, Lanczos, Space
-from engine.maths.curvature.matrix_products import (
+from modalscape.engine.errors import InputError
+from modalscape.engine.maths.curvature.deflated_trace import Complement, Coupling
+from modalscape.engine.maths.curvature.density import Density, smoothed
+from modalscape.engine.maths.curvature.krylov import Krylov, Lanczos, Space
+from modalscape.engine.maths.curvature.matrix_products import (
     GaussNewton,
     Hessian,
     Matrix,
@@ -36,8 +34,9 @@ from engine.maths.curvature.matrix_products import (
     Products,
     empirical_fisher,
 )
-from engine.maths.curvature.quadrature import atoms_of, negative_mass, nodes_of, settled, shorter
-from engine.maths.progress import Tally
+from modalscape.engine.maths.curvature.quadrature import atoms_of, negative_mass, nodes_of, settled, shorter
+from modalscape.engine.maths.progress import Tally
+from torch import Tensor
 
 __all__ = [
     "Coupling",

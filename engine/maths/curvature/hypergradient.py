@@ -25,10 +25,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
+from modalscape.engine.errors import InputError
+from modalscape.engine.maths.curvature.krylov import Krylov
 from torch import Tensor
-
-from engine.errors import InputError
-from engine.maths.curvature.krylov import Krylov
 
 READINGS = ("ift", "literal")
 PATIENCE = 3

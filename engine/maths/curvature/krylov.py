@@ -6,11 +6,10 @@ import math
 from dataclasses import dataclass
 
 import torch
+from modalscape.engine.errors import InputError
+from modalscape.engine.maths.curvature.matrix_products import Loss, Matrix, Products, terms, twice_differentiable
+from modalscape.engine.maths.progress import Tally
 from torch import Tensor
-
-from engine.errors import InputError
-from engine.maths.curvature.matrix_products import Loss, Matrix, Products, terms, twice_differentiable
-from engine.maths.progress import Tally
 
 __all__ = ["Krylov", "Lanczos", "Loss", "Products", "Space", "twice_differentiable"]
 

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from modalscape.engine.errors import InputError
+from modalscape.engine.maths.progress import Tally
 from torch import Tensor
-
-from engine.errors import InputError
-from engine.maths.progress import Tally
 
 Loss = Callable[[Tensor], Tensor]
 

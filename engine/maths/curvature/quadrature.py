@@ -6,11 +6,10 @@ import math
 from dataclasses import replace
 
 import torch
+from modalscape.engine.maths.curvature import density
+from modalscape.engine.maths.curvature.density import Quadrature, smoothed
+from modalscape.engine.maths.curvature.krylov import Lanczos
 from torch import Tensor
-
-from engine.maths.curvature import density
-from engine.maths.curvature.density import Quadrature, smoothed
-from engine.maths.curvature.krylov import Lanczos
 
 
 def nodes_of(run: Lanczos) -> Quadrature:

@@ -16,11 +16,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from modalscape.engine.errors import InputError
+from modalscape.engine.maths.gradients.angles import unit
+from modalscape.engine.maths.progress import Tally
 from torch import Tensor
-
-from engine.errors import InputError
-from engine.maths.gradients.angles import unit
-from engine.maths.progress import Tally
 
 Loss = Callable[[Tensor], Tensor]
 LONG = 4.0

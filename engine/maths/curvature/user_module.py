@@ -1,7 +1,7 @@
 """A module of your own as a loss of its flat parameters, made fit for second derivatives on a copy.
 
-    from engine.maths.curvature import spectrum
-    from engine.maths.curvature.user_module import analysed
+    from modalscape.engine.maths.curvature import spectrum
+    from modalscape.engine.maths.curvature.user_module import analysed
 
     model = analysed(net, lambda net, batch: cross_entropy(net(batch["x"]), batch["y"]), loader)
     found = spectrum(model.loss, model.theta, parts=model.layout.slices)
@@ -22,15 +22,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from modalscape.engine.core.layout import Layout
+from modalscape.engine.errors import InputError
+from modalscape.engine.maths.curvature.hessian_spectrum import top_eigenpairs
+from modalscape.engine.maths.curvature.matrix_products import GaussNewton, Loss, empirical_fisher, twice_differentiable
+from modalscape.engine.maths.progress import tracked
 from torch import Tensor, nn
 from torch.func import functional_call, replace_all_batch_norm_modules_
 from torch.nn.modules.batchnorm import _BatchNorm
-
-from engine.core.layout import Layout
-from engine.errors import InputError
-from engine.maths.curvature.hessian_spectrum import top_eigenpairs
-from engine.maths.curvature.matrix_products import GaussNewton, Loss, empirical_fisher, twice_differentiable
-from engine.maths.progress import tracked
 
 STATISTICS = ("recalibrated", "stored", "batch")
 """What BatchNorm may normalise by: averages over the analysed rows, those the module has, or those of each batch."""
@@ -47,7 +46,7 @@ class Analysed:
     """(P,), the parameters that train; frozen ones are constants, tied ones count once."""
     layout: Layout
     loss: list[tuple[Loss, float]]
-    """Each batch's loss of theta and its share of the rows; the functions of `engine.maths.curvature` take it."""
+    """Each batch's loss of theta and its share of the rows; the functions of `maths.curvature` take it."""
     rows: int
     notes: tuple[str, ...]
     """Sentences about what differs between copy and original."""

@@ -14,9 +14,8 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from modalscape.engine.maths.features.feature_noise import Directions, centred, directions, edge, effective_rank
 from torch import Tensor
-
-from engine.maths.features.feature_noise import Directions, centred, directions, edge, effective_rank
 
 SIZES = {
     "effective_rank": "exp of the entropy of σ²/Σσ²",

@@ -13,12 +13,19 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
+from modalscape.engine.maths.gradients import laplace
+from modalscape.engine.maths.gradients.evidence import (
+    EVIDENCE,
+    READINGS,
+    SIZES,
+    Calibration,
+    damped,
+    precision,
+    root_mean_square,
+)
+from modalscape.engine.maths.gradients.last_layer import Head, Moments, at_modalities, gradient_moments
+from modalscape.engine.maths.modalities.unimodal import columns
 from torch import Tensor
-
-from engine.maths.gradients import laplace
-from engine.maths.gradients.evidence import EVIDENCE, READINGS, SIZES, Calibration, damped, precision, root_mean_square
-from engine.maths.gradients.last_layer import Head, Moments, at_modalities, gradient_moments
-from engine.maths.modalities.unimodal import columns
 
 
 class Choices(Protocol):

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
+from modalscape.engine.errors import InputError
 from torch import Tensor
-
-from engine.errors import InputError
 
 
 @dataclass(frozen=True)

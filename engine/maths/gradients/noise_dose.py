@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from engine.core.knobs import assigned, checked, knob
-from engine.core.layout import Layout
-from engine.core.needs import PATIENCE
-from engine.errors import InputError, nearest
-from engine.maths.gradients import noise_ring
+from modalscape.engine.core.knobs import assigned, checked, knob
+from modalscape.engine.core.layout import Layout
+from modalscape.engine.core.needs import PATIENCE
+from modalscape.engine.errors import InputError, nearest
+from modalscape.engine.maths.gradients import noise_ring
 
 BALANCES = ("even", "inverse")
 """Rules for the gains of the modalities, beside numbers."""

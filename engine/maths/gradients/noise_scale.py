@@ -9,10 +9,9 @@ import math
 from collections.abc import Callable, Hashable
 
 import torch
+from modalscape.engine.core.layout import Layout
+from modalscape.engine.errors import InputError
 from torch import Tensor
-
-from engine.core.layout import Layout
-from engine.errors import InputError
 
 LEAST = 3
 """Mini-batches below which no noise scale has an error."""

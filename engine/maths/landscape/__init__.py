@@ -3,6 +3,6 @@
 The names below are for other people's programs too and keep their signatures.
 """
 
-from engine.maths.landscape.slices import Slice, direction_pair, slice_2d
+from modalscape.engine.maths.landscape.slices import Slice, direction_pair, slice_2d
 
 __all__ = ["Slice", "direction_pair", "slice_2d"]

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from modalscape.engine.errors import InputError
+from modalscape.engine.maths.progress import Tally
 from torch import Tensor
-
-from engine.errors import InputError
-from engine.maths.progress import Tally
 
 Losses = Callable[[Tensor], Tensor]
 """Theta (P,) to losses (L,)."""

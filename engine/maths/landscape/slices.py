@@ -10,14 +10,13 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from modalscape.engine.errors import InputError
+from modalscape.engine.maths.curvature.krylov import Loss
+from modalscape.engine.maths.landscape.directions import direction_pair, filter_normalised
+from modalscape.engine.maths.landscape.evaluate import Field, Losses, single
+from modalscape.engine.maths.landscape.interpolation import CHECKS, MARGIN, Knots, Plane, Slice
+from modalscape.engine.maths.progress import Tally
 from torch import Tensor
-
-from engine.errors import InputError
-from engine.maths.curvature.krylov import Loss
-from engine.maths.landscape.directions import direction_pair, filter_normalised
-from engine.maths.landscape.evaluate import Field, Losses, single
-from engine.maths.landscape.interpolation import CHECKS, MARGIN, Knots, Plane, Slice
-from engine.maths.progress import Tally
 
 __all__ = ["Slice", "axis", "axis_over", "barrier", "direction_pair", "filter_normalised", "gaps", "line", "refine"]
 __all__ += ["rise", "slice_1d", "slice_2d"]

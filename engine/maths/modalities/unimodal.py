@@ -12,11 +12,10 @@ from itertools import combinations
 from typing import Any
 
 import torch
+from modalscape.engine.core.layout import Layout
+from modalscape.engine.errors import InputError
+from modalscape.engine.maths.modalities import imbalance
 from torch import Tensor
-
-from engine.core.layout import Layout
-from engine.errors import InputError
-from engine.maths.modalities import imbalance
 
 Fused = Callable[[dict[str, Tensor]], Tensor]
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from modalscape.engine.core.step import View
 from torch import Tensor
-
-from engine.core.step import View
 
 
 def through_encoders(view: View, incoming: Mapping[str, Tensor]) -> Tensor:

@@ -46,21 +46,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from modalscape.engine.core.method import Method, knob
+from modalscape.engine.core.needs import FUSED, Need
+from modalscape.engine.core.problem import Batch, Problem
+from modalscape.engine.core.records import Record, Scalar
+from modalscape.engine.core.step import View
+from modalscape.engine.errors import InputError
+from modalscape.engine.maths.gradients import calibration as maths
+from modalscape.engine.maths.gradients.evidence import EVIDENCE, READINGS, SIZES
+from modalscape.engine.maths.gradients.laplace import KINDS
+from modalscape.engine.maths.gradients.last_layer import Head, linear_heads, reread
+from modalscape.engine.maths.modalities.unimodal import columns, encoder
+from modalscape.engine.methods.bogc.encoders import through_encoders
+from modalscape.engine.reports import calibration as told
 from torch import Tensor
-
-from engine.core.method import Method, knob
-from engine.core.needs import FUSED, Need
-from engine.core.problem import Batch, Problem
-from engine.core.records import Record, Scalar
-from engine.core.step import View
-from engine.errors import InputError
-from engine.maths.gradients import calibration as maths
-from engine.maths.gradients.evidence import EVIDENCE, READINGS, SIZES
-from engine.maths.gradients.laplace import KINDS
-from engine.maths.gradients.last_layer import Head, linear_heads, reread
-from engine.maths.modalities.unimodal import columns, encoder
-from engine.methods.bogc.encoders import through_encoders
-from engine.reports import calibration as told
 
 _AT_ONCE = 256
 """Rows encoded at a time for a posterior."""

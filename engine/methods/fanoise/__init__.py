@@ -1,5 +1,5 @@
 """FANoise: the method, how much noise and of which form, and what it reports."""
 
-from engine.methods.fanoise.method import FaNoise
+from modalscape.engine.methods.fanoise.method import FaNoise
 
 __all__ = ["FaNoise"]

@@ -39,17 +39,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from modalscape.engine.core.method import Method, knob
+from modalscape.engine.core.needs import Need
+from modalscape.engine.core.records import Record, Scalar
+from modalscape.engine.core.step import View
+from modalscape.engine.errors import InputError
+from modalscape.engine.maths.features import feature_noise as maths
+from modalscape.engine.methods.fanoise import logit_noise as logits
+from modalscape.engine.methods.fanoise import report
+from modalscape.engine.methods.fanoise.design import ROUTES, Design, drawn
 from torch import Tensor
-
-from engine.core.method import Method, knob
-from engine.core.needs import Need
-from engine.core.records import Record, Scalar
-from engine.core.step import View
-from engine.errors import InputError
-from engine.maths.features import feature_noise as maths
-from engine.methods.fanoise import logit_noise as logits
-from engine.methods.fanoise import report
-from engine.methods.fanoise.design import ROUTES, Design, drawn
 
 
 def chosen(side: str, modalities: tuple[str, ...]) -> tuple[str, ...]:

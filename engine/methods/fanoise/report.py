@@ -13,14 +13,13 @@ from itertools import combinations
 
 import numpy as np
 import torch
+from modalscape.engine.core.records import Bars, Curve, Record, Scalar
+from modalscape.engine.maths.features import feature_noise as maths
+from modalscape.engine.maths.features.contrastive import normalised
+from modalscape.engine.maths.features.feature_noise import SCALINGS, Directions, Mixture, Shape
+from modalscape.engine.methods.fanoise import logit_noise as logits
+from modalscape.engine.methods.fanoise.design import Design, drawn
 from torch import Tensor
-
-from engine.core.records import Bars, Curve, Record, Scalar
-from engine.maths.features import feature_noise as maths
-from engine.maths.features.contrastive import normalised
-from engine.maths.features.feature_noise import SCALINGS, Directions, Mixture, Shape
-from engine.methods.fanoise import logit_noise as logits
-from engine.methods.fanoise.design import Design, drawn
 
 _PANELS = {
     "spectrum": {

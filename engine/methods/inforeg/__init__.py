@@ -1,5 +1,5 @@
 """InfoReg: the method, its Fisher windows, and what it reports."""
 
-from engine.methods.inforeg.method import InfoReg
+from modalscape.engine.methods.inforeg.method import InfoReg
 
 __all__ = ["InfoReg"]

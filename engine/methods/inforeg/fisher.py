@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
+from modalscape.engine.core.layout import Layout
+from modalscape.engine.core.needs import PATIENCE
+from modalscape.engine.maths.modalities import imbalance
 from torch import Tensor
-
-from engine.core.layout import Layout
-from engine.core.needs import PATIENCE
-from engine.maths.modalities import imbalance
 
 FACTORS = (0.95, 0.1)
 """Factors on α in the authors' code: of the modality whose trace is the gate (audio), and of the others (video)."""

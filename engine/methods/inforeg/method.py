@@ -45,17 +45,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from modalscape.engine.core.method import Method, knob
+from modalscape.engine.core.needs import FUSED, Need
+from modalscape.engine.core.problem import Batch
+from modalscape.engine.core.records import Record
+from modalscape.engine.core.step import View
+from modalscape.engine.errors import InputError
+from modalscape.engine.maths.modalities import imbalance, unimodal
+from modalscape.engine.methods.inforeg import fisher as maths
+from modalscape.engine.methods.inforeg import report as told
 from torch import Tensor
-
-from engine.core.method import Method, knob
-from engine.core.needs import FUSED, Need
-from engine.core.problem import Batch
-from engine.core.records import Record
-from engine.core.step import View
-from engine.errors import InputError
-from engine.maths.modalities import imbalance, unimodal
-from engine.methods.inforeg import fisher as maths
-from engine.methods.inforeg import report as told
 
 
 class InfoReg(Method):

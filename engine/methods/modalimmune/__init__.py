@@ -1,5 +1,5 @@
 """ModalImmune: the method, what it remembers, what it collapses and omits, and what it reports."""
 
-from engine.methods.modalimmune.method import ModalImmune
+from modalscape.engine.methods.modalimmune.method import ModalImmune
 
 __all__ = ["ModalImmune"]

@@ -11,11 +11,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from modalscape.engine.maths.curvature.hypergradient import HyperGradient
+from modalscape.engine.methods.modalimmune import collapse, memory
+from modalscape.engine.methods.modalimmune.omission import Omission
 from torch import Tensor
-
-from engine.maths.curvature.hypergradient import HyperGradient
-from engine.methods.modalimmune import collapse, memory
-from engine.methods.modalimmune.omission import Omission
 
 
 def omission(p: Any, state: Mapping[str, Any], view: Any, m: int = -1) -> Omission:

@@ -52,18 +52,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from modalscape.engine.core.method import Method, knob
+from modalscape.engine.core.needs import FUSED
+from modalscape.engine.core.records import Record
+from modalscape.engine.core.step import View
+from modalscape.engine.maths.curvature.hypergradient import READINGS
+from modalscape.engine.methods.modalimmune import collapse, decoders, memory, report
+from modalscape.engine.methods.modalimmune import curvature as looks
+from modalscape.engine.methods.modalimmune.collapse import CONTROLLERS, FADES, GATES, PULLS
+from modalscape.engine.methods.modalimmune.memory import TRACKS, TUNES
+from modalscape.engine.methods.modalimmune.omission import FILLS, OMISSIONS, Omission
 from torch import Tensor
-
-from engine.core.method import Method, knob
-from engine.core.needs import FUSED
-from engine.core.records import Record
-from engine.core.step import View
-from engine.maths.curvature.hypergradient import READINGS
-from engine.methods.modalimmune import collapse, decoders, memory, report
-from engine.methods.modalimmune import curvature as looks
-from engine.methods.modalimmune.collapse import CONTROLLERS, FADES, GATES, PULLS
-from engine.methods.modalimmune.memory import TRACKS, TUNES
-from engine.methods.modalimmune.omission import FILLS, OMISSIONS, Omission
 
 
 class ModalImmune(Method):

@@ -12,11 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-
-from engine.core.records import Bars, Curve, Matrix, Record, Scalar
-from engine.methods.modalimmune import collapse
-from engine.methods.modalimmune.memory import (
+from modalscape.engine.core.records import Bars, Curve, Matrix, Record, Scalar
+from modalscape.engine.methods.modalimmune import collapse
+from modalscape.engine.methods.modalimmune.memory import (
     AVERAGE,
     LOOKED,
     by_share,
@@ -27,6 +25,7 @@ from engine.methods.modalimmune.memory import (
     share,
     weights,
 )
+from torch import Tensor
 
 GATES = {
     "hessian": "Hessian of the mixed loss by Lanczos, error: residual",
