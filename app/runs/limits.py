@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from modalscape.engine.config import RunSettings
 from modalscape.engine.errors import InputError
 
