@@ -13,6 +13,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from modalscape.engine.catalog import catalog
 from modalscape.engine.client.forks import new_id, planned
 from modalscape.engine.client.handle import mailbox
@@ -30,7 +32,6 @@ from modalscape.engine.runtime.session import Training, deterministic
 from modalscape.engine.store.files import brief
 from modalscape.engine.store.home import cleared, founded, lock
 from modalscape.engine.store.writer import RunReader, RunWriter, create
-from tqdm import tqdm
 
 DIVERGED = 4
 """Exit code of a run that nobody attends and whose loss is no longer finite."""

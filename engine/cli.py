@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+
 from modalscape.engine import config as configuration
 from modalscape.engine.client.handle import UNREADABLE, Busy, runs, runs_folder
 from modalscape.engine.config import RunConfig

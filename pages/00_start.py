@@ -1,6 +1,7 @@
 """Start: open a lesson, start a run of your own, or go on with an earlier one."""
 
 import streamlit as st
+
 from modalscape.app.views import shell, start
 
 TITLE = "Start"

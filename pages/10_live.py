@@ -1,6 +1,7 @@
 """Live: losses, scores and norms while the run trains."""
 
 import streamlit as st
+
 from modalscape.app.server import live
 from modalscape.app.text import literal
 from modalscape.app.views import controls, shell

@@ -1,6 +1,7 @@
 """Methods: switch them, turn their knobs, and see whether each does what it says."""
 
 import streamlit as st
+
 from modalscape.app.server import live
 from modalscape.app.views import methods, shell
 

@@ -1,6 +1,7 @@
 """Curvature: the Hessian's spectrum, whole and per modality, other matrices and measures beside it, over time."""
 
 import streamlit as st
+
 from modalscape.app.server import live
 from modalscape.app.views import controls, shell
 

@@ -1,6 +1,7 @@
 """Gradients: whose gradient says what, how surely, and who contradicts whom."""
 
 import streamlit as st
+
 from modalscape.app.server import live
 from modalscape.app.views import controls, shell, start
 

@@ -3,6 +3,7 @@
 from itertools import combinations
 
 import streamlit as st
+
 from modalscape.app.server import live
 from modalscape.app.text import literal
 from modalscape.app.views import controls, shell

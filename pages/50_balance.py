@@ -1,6 +1,7 @@
 """Balance: which modality leads, since when, and by how much."""
 
 import streamlit as st
+
 from modalscape.app.charts import unimodal_gap
 from modalscape.app.server import live
 from modalscape.app.text import literal

@@ -1,6 +1,7 @@
 """Robustness: what is left of the score when a modality is missing or noisy."""
 
 import streamlit as st
+
 from modalscape.app.server import live
 from modalscape.app.views import controls, shell, start
 

@@ -1,6 +1,7 @@
 """Log: everything that happened to the run, and everything it left, to read and to take away."""
 
 import streamlit as st
+
 from modalscape.app.views import log, shell
 
 TITLE = "Log"

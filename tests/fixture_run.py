@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+
 from modalscape.engine.core.records import Bars, Curve, Matrix, Scalar, Surface
 from modalscape.engine.store.commands import Toggle, Tune, post
 from modalscape.engine.store.writer import RunWriter, create

@@ -23,7 +23,6 @@ from modalscape.engine.cli import entry
 from modalscape.engine.runtime.session import Training
 from modalscape.engine.store.commands import Note, Toggle, Tune, post
 from modalscape.engine.store.writer import RunReader
-
 from tests.homes import SMALL, small
 
 STEPS, EVERY, EVALUATE, PROBE = 240, 20, 30, 45

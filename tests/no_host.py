@@ -11,11 +11,6 @@ from contextlib import contextmanager
 from copy import deepcopy
 
 import torch
-from modalscape.engine.core.method import Method, Stack
-from modalscape.engine.core.optimizer import _BUILD, Optimizer
-from modalscape.engine.core.problem import Batch
-from modalscape.engine.core.rng import Rng
-from modalscape.engine.core.step import State, train_step
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -25,6 +20,11 @@ from torch._subclasses.fake_tensor import (
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
+from modalscape.engine.core.method import Method, Stack
+from modalscape.engine.core.optimizer import _BUILD, Optimizer
+from modalscape.engine.core.problem import Batch
+from modalscape.engine.core.rng import Rng
+from modalscape.engine.core.step import State, train_step
 from tests import tiny
 
 SETTINGS = tiny.sgd(0.1, 0.9)

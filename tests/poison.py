@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import numpy as np
+
 from modalscape.app.runs.supervisor import write_note
 from modalscape.engine.errors import InputError
 from modalscape.engine.store.commands import Note, Toggle, Tune
 from modalscape.engine.store.writer import RunWriter
-
 from tests.homes import small, trained
 
 HOST = "tracker.example"

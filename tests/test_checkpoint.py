@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 import torch
+
 from modalscape.engine.actions import probe, replay, resume
 from modalscape.engine.runtime import checkpoint
 from modalscape.engine.store.writer import RunReader
-
 from tests.homes import small, trained
 
 CONTENT = {

@@ -4,12 +4,12 @@ import json
 
 import numpy as np
 import pytest
+from scipy import stats
+
 from modalscape.engine.client.summary import summary
 from modalscape.engine.core.lesson import Lesson
 from modalscape.engine.errors import InputError
 from modalscape.engine.runtime import claims
-from scipy import stats
-
 from tests.homes import SMALL
 
 

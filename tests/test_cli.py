@@ -10,10 +10,10 @@ import sys
 
 import numpy as np
 import pytest
+
 from modalscape.engine.client.handle import RunHandle
 from modalscape.engine.store.commands import Toggle, Tune, post
 from modalscape.engine.store.writer import RunReader
-
 from tests.homes import SMALL, engine, json_of, reader_of, said, wait_for
 
 PLANTED = [f"--set={key}={value}" for key, value in SMALL.items()]

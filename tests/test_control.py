@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
 from modalscape.engine.errors import InputError
 from modalscape.engine.store.commands import (
     COMMANDS,
@@ -248,7 +249,6 @@ def test_poison_is_refused_in_a_sentence_and_passed_over(tmp_path, body):
     from modalscape.engine.actions import replay, resume
     from modalscape.engine.client.handle import RunHandle
     from modalscape.engine.store.writer import RunReader
-
     from tests.homes import small, trained
 
     home = tmp_path / "run"
@@ -273,7 +273,6 @@ def test_a_command_that_breaks_something_is_refused_with_its_traceback(tmp_path,
     from modalscape.engine.actions import resume
     from modalscape.engine.runtime.loop import Run
     from modalscape.engine.store.writer import RunReader
-
     from tests.homes import small, trained
 
     def broken(self, text):
@@ -292,7 +291,6 @@ def test_a_mailbox_that_cannot_be_read_is_said_once_and_read_again_later(tmp_pat
     import sqlite3
 
     from modalscape.engine.store.writer import RunReader
-
     from tests.homes import small, trained
 
     home, held = tmp_path / "run", []

@@ -13,6 +13,7 @@ from contextlib import closing, redirect_stderr
 from pathlib import Path
 
 import pytest
+
 from modalscape.engine import actions
 from modalscape.engine import cli as program
 from modalscape.engine.client.handle import Busy, RunHandle, runs
@@ -21,7 +22,6 @@ from modalscape.engine.errors import InputError
 from modalscape.engine.store.home import founded, lock
 from modalscape.engine.store.reader import RunReader
 from modalscape.engine.store.writer import RunWriter
-
 from tests.homes import ROOT, SMALL, engine, json_of, said, small, trained, wait_for
 
 PLANTED = ["--problem", "planted", *(f"--set={key}={value}" for key, value in SMALL.items())]

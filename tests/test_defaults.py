@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+
 from modalscape.engine import config as configuration
 from modalscape.engine.actions import probe, replay, resume, run_prepared
 from modalscape.engine.catalog import catalog
@@ -12,7 +13,6 @@ from modalscape.engine.errors import InputError
 from modalscape.engine.runtime.session import Training
 from modalscape.engine.store.home import founded
 from modalscape.engine.store.writer import create
-
 from tests.homes import SMALL, json_of, said, small, trained
 from tests.methods.several import data_file
 

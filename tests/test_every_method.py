@@ -6,13 +6,13 @@ import re
 import psutil
 import pytest
 import torch
+
 from modalscape.engine.core.method import Method
 from modalscape.engine.core.problem import Batch
 from modalscape.engine.errors import InputError
 from modalscape.engine.registry import discover
 from modalscape.engine.runtime.loop import Run
 from modalscape.engine.store.writer import RunReader, create
-
 from tests.methods.several import data_file, training
 
 METHODS = sorted(discover("modalscape.engine.methods", Method))

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+
 from modalscape.engine.core.records import KINDS, Bars, Curve, Matrix, Scalar, Surface
 from modalscape.engine.errors import InputError
 from modalscape.engine.store.export import COLUMNS, export

@@ -8,6 +8,7 @@ import signal
 import time
 
 import pytest
+
 from modalscape.engine import actions
 from modalscape.engine.catalog import catalog
 from modalscape.engine.client.forks import planned
@@ -21,7 +22,6 @@ from modalscape.engine.runtime.session import Training, deterministic
 from modalscape.engine.store.commands import Measure, Pace, Toggle, Tune, Watch, post
 from modalscape.engine.store.home import founded, kept_steps, lock, rewritten
 from modalscape.engine.store.writer import RunReader
-
 from tests.homes import engine, json_of, said, small, trained, wait_for
 
 N = 33

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from modalscape.engine.client.handle import (
     LOAD_WITHIN,
     STALL_AFTER,
@@ -27,7 +28,6 @@ from modalscape.engine.config import DEFAULTS, RunConfig
 from modalscape.engine.errors import InputError
 from modalscape.engine.store.commands import Note, Pause, Toggle
 from modalscape.engine.store.writer import RunReader, RunWriter, create
-
 from tests.homes import wait_for
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+
 from modalscape.engine.catalog import catalog
 from modalscape.engine.config import RunConfig, validated
 from modalscape.engine.core.method import Method
@@ -11,7 +12,6 @@ from modalscape.engine.core.needs import PATIENCE
 from modalscape.engine.errors import InputError
 from modalscape.engine.registry import discover
 from modalscape.engine.runtime.session import Training, deterministic
-
 from tests.methods.several import data_file, training
 
 METHODS = discover("modalscape.engine.methods", Method)

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from modalscape.engine.actions import UNWRITTEN, replay, resume
 from modalscape.engine.client.handle import RunHandle
 from modalscape.engine.runtime import checkpoint, recorder
 from modalscape.engine.store import writer as store
 from modalscape.engine.store.commands import Measure, Note, Pause, Resume, Toggle, post
 from modalscape.engine.store.writer import RunReader
-
 from tests.homes import SMALL, small, trained, wait_for
 from tests.kills import forked
 

@@ -7,11 +7,11 @@ import time
 
 import pytest
 import torch
+
 from modalscape.engine.errors import InputError
 from modalscape.engine.runtime.schedule import Schedule
 from modalscape.engine.store.commands import Cancel, Measure, Pace, Stop, Watch, post
 from modalscape.engine.store.writer import RunReader
-
 from tests.homes import engine, json_of, small, trained, wait_for
 
 QUICK = {"hessian.steps": 5, "hessian.probes": 1, "hessian.parts": False, "hessian.sigma": 0.1, "probe_rows": 32}

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+
 from modalscape.engine.core.knobs import checked
 from modalscape.engine.core.method import POINTS, Method, MethodConflict, Stack, knob
 from modalscape.engine.core.rng import Rng
 from modalscape.engine.core.step import train_step
 from modalscape.engine.errors import InputError
 from modalscape.engine.registry import discover
-
 from tests import tiny
 
 METHODS = discover("modalscape.engine.methods", Method)

@@ -4,13 +4,13 @@ import re
 
 import numpy as np
 import pytest
+
 from modalscape.engine import config as configuration
 from modalscape.engine.catalog import catalog
 from modalscape.engine.config import RunConfig, resolved, validated
 from modalscape.engine.core.needs import Unmet
 from modalscape.engine.errors import InputError
 from modalscape.engine.runtime.session import Training
-
 from tests.homes import said, small
 
 CATALOGUE = catalog()

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+
 from modalscape.engine.actions import probe
 from modalscape.engine.errors import InputError
 from modalscape.engine.runtime.other_runs import neighbour
 from modalscape.engine.store.writer import RunReader
-
 from tests.homes import small, trained
 
 

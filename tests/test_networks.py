@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+
 from modalscape.engine import networks
 from modalscape.engine.core import objectives
 from modalscape.engine.core.problem import Multimodal

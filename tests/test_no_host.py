@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+
 from modalscape.engine.core.method import Method
 from modalscape.engine.registry import discover
-
 from tests import tiny
 from tests.no_host import QUESTIONS, HostCopy, steps_without_numbers
 

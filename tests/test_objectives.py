@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+
 from modalscape.engine.core.objectives import build
 from modalscape.engine.data.dataset import Dataset
 from modalscape.engine.errors import InputError

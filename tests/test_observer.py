@@ -8,6 +8,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+
 from modalscape.engine.client.handle import RunHandle
 from modalscape.engine.client.observers import Observers, locked
 from modalscape.engine.runtime.jobs import Job
@@ -15,7 +16,6 @@ from modalscape.engine.runtime.observer import Observer
 from modalscape.engine.store.commands import Cancel, Measure, Stop, post
 from modalscape.engine.store.home import held_since, lock
 from modalscape.engine.store.writer import RunReader, RunWriter, create_observed
-
 from tests.homes import engine, json_of, said, small, trained, wait_for
 
 LIVE = {"measure": "live", "probe_rows": 32, "evaluate": 1000}

@@ -4,6 +4,7 @@ from collections import deque
 from types import SimpleNamespace
 
 import pytest
+
 from modalscape.engine.core.probe import Scalar
 from modalscape.engine.maths.progress import tracked
 from modalscape.engine.runtime import jobs, observer

@@ -4,10 +4,11 @@ import dataclasses
 
 import pytest
 import torch
-from modalscape.engine.core.optimizer import Optimizer, Settings
-from modalscape.engine.core.rng import Rng
 from torch import nn
 from torch.optim import lr_scheduler
+
+from modalscape.engine.core.optimizer import Optimizer, Settings
+from modalscape.engine.core.rng import Rng
 
 RULES = {
     "sgd": (Settings(name="sgd", lr=0.1, momentum=0.0), lambda p: torch.optim.SGD(p, 0.1)),

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch.func import functional_call
+
 from modalscape.engine import networks
 from modalscape.engine.config import RunSettings
 from modalscape.engine.core import objectives
@@ -13,7 +15,6 @@ from modalscape.engine.core.step import State, train_step
 from modalscape.engine.data import npz
 from modalscape.engine.problems.digits_captions import DigitsCaptions
 from modalscape.engine.problems.planted import Planted
-from torch.func import functional_call
 
 
 def chosen(**changes):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+
 from modalscape.engine.actions import probe, replay, resume
 from modalscape.engine.client.handle import RunHandle
 from modalscape.engine.errors import InputError
@@ -14,7 +15,6 @@ from modalscape.engine.runtime.replay import recreated
 from modalscape.engine.runtime.session import Training
 from modalscape.engine.store.commands import Measure, Note, Pause, Resume, Stop, Toggle, Tune, Watch
 from modalscape.engine.store.writer import RunReader, create
-
 from tests.homes import small, trained
 
 STEER = {

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from modalscape.engine.core.method import Stack
-from modalscape.engine.core.step import gradient, per_objective, settled, train_step
 from torch.func import functional_call
 
+from modalscape.engine.core.method import Stack
+from modalscape.engine.core.step import gradient, per_objective, settled, train_step
 from tests import tiny
 
 

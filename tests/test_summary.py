@@ -4,12 +4,12 @@ import json
 import math
 
 import pytest
+
 from modalscape.engine.client.summary import listed, numbers, summary
 from modalscape.engine.core.lesson import Lesson
 from modalscape.engine.runtime import claims
 from modalscape.engine.store.home import founded
 from modalscape.engine.store.writer import RunReader, RunWriter
-
 from tests.homes import SMALL, small, trained
 
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+
 from modalscape.engine.actions import replay, resume
 from modalscape.engine.runtime import checkpoint
 from modalscape.engine.store.commands import Stop, Toggle, Tune
 from modalscape.engine.store.writer import RunReader
-
 from tests.homes import small, trained
 
 FIVE = ("bogc", "fanoise", "gani", "inforeg", "modalimmune")

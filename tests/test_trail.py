@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
+
 from modalscape.engine.actions import resume
 from modalscape.engine.runtime import checkpoint
 from modalscape.engine.runtime.path_history import FEWEST, MOST, Trail, kept, stride
 from modalscape.engine.runtime.replay import recreated
 from modalscape.engine.store.commands import Measure, Stop
 from modalscape.engine.store.writer import RunReader
-
 from tests.homes import small, trained
 
 

@@ -11,12 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+
 from modalscape.engine.client import launch
 from modalscape.engine.client.handle import RunHandle
 from modalscape.engine.client.launch import Forked, launched
 from modalscape.engine.client.observers import dismissed
 from modalscape.engine.store.commands import Stop
-
 from tests.homes import ROOT, SMALL, wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a warm process")

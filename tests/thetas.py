@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import torch
+
 from modalscape.engine.config import RunConfig
 from modalscape.engine.core.method import Method
 from modalscape.engine.data.dataset import Source

@@ -3,13 +3,14 @@
 from collections.abc import Callable
 
 import torch
+from torch import Tensor, nn
+
 from modalscape.engine.core.layout import Layout
 from modalscape.engine.core.method import Method, Stack
 from modalscape.engine.core.optimizer import Optimizer, Settings
 from modalscape.engine.core.problem import Batch, Multimodal
 from modalscape.engine.core.rng import Rng
 from modalscape.engine.core.step import State, View, train_step
-from torch import Tensor, nn
 
 WIDTHS = {"image": 5, "text": 3}
 CLASSES = 3

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+
 from modalscape.app.charts.labels import matching
 from modalscape.app.charts.queries import ERRORS, about, located, marks, own_from, recorded, said
 from modalscape.app.charts.request import Drawing

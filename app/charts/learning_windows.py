@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
 from modalscape.app.charts.labels import matching, ranked
 from modalscape.app.theme import Look
 

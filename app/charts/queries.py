@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+
 from modalscape.app import catalog
 from modalscape.app.charts import learning_windows
 from modalscape.app.charts.labels import matching

@@ -11,6 +11,7 @@ from os.path import commonprefix
 from typing import Any
 
 import numpy as np
+
 from modalscape.app import catalog, figures
 from modalscape.app.charts import curvature, landscapes, learning_windows, scatter, spectra, unimodal_gap
 from modalscape.app.charts.labels import colours, matching, named, part_of, ranked

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+
 from modalscape.app.theme import Look
 from modalscape.engine.errors import InputError
 

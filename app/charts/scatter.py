@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+
 from modalscape.app.charts.queries import recorded
 from modalscape.app.charts.request import Drawing
 from modalscape.app.figures.base import blank, numbers

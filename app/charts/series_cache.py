@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from modalscape.engine.store.reader import envelope, thinned
 from modalscape.engine.store.writer import RunReader
 

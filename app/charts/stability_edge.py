@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+
 from modalscape.app.charts.labels import matching
 from modalscape.app.figures.base import short
 from modalscape.app.figures.curves import Line

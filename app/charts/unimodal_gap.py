@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from modalscape.app.charts.labels import spoken
 from modalscape.app.charts.queries import POINTS, marked, marks
 from modalscape.app.charts.request import Drawing

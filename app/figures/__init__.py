@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import plotly.graph_objects as go
+
 from modalscape.app.figures.areas import areas
 from modalscape.app.figures.bars import bars, scalar
 from modalscape.app.figures.curves import curve

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import plotly.graph_objects as go
+
 from modalscape.app.figures.base import blank, numbers
 from modalscape.app.theme import Look
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import plotly.graph_objects as go
+
 from modalscape.app.figures.base import numbers, short
 from modalscape.app.figures.curves import overlay
 from modalscape.app.theme import Look

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import plotly.graph_objects as go
+
 from modalscape.app.theme import Look, template
 
 HEIGHT = 340

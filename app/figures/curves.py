@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import plotly.graph_objects as go
+
 from modalscape.app.figures.base import LOGARITHMIC, band, free_side, logarithmic, numbers, steps
 from modalscape.app.figures.marks import Mark, marking
 from modalscape.app.figures.styles import styles

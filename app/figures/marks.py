@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
+
 from modalscape.app.figures.base import steps
 
 PLACES = 240

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
+
 from modalscape.app.figures.base import blank
 from modalscape.app.theme import Look
 

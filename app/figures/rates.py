@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import plotly.graph_objects as go
+
 from modalscape.app.figures.base import blank, numbers, short
 from modalscape.app.theme import Look
 

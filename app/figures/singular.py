@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import plotly.graph_objects as go
+
 from modalscape.app.figures.base import blank, free_side, logarithmic, numbers, short
 from modalscape.app.theme import Look
 

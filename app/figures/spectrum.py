@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import plotly.graph_objects as go
+
 from modalscape.app.figures.base import band, blank, numbers, symlog, symlog_ticks
 from modalscape.app.figures.curves import Line, Scale, series
 from modalscape.app.figures.marks import Mark

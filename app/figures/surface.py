@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import plotly.graph_objects as go
+
 from modalscape.app.figures.around import over_plane, over_surface
 from modalscape.app.figures.base import blank, numbers, short
 from modalscape.app.theme import Look

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from modalscape.engine.config import RunSettings
 from modalscape.engine.errors import InputError
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import streamlit as st
+
 from modalscape.app.charts.registry import CHARTS, checked
 from modalscape.app.figures.base import HEIGHT
 from modalscape.app.runs.acknowledged import controls

@@ -19,6 +19,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
 from modalscape.app import catalog
 from modalscape.app.charts.registry import CHARTS, checked
 from modalscape.app.charts.request import ChartError, Drawing
@@ -30,9 +34,6 @@ from modalscape.app.theme import Look, look
 from modalscape.engine.errors import InputError, sentence
 from modalscape.engine.store.files import brief, value_of
 from modalscape.engine.store.writer import RunReader
-from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
 
 BASE = "/modalscape"
 MOST_CHARTS = 96

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import streamlit as st
+
 from modalscape.app.runs.acknowledged import measurable
 from modalscape.app.runs.progress import USUAL
 from modalscape.app.runs.status import folder, home_of, sentence, standing

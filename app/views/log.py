@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import streamlit as st
+
 from modalscape.app import catalog
 from modalscape.app.runs.status import folder, sentence
 from modalscape.app.server import live

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import streamlit as st
+
 from modalscape.app import catalog
 from modalscape.app.charts.method_panels import LAST, Panel, panels
 from modalscape.app.runs.acknowledged import ready

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import streamlit as st
+
 from modalscape.app import catalog
 from modalscape.app.charts.labels import spoken as words
 from modalscape.app.runs.acknowledged import why

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import streamlit as st
+
 from modalscape.app import catalog
 from modalscape.app.charts import unimodal_gap
 from modalscape.app.runs import limits

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import streamlit as st
+
 from modalscape.app import catalog
 from modalscape.app.runs.acknowledged import already, measurable, ready
 from modalscape.app.runs.status import ALIVE, DEAD, Standing, folder, home_of, sentence, standing

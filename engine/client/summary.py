@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from modalscape.engine.client.handle import UNREADABLE, RunHandle
 from modalscape.engine.errors import InputError
 from modalscape.engine.store.lineage import fork_of

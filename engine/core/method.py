@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from modalscape.engine.core.knobs import checked, describe, knob
 from modalscape.engine.core.needs import Need
 from modalscape.engine.core.records import Record
 from modalscape.engine.errors import InputError
-from torch import Tensor
 
 __all__ = ["POINTS", "Method", "MethodConflict", "Stack", "knob"]
 

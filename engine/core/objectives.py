@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from itertools import combinations
 
+from torch import Tensor
+from torch.nn import functional as F
+
 from modalscape.engine.data.dataset import Dataset
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.features.contrastive import info_nce, matching, recall_at, similarity
-from torch import Tensor
-from torch.nn import functional as F
 
 OBJECTIVES = ("auto", "cross_entropy", "squared_error", "info_nce")
 """What a run may ask for; `auto` is cross-entropy for classes and squared error for real targets."""

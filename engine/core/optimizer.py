@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from modalscape.engine.core.knobs import knob
-from modalscape.engine.core.stability import edge_of_stability
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
+
+from modalscape.engine.core.knobs import knob
+from modalscape.engine.core.stability import edge_of_stability
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
+
 from modalscape.engine.core.knobs import describe, knob
 from modalscape.engine.core.method import Stack
 from modalscape.engine.core.optimizer import Optimizer
@@ -16,7 +18,6 @@ from modalscape.engine.core.rng import Rng
 from modalscape.engine.core.step import View
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.landscape.evaluate import Losses
-from torch import Tensor
 
 __all__ = ["Bars", "Curve", "Matrix", "Probe", "Record", "Scalar", "Snapshot", "Surface", "knob"]
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
+from torch import Tensor, nn
+
 from modalscape.engine.core.layout import Layout
 from modalscape.engine.core.rng import Rng
 from modalscape.engine.maths.features.contrastive import normalised
-from torch import Tensor, nn
 
 Named = Mapping[str, Tensor]
 """Parameter name to tensor."""

@@ -8,12 +8,13 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from modalscape.engine.core.method import Stack
 from modalscape.engine.core.optimizer import Optimizer, Rate
 from modalscape.engine.core.problem import Batch, Problem
 from modalscape.engine.core.rng import Rng
 from modalscape.engine.errors import InputError
-from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from modalscape.engine.core.problem import Problem
 from modalscape.engine.core.step import View
 

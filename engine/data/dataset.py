@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+
 from modalscape.engine.core.knobs import assigned
 from modalscape.engine.core.problem import Batch
 from modalscape.engine.core.rng import Rng

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+
 from modalscape.engine.core.knobs import knob
 from modalscape.engine.core.rng import Rng
 from modalscape.engine.data.dataset import Dataset

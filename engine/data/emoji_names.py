@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+
 from modalscape.engine.core.rng import Rng
 from modalscape.engine.data.dataset import Dataset
 from modalscape.engine.data.emoji_groups import GROUPS, families, spelt, words

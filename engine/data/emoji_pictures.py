@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import platformdirs
+
 from modalscape.engine.errors import InputError
 from modalscape.engine.store.archive import arrays_of
 from modalscape.engine.store.files import opened

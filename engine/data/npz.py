@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
+
 from modalscape.engine.core.rng import Rng
 from modalscape.engine.data.dataset import PARTS, Dataset
 from modalscape.engine.errors import InputError, nearest, shown
 from modalscape.engine.store.archive import Archive
 from modalscape.engine.store.files import brief, opened, value_of
-from torch import nn
 
 _KEPT = ("labels", "class_names", "metadata")
 _LARGEST_TOKEN = 99_999

@@ -15,11 +15,12 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import ndtr
+
 from modalscape.engine.core.knobs import knob
 from modalscape.engine.core.rng import Rng
 from modalscape.engine.data.dataset import Dataset
 from modalscape.engine.errors import InputError
-from scipy.special import ndtr
 
 NAMES = ("vision", "audio", "text", "touch", "depth", "motion", "radar", "sonar", "thermal", "scent")
 """Names of the modalities, in the order of the knob `unique`."""

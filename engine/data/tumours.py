@@ -14,6 +14,7 @@ on the held-out test rows in %, mean ± standard deviation over seeds 0 to 19, n
 from __future__ import annotations
 
 import numpy as np
+
 from modalscape.engine.core.rng import Rng
 from modalscape.engine.data.dataset import Dataset
 

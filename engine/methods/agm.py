@@ -32,13 +32,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from modalscape.engine.core.method import Method, knob
 from modalscape.engine.core.needs import FUSED
 from modalscape.engine.core.records import Record, Scalar
 from modalscape.engine.core.step import View
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.modalities.unimodal import comparable, fused_by, places, ratio, responses, score
-from torch import Tensor
 
 _MOST = 5
 _ROWS = {

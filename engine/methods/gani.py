@@ -54,6 +54,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from modalscape.engine.core.method import Method
 from modalscape.engine.core.records import Bars, Record, Scalar
 from modalscape.engine.core.stability import stability_bound
@@ -62,7 +64,6 @@ from modalscape.engine.maths.gradients import noise_injection as maths
 from modalscape.engine.maths.gradients import noise_ring
 from modalscape.engine.maths.gradients.angles import cosine
 from modalscape.engine.maths.gradients.noise_dose import Dose, annealed, stillness, strength, suits
-from torch import Tensor
 
 
 def expected_cosine(sigma: float) -> float:

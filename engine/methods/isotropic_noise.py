@@ -25,12 +25,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from modalscape.engine.core.method import Method, knob
 from modalscape.engine.core.records import Record, Scalar
 from modalscape.engine.core.step import View
 from modalscape.engine.maths.gradients import noise_injection as maths
 from modalscape.engine.maths.gradients.noise_dose import Dose, stillness, strength, suits
-from torch import Tensor
 
 SHAPED = "gani"
 """Key of the draws of the noise whose norm is matched: those that GANI itself would make."""

@@ -29,6 +29,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from modalscape.engine.core.method import Method, knob
 from modalscape.engine.core.needs import Need
 from modalscape.engine.core.records import Record, Scalar
@@ -36,7 +38,6 @@ from modalscape.engine.core.step import View
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.gradients.angles import cosine
 from modalscape.engine.maths.modalities.unimodal import columns, encoder, places
-from torch import Tensor
 
 
 def shortest(g: Tensor, u: Tensor) -> Tensor:

@@ -34,13 +34,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from modalscape.engine.core.knobs import assigned
 from modalscape.engine.core.method import Method, knob
 from modalscape.engine.core.needs import Need
 from modalscape.engine.core.records import Bars, Record, Scalar
 from modalscape.engine.core.step import View
 from modalscape.engine.errors import InputError
-from torch import Tensor
 
 
 def kept(uniform: Tensor, rates: Tensor, rescue: str) -> Tensor:

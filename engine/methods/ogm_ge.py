@@ -27,13 +27,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from modalscape.engine.core.method import Method, knob
 from modalscape.engine.core.needs import FUSED
 from modalscape.engine.core.records import Record, Scalar
 from modalscape.engine.core.step import View
 from modalscape.engine.maths.modalities import unimodal
 from modalscape.engine.maths.modalities.unimodal import confidence, leads, places
-from torch import Tensor
 
 
 def coefficient(lead: Tensor, alpha: float) -> Tensor:

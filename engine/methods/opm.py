@@ -26,12 +26,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from modalscape.engine.core.method import Method, knob
 from modalscape.engine.core.needs import FUSED
 from modalscape.engine.core.records import Record, Scalar
 from modalscape.engine.core.step import View
 from modalscape.engine.maths.modalities.unimodal import alone, comparable, confidence, fused_by, leads
-from torch import Tensor
 
 
 def probability(lead: Tensor, base: float, alpha: float) -> Tensor:

@@ -30,14 +30,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
+
 from modalscape.engine.core.method import Method, knob
 from modalscape.engine.core.needs import FUSED
 from modalscape.engine.core.records import Record, Scalar
 from modalscape.engine.core.step import View
 from modalscape.engine.maths.modalities.imbalance import similarity
 from modalscape.engine.maths.modalities.unimodal import comparable, confidence, leads
-from torch import Tensor
-from torch.nn import functional as F
 
 
 def prototypical(similar: Tensor, y: Tensor, known: Tensor) -> Tensor:

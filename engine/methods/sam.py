@@ -19,10 +19,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from modalscape.engine.core.method import Method, knob
 from modalscape.engine.core.records import Record, Scalar
 from modalscape.engine.core.step import View
-from torch import Tensor
 
 
 def ascent(grad: Tensor, theta: Tensor, rho: float, adaptive: bool) -> Tensor:

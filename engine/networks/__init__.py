@@ -8,6 +8,9 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
 from modalscape.engine.data.dataset import Dataset
 from modalscape.engine.errors import InputError
 from modalscape.engine.networks.cnn import Cnn
@@ -16,8 +19,6 @@ from modalscape.engine.networks.mlp import Mlp
 from modalscape.engine.networks.resnet import ResNet18
 from modalscape.engine.networks.sequence import Sequence
 from modalscape.engine.networks.tokens import Tokens
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 FAMILIES = {"mlp": Mlp, "cnn": Cnn, "sequence": Sequence, "tokens": Tokens, "resnet18": ResNet18}
 """Name to family of encoders; each says in `kinds` what inputs it takes, its own first."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from modalscape.engine.errors import InputError
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from modalscape.engine.errors import InputError
 
 
 class Concat(nn.Module):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar
 
-from modalscape.engine.networks.cnn import GROUPS, channels_for
 from torch import Tensor, nn
+
+from modalscape.engine.networks.cnn import GROUPS, channels_for
 
 
 class Stage(nn.Module):

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from modalscape.engine.core.probe import Neighbour, Probe, Record, Scalar, Snapshot, knob
 from modalscape.engine.core.problem import Batch
 from modalscape.engine.errors import InputError
@@ -23,7 +25,6 @@ from modalscape.engine.maths.landscape.evaluate import at_once
 from modalscape.engine.maths.landscape.slices import axis_over, line, refine, rise
 from modalscape.engine.maths.progress import Tally, tracked
 from modalscape.engine.reports.planes import Cutting, under
-from torch import Tensor
 
 LEAST = 25
 """Points on the way between two runs, at least: fewer miss a narrow barrier."""

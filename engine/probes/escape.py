@@ -18,13 +18,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+
 from modalscape.engine.core.probe import Curve, Probe, Record, Scalar, Snapshot, knob
 from modalscape.engine.core.step import gradient, settled
 from modalscape.engine.maths.curvature.krylov import Products
 from modalscape.engine.maths.curvature.noise_alignment import alignment, mean_error
 from modalscape.engine.maths.progress import Tally
-from scipy.stats import spearmanr
-from torch import Tensor
 
 WORDS = {"added": "noise that methods add", "batch": "difference between training batches"}
 

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from modalscape.engine.core.probe import Curve, Probe, Record, Scalar, Snapshot, knob
 from modalscape.engine.core.problem import Batch
 from modalscape.engine.core.step import per_objective
@@ -22,7 +24,6 @@ from modalscape.engine.maths.gradients.last_layer import Head, linear_heads
 from modalscape.engine.maths.progress import tracked
 from modalscape.engine.reports import calibration as told
 from modalscape.engine.reports import gradients
-from torch import Tensor
 
 
 class Evidence(Probe):

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from modalscape.engine.core.probe import Matrix, Probe, Record, Scalar, Snapshot, knob
 from modalscape.engine.core.problem import Batch, Problem
 from modalscape.engine.maths.curvature.batch_chunks import cut
@@ -24,7 +26,6 @@ from modalscape.engine.maths.curvature.hessian_spectrum import PartedHessian, Sp
 from modalscape.engine.maths.curvature.krylov import Loss
 from modalscape.engine.maths.progress import Tally
 from modalscape.engine.reports.spectrum import About, coupled, eigenvalues, labels, largest, traced
-from torch import Tensor
 
 MATRIX = "Hessian of the training loss, no method active"
 ANGLE = "bound from the angle to a true eigenvector"

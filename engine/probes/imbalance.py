@@ -17,6 +17,8 @@ from itertools import combinations
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from modalscape.engine.core.probe import Bars, Matrix, Probe, Record, Scalar, Snapshot, knob, several
 from modalscape.engine.core.problem import Batch
 from modalscape.engine.maths.modalities import imbalance
@@ -24,7 +26,6 @@ from modalscape.engine.maths.modalities.robustness import majority
 from modalscape.engine.maths.progress import tracked
 from modalscape.engine.reports import contribution
 from modalscape.engine.reports.motion import motion
-from torch import Tensor
 
 MOST = 8
 """Modalities up to which all subsets are scored."""

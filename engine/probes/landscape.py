@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from modalscape.engine.core.probe import Probe, Record, Snapshot, knob
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.landscape.directions import (
@@ -30,7 +32,6 @@ from modalscape.engine.maths.landscape.evaluate import at_once
 from modalscape.engine.maths.landscape.slices import axis_over, line, refine
 from modalscape.engine.maths.progress import Tally, tracked
 from modalscape.engine.reports.planes import Cutting
-from torch import Tensor
 
 MARGIN = 0.15
 """How far a trajectory's plane goes beyond the path, as a share of its extent."""

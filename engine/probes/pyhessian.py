@@ -22,11 +22,12 @@ from functools import partial
 import numpy as np
 import pyhessian
 import torch
+from torch import Tensor, nn
+
 from modalscape.engine.core.probe import Bars, Probe, Record, Scalar, Snapshot, knob
 from modalscape.engine.maths.curvature.hessian_spectrum import planned, spectrum_in_stages
 from modalscape.engine.maths.curvature.krylov import Loss, twice_differentiable
 from modalscape.engine.maths.progress import Tally
-from torch import Tensor, nn
 
 THEIRS = f"PyHessian {importlib.metadata.version('pyhessian')}"
 OURS = "Hessian of the training loss, no method active"

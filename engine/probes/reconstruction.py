@@ -21,12 +21,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from modalscape.engine.core.probe import Matrix, Probe, Record, Scalar, Snapshot, knob
 from modalscape.engine.core.problem import Batch
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.features.reconstruction import FEWEST, Sources, explained
 from modalscape.engine.maths.progress import tracked
-from torch import Tensor
 
 PIECE = 256
 """Rows that are encoded at once."""

@@ -21,12 +21,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from modalscape.engine.core.probe import Bars, Curve, Matrix, Probe, Record, Scalar, Snapshot, knob, several
 from modalscape.engine.core.problem import Batch
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.modalities import robustness
 from modalscape.engine.maths.progress import tracked
-from torch import Tensor
 
 ERROR = "error: one standard error over the rows"
 MOST = 5

@@ -17,11 +17,12 @@ from functools import partial
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from modalscape.engine.core.probe import Bars, Curve, Probe, Record, Scalar, Snapshot, knob
 from modalscape.engine.maths.curvature.hessian_spectrum import planned, spectrum_in_stages
 from modalscape.engine.maths.curvature.sharpness import Ascent, Loss, ascent, average_rise, mean_ascent
 from modalscape.engine.maths.progress import Tally
-from torch import Tensor
 
 LOSS = "training loss, no method active"
 GAIN = "error: what the last step still added"

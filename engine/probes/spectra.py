@@ -19,6 +19,8 @@ from itertools import combinations
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from modalscape.engine.core.probe import Curve, Probe, Record, Scalar, Snapshot, knob
 from modalscape.engine.core.problem import Batch
 from modalscape.engine.core.step import View
@@ -27,7 +29,6 @@ from modalscape.engine.maths.features import feature_noise as noise
 from modalscape.engine.maths.features import singular_values as maths
 from modalscape.engine.maths.features.contrastive import normalised
 from modalscape.engine.maths.progress import tracked
-from torch import Tensor
 
 PIECE = 64
 """Rows that are encoded at once."""

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+
 from modalscape.engine.core.probe import Probe, Record, Scalar, Snapshot, knob
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.curvature.batch_chunks import cut

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from modalscape.engine.core.layout import Layout
 from modalscape.engine.core.probe import Bars, Curve, Probe, Record, Scalar, Snapshot, knob
 from modalscape.engine.maths.landscape.directions import Principal, principal_pair
 from modalscape.engine.maths.progress import tracked
 from modalscape.engine.reports.planes import whose
-from torch import Tensor
 
 WALK = "this proves nothing: a random walk has 81 % + 9 %"
 """What explained variance must never be shown without; (8 / π²) / (2k - 1)² for a long walk seen from its end."""

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from modalscape.engine.core.needs import PATIENCE
 from modalscape.engine.core.records import Bars, Matrix, Record, Scalar
 from modalscape.engine.maths.gradients.angles import cosine
 from modalscape.engine.maths.gradients.calibration import Choices, Found, gains
-from torch import Tensor
 
 _PANELS: dict[str, dict[str, Any]] = {
     "weight": {"panel": "Weight of each loss", "place": 1},

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from modalscape.engine.core.records import Bars, Matrix, Record, Scalar
 from modalscape.engine.maths.modalities import contribution
 from modalscape.engine.maths.modalities.imbalance import mean_and_error, shapley
 from modalscape.engine.maths.modalities.unimodal import ratio, score
-from torch import Tensor
 
 
 def about(prefix: str, names: Sequence[str], right: Mapping[frozenset[str], Tensor], how: str) -> Iterator[Record]:

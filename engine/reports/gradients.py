@@ -9,12 +9,13 @@ from itertools import combinations
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from modalscape.engine.core.layout import Layout
 from modalscape.engine.core.records import Bars, Matrix, Record, Scalar
 from modalscape.engine.maths.gradients import noise_scale as maths
 from modalscape.engine.maths.gradients.calibration import smallest_cosine
 from modalscape.engine.maths.modalities.unimodal import columns, encoder
-from torch import Tensor
 
 _HOW = "gradient of each loss on the probe rows, no method active"
 

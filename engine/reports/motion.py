@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import torch
-from modalscape.engine.core.records import Record, Scalar
 from torch import Tensor
+
+from modalscape.engine.core.records import Record, Scalar
 
 
 def motion(

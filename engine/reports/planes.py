@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from modalscape.engine.core.records import Curve, Surface
 from modalscape.engine.maths.landscape.slices import Slice, gaps
-from torch import Tensor
 
 
 def whose(loss: str) -> str:

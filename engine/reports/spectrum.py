@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+
 from modalscape.engine.core.records import Bars, Curve, Matrix, Record, Scalar
 from modalscape.engine.maths.curvature.deflated_trace import Coupling
 from modalscape.engine.maths.curvature.hessian_spectrum import Spectrum

@@ -19,6 +19,8 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from scipy import stats
+
 from modalscape.engine.catalog import catalog
 from modalscape.engine.client.handle import ROOT, RunHandle
 from modalscape.engine.client.summary import numbers, summary
@@ -27,7 +29,6 @@ from modalscape.engine.core.lesson import Lesson
 from modalscape.engine.errors import InputError
 from modalscape.engine.registry import named
 from modalscape.engine.store.reader import RunReader
-from scipy import stats
 
 
 def claim(

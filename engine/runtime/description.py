@@ -7,6 +7,7 @@ import platform
 from typing import Any
 
 import torch
+
 from modalscape.engine.runtime.session import Training
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+
 from modalscape.engine.core.probe import Probe, Record
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.progress import listening

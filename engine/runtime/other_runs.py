@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from torch import Tensor
+
 from modalscape.engine.client.handle import RUN_ID
 from modalscape.engine.config import RunConfig, read
 from modalscape.engine.core.layout import Layout
@@ -11,7 +13,6 @@ from modalscape.engine.core.probe import Neighbour
 from modalscape.engine.errors import InputError
 from modalscape.engine.runtime import checkpoint
 from modalscape.engine.store.writer import RunReader
-from torch import Tensor
 
 
 def neighbour(home: Path, run: str, layout: Layout, own: RunConfig, like: Tensor) -> Neighbour:

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from modalscape.engine.runtime import checkpoint
 from modalscape.engine.store.lineage import ancestors
-from torch import Tensor
 
 MOST = 48
 """Points kept at most; a long run has between half as many and all."""

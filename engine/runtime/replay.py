@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+
 from modalscape.engine.catalog import catalog
 from modalscape.engine.config import read, validated
 from modalscape.engine.errors import InputError

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from modalscape.engine import networks
 from modalscape.engine.catalog import catalog
 from modalscape.engine.config import RunConfig, RunSettings, resolved
@@ -34,7 +36,6 @@ from modalscape.engine.registry import named
 from modalscape.engine.runtime.other_runs import neighbour
 from modalscape.engine.runtime.path_history import kept
 from modalscape.engine.store.commands import Command
-from torch import Tensor
 
 _LR = next(k for k in describe(Settings) if k["name"] == "lr")
 

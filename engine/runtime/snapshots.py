@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from modalscape.engine.runtime import checkpoint
 
 WANTED, SNAPSHOT = "snapshot.wanted", "snapshot.pt"

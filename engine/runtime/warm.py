@@ -56,6 +56,7 @@ def serve(control: socket.socket) -> bool:
 def loaded() -> None:
     """Import what an engine imports on its way to the first step, by going there with each problem on the CPU."""
     import torch
+
     from modalscape.engine.client import summary  # noqa: F401
     from modalscape.engine.config import RunConfig
     from modalscape.engine.data.dataset import Source

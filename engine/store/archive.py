@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 import numpy as np
+
 from modalscape.engine.store.files import MOST_BYTES, brief, memory
 
 UNFOLDED = 1100

@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
+
 from modalscape.engine.core.records import Bars, Curve, Matrix, Record, Scalar, Surface
 from modalscape.engine.errors import InputError
 from modalscape.engine.store.files import brief

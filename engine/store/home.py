@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import platformdirs
+
 from modalscape.engine.config import DEFAULTS
 from modalscape.engine.errors import InputError
 from modalscape.engine.store.files import brief, opened, regular

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from modalscape.engine.core.records import Record
 from modalscape.engine.errors import InputError, shown
 from modalscape.engine.store import schema

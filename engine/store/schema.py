@@ -9,6 +9,7 @@ import io
 from typing import Any
 
 import numpy as np
+
 from modalscape.engine.core.records import KINDS, Record
 from modalscape.engine.errors import InputError, shown
 from modalscape.engine.store.archive import arrays_of

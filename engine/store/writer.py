@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from modalscape.engine.core.records import Record, Scalar
 from modalscape.engine.errors import InputError
 from modalscape.engine.store import commands

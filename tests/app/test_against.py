@@ -4,13 +4,13 @@ import json
 
 import numpy as np
 import pytest
+
 from modalscape.app.charts.registry import CHARTS, checked
 from modalscape.app.runs.status import folder
 from modalscape.app.server.routes import Desk
 from modalscape.app.theme import look
 from modalscape.engine.core.records import Scalar
 from modalscape.engine.store.writer import RunReader, RunWriter, create
-
 from tests.app.test_pages import RUN, mounted, opened, texts
 from tests.fixture_run import write_run
 

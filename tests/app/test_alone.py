@@ -5,6 +5,7 @@ import shlex
 
 import numpy as np
 import pytest
+
 from modalscape.app import catalog
 from modalscape.app.charts import unimodal_gap
 from modalscape.app.charts.registry import CHARTS, checked
@@ -14,7 +15,6 @@ from modalscape.app.theme import look
 from modalscape.engine.config import read
 from modalscape.engine.store.commands import Toggle
 from modalscape.engine.store.writer import RunReader, RunWriter, create
-
 from tests.app.test_pages import RUN, mounted, opened, texts
 from tests.fixture_run import STEPS, write_run
 

@@ -4,6 +4,11 @@ import threading
 
 import numpy as np
 import pytest
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.testclient import TestClient
+
 from modalscape.app.charts import series_cache
 from modalscape.app.charts.registry import CHARTS, checked
 from modalscape.app.charts.request import ChartError
@@ -13,11 +18,6 @@ from modalscape.app.server import routes
 from modalscape.app.server.routes import BASE, MOST_CHARTS, Desk, Kept
 from modalscape.engine.store.commands import Toggle, post
 from modalscape.engine.store.writer import RunReader, RunWriter
-from starlette.applications import Starlette
-from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.testclient import TestClient
-
 from tests.app.test_alone import write_alone
 from tests.fixture_run import STEPS, TOGGLED_AT, write_run
 

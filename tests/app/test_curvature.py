@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+
 from modalscape.app.charts.registry import CHARTS, checked
 from modalscape.app.runs.status import folder
 from modalscape.app.server.routes import Desk
@@ -11,7 +12,6 @@ from modalscape.app.theme import look
 from modalscape.engine.core.records import Bars
 from modalscape.engine.store.commands import Measure
 from modalscape.engine.store.writer import RunReader, RunWriter
-
 from tests.app.test_pages import RUN, held, mounted, opened, sent, texts
 from tests.fixture_run import STEPS, write_run
 

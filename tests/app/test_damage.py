@@ -11,6 +11,7 @@ from contextlib import closing
 
 import numpy as np
 import pytest
+
 from modalscape.app import catalog
 from modalscape.app.charts import unimodal_gap
 from modalscape.app.charts.registry import CHARTS
@@ -23,7 +24,6 @@ from modalscape.engine.core.records import Bars, Curve, Matrix, Scalar, Surface
 from modalscape.engine.errors import InputError
 from modalscape.engine.store.commands import Note
 from modalscape.engine.store.writer import RunWriter
-
 from tests.app.test_pages import PAGES, opened, texts
 from tests.fixture_run import write_run
 from tests.fuzz.inputs import RUN, Faults, client

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from modalscape.app.charts import registry
 from modalscape.app.charts.request import arguments
 from modalscape.app.charts.stability_edge import noisy_edges, told, within

@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+
 from modalscape.app import figures
 from modalscape.app.charts.stability_edge import edges
 from modalscape.app.figures.base import symlog, symlog_ticks

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import streamlit as st
+
 from modalscape.app.charts.labels import spoken
 from modalscape.app.runs import acknowledged
 from modalscape.app.runs.status import RUN_ID, branches, folder, listed, standing
@@ -15,7 +16,6 @@ from modalscape.app.views import steering
 from modalscape.engine.client.handle import RunHandle
 from modalscape.engine.config import read
 from modalscape.engine.store.commands import Toggle
-
 from tests.app.test_pages import mounted, opened
 from tests.homes import said, small, trained
 

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+
 from modalscape.app.charts.registry import CHARTS, checked
 from modalscape.app.figures.surface import contour, surface
 from modalscape.app.runs.status import folder
@@ -13,7 +14,6 @@ from modalscape.engine.client.handle import lock
 from modalscape.engine.client.observers import locked
 from modalscape.engine.store.commands import Cancel, Measure
 from modalscape.engine.store.writer import RunReader, RunWriter, create_observed
-
 from tests.app.test_pages import RUN, held, mounted, opened, sent, texts
 from tests.fixture_run import NEIGHBOUR, STEPS, write_run
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+
 from modalscape.app.runs import limits
 from modalscape.app.runs.limits import LIMITS, bounded, contents, memory, room
 from modalscape.app.runs.status import folder
@@ -15,7 +16,6 @@ from modalscape.engine.client.handle import RunHandle
 from modalscape.engine.config import RunSettings
 from modalscape.engine.data.dataset import Dataset
 from modalscape.engine.errors import InputError
-
 from tests.app.test_pages import begins, opened
 from tests.app.test_supervisor import CONFIG, Engines
 from tests.fixture_run import write_run

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import pytest
-from modalscape.app.server.origin import address, allowed
 
+from modalscape.app.server.origin import address, allowed
 from tests.servers import dashboard
 
 STREAM = "/_stcore/stream"

@@ -6,14 +6,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from streamlit.testing.v1 import AppTest
+
 from modalscape.app.runs.status import folder
 from modalscape.app.server import live
 from modalscape.app.server.routes import Desk
 from modalscape.engine.client.handle import lock
 from modalscape.engine.store.commands import Mailbox, Measure, Note, Pause, Resume, Stop, Toggle, Tune, Watch
 from modalscape.engine.store.writer import RunWriter
-from streamlit.testing.v1 import AppTest
-
 from tests.fixture_run import STEPS, TOGGLED_AT, write_run
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+
 from modalscape.app import catalog, figures
 from modalscape.app.charts import registry
 from modalscape.app.charts.method_panels import LAST, MOST, panels
@@ -17,7 +18,6 @@ from modalscape.app.views import methods
 from modalscape.engine.core.records import Bars, Curve, Matrix, Scalar
 from modalscape.engine.store.commands import Tune
 from modalscape.engine.store.writer import RunReader, RunWriter
-
 from tests.app.test_pages import RUN, held, mounted, opened, sent, texts
 from tests.fixture_run import STEPS, write_run
 

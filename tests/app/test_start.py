@@ -1,9 +1,9 @@
 """The form of a new run: where each problem's data come from, and which losses a run has unless told otherwise."""
 
 import pytest
+
 from modalscape.app import catalog
 from modalscape.engine.config import RunConfig, resolved, validated
-
 from tests.app.test_pages import begins, opened, texts
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import streamlit as st
+
 from modalscape.app.runs import acknowledged
 from modalscape.app.runs.status import folder, standing
 from modalscape.app.server import live
@@ -12,7 +13,6 @@ from modalscape.app.views import steering
 from modalscape.engine.client.handle import RunHandle, lock
 from modalscape.engine.store.commands import Mailbox, Pause, Resume, Toggle, Tune, Watch, post
 from modalscape.engine.store.writer import RunWriter, create_observed
-
 from tests.app.test_pages import RUN, held, mounted, opened
 from tests.fixture_run import write_run
 

@@ -2,13 +2,13 @@ import json
 import re
 
 import pytest
+
 from modalscape.app.runs import supervisor
 from modalscape.app.runs.status import RUN_ID, folder, standing
 from modalscape.app.runs.supervisor import Supervisor, delete, new_id, note_of, write_note
 from modalscape.engine.client.handle import Busy, RunHandle, lock
 from modalscape.engine.errors import InputError
 from modalscape.engine.store.writer import RunWriter
-
 from tests.fixture_run import write_run
 from tests.homes import wait_for
 

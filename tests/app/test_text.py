@@ -4,11 +4,11 @@ import json
 
 import plotly.graph_objects as go
 import pytest
+
 from modalscape.app.runs.status import folder, standing
 from modalscape.app.server.routes import Desk
 from modalscape.app.text import harmless, literal
 from modalscape.engine.store.schema import Unreadable
-
 from tests import poison
 from tests.app.test_pages import OF_A_RUN, PAGES, mounted, opened
 

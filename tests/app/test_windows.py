@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from modalscape.app.charts import registry
 from modalscape.app.charts.learning_windows import MOST, growing, windows
 from modalscape.app.charts.request import ChartError

@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+
 from modalscape.app.charts.labels import labels
 from modalscape.app.charts.registry import WORDY, _told
 from modalscape.app.figures.bars import shortened

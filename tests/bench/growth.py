@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from modalscape.engine.maths.curvature.hessian_spectrum import spectrum
-from modalscape.engine.networks.resnet import ResNet18
 from torch.nn import functional
 
+from modalscape.engine.maths.curvature.hessian_spectrum import spectrum
+from modalscape.engine.networks.resnet import ResNet18
 from tests.bench.mid import Case, mid
 
 STEPS, PROBES, K = 10, 2, 3

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import httpx
 import psutil
+
 from modalscape.engine.client.handle import RunHandle
 from modalscape.engine.config import RunConfig
-
 from tests.bench.viewers import CHARTS
 from tests.servers import dashboard
 

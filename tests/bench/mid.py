@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from modalscape.engine.core.layout import Layout
-from modalscape.engine.core.problem import Functional
 from torch import Tensor, nn
 from torch.nn import functional
+
+from modalscape.engine.core.layout import Layout
+from modalscape.engine.core.problem import Functional
 
 CLASSES, WIDTH = 10, 64
 REST = 0.009

@@ -9,12 +9,13 @@ import statistics
 import time
 
 import torch
-from modalscape.engine.maths.curvature.hessian_spectrum import spectrum, top_eigenpairs, trace
-from modalscape.engine.maths.curvature.user_module import analysed
 from pyhessian import hessian
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from modalscape.engine.maths.curvature.hessian_spectrum import spectrum, top_eigenpairs, trace
+from modalscape.engine.maths.curvature.user_module import analysed
 
 ROWS, SIDE, TOKENS, WIDTH, CLASSES, K = 256, 16, 12, 48, 10, 5
 

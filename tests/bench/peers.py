@@ -19,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn import functional
+
 from modalscape.engine.core.layout import Layout
 from modalscape.engine.maths.curvature.hessian_spectrum import (
     Density,
@@ -30,8 +32,6 @@ from modalscape.engine.maths.curvature.hessian_spectrum import (
 from modalscape.engine.maths.landscape.evaluate import single
 from modalscape.engine.maths.landscape.slices import axis, direction_pair, refine, slice_2d
 from modalscape.engine.networks.resnet import ResNet18
-from torch.nn import functional
-
 from tests.bench import mixed
 from tests.bench.mid import Case, mid
 

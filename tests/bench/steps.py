@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch.nn import functional
+
 from modalscape.engine import networks
 from modalscape.engine.catalog import catalog
 from modalscape.engine.config import RunConfig, validated
@@ -19,7 +21,6 @@ from modalscape.engine.runtime.loop import Run
 from modalscape.engine.runtime.session import Training
 from modalscape.engine.store.commands import Mailbox
 from modalscape.engine.store.writer import RunWriter, create
-from torch.nn import functional
 
 REPEATS = 9
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import httpx
 import psutil
+
 from modalscape.engine.client.handle import RunHandle
 from modalscape.engine.config import RunConfig
 from modalscape.engine.store.commands import Stop
-
 from tests.servers import dashboard
 
 VIEWERS, SECONDS = 30, 20

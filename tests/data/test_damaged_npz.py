@@ -7,6 +7,7 @@ import zipfile
 
 import numpy as np
 import pytest
+
 from modalscape.engine.core.rng import Rng
 from modalscape.engine.data import npz
 from modalscape.engine.errors import InputError

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from modalscape.engine.core.rng import Rng
 from modalscape.engine.data.digits_captions import DIGITS, Params, digits_captions, vocabulary
 

@@ -5,13 +5,13 @@ import unicodedata
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
+
 from modalscape.engine.core.rng import Rng
 from modalscape.engine.data import emoji_pictures
 from modalscape.engine.data.emoji_groups import GROUPS, families, spelt, words
 from modalscape.engine.data.emoji_names import CLASSES, emoji_names, vocabulary
 from modalscape.engine.errors import InputError
-from sklearn.linear_model import LogisticRegression
-
 from tests.homes import said, small, trained
 
 STATED = (0.41, 0.52)

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
+
 from modalscape.engine.catalog import catalog
 from modalscape.engine.config import RunConfig, validated
 from modalscape.engine.core.rng import Rng
 from modalscape.engine.data.dataset import Dataset, mislabelled
 from modalscape.engine.errors import InputError
 from modalscape.engine.runtime.session import Training
-
 from tests.methods.several import data_file
 
 

@@ -5,6 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
+
 from modalscape.engine.core.rng import Rng
 from modalscape.engine.data.npz import carved, read
 from modalscape.engine.errors import InputError

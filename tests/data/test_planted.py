@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
 from modalscape.engine.core.rng import Rng
 from modalscape.engine.data.planted import NAMES, Params, bayes_accuracy, planted
 from modalscape.engine.errors import InputError

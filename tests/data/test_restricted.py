@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+
 from modalscape.engine.catalog import catalog
 from modalscape.engine.config import RunConfig, validated
 from modalscape.engine.core.probe import Probe
 from modalscape.engine.errors import InputError
 from modalscape.engine.registry import discover
 from modalscape.engine.runtime.session import Training
-
 from tests.methods.several import SMALL, data_file
 
 NAMES = {"digits_captions": ("image", "text"), "planted": ("vision", "audio"), "file": ("image", "text")}

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from modalscape.engine.core.rng import Rng
-from modalscape.engine.data.tumours import MODALITIES, tumours
-from modalscape.engine.problems.tumours import Tumours
 from sklearn.datasets import load_breast_cancer
 from sklearn.linear_model import LogisticRegression
 
+from modalscape.engine.core.rng import Rng
+from modalscape.engine.data.tumours import MODALITIES, tumours
+from modalscape.engine.problems.tumours import Tumours
 from tests.homes import small, trained
 
 STATED = {"mean": 0.936, "error": 0.880, "worst": 0.979, "all": 0.980}

@@ -25,7 +25,6 @@ from modalscape.app.server.routes import Desk
 from modalscape.app.views import log
 from modalscape.engine.cli import entry
 from modalscape.engine.store.reader import RunReader
-
 from tests.fuzz.inputs import RUN, Faults, badly_said, within
 from tests.fuzz.values import NUMBERS, STRANGE, WORDS, bytes_of, odd
 

@@ -21,6 +21,9 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import numpy as np
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
+
 from modalscape.app.charts.registry import CHARTS
 from modalscape.app.charts.request import ChartError
 from modalscape.app.server import routes
@@ -34,9 +37,6 @@ from modalscape.engine.data import npz
 from modalscape.engine.errors import InputError
 from modalscape.engine.store import commands as control
 from modalscape.engine.store.writer import RunReader
-from starlette.applications import Starlette
-from starlette.testclient import TestClient
-
 from tests.fuzz.values import NUMBERS, WORDS, bytes_of, changed, odd, text
 
 LONGEST = 420

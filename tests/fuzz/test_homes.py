@@ -4,10 +4,10 @@ import random
 from collections import Counter
 
 import pytest
+
 from modalscape.app.runs.status import folder
 from modalscape.engine.client.handle import RunHandle
 from modalscape.engine.store.writer import RunReader, RunWriter, create_observed
-
 from tests.fixture_run import write_run
 from tests.fuzz import homes
 from tests.homes import small, trained

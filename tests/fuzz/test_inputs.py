@@ -1,8 +1,8 @@
 """Nothing from outside shows a traceback: thousands of odd inputs end with a result or with one sentence."""
 
 import pytest
-from modalscape.app.runs.status import folder
 
+from modalscape.app.runs.status import folder
 from tests.fixture_run import write_run
 from tests.fuzz import inputs
 

@@ -1,6 +1,7 @@
 """Wrong captions take weight from the text's own loss, on seeds of their own and with a margin."""
 
 import pytest
+
 from modalscape.engine.catalog import catalog
 from modalscape.engine.config import RunConfig, validated
 from modalscape.engine.lessons.bogc_noise import BogcNoise

@@ -1,6 +1,7 @@
 """Noise on the features lifts the retrieval of held-out pairs, and lets it sink again when it is switched off."""
 
 import pytest
+
 from modalscape.engine.catalog import catalog
 from modalscape.engine.config import RunConfig, validated
 from modalscape.engine.lessons.fanoise_retrieval import FaNoiseRetrieval as Lesson

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+
 from modalscape.engine.catalog import catalog
 from modalscape.engine.client.summary import numbers, summary
 from modalscape.engine.config import RunConfig, validated
@@ -12,7 +13,6 @@ from modalscape.engine.lessons.label_noise import LabelNoise
 from modalscape.engine.registry import discover
 from modalscape.engine.runtime.claims import over_the_run
 from modalscape.engine.store.writer import RunReader
-
 from tests.homes import trained
 
 LESSONS = {name: lesson for name, lesson in discover("modalscape.engine.lessons", Lesson).items() if lesson.further}

@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+
 from modalscape.engine.catalog import catalog
 from modalscape.engine.config import RunConfig, resolved, validated
 from modalscape.engine.core.lesson import Lesson
@@ -11,7 +12,6 @@ from modalscape.engine.errors import InputError
 from modalscape.engine.maths.curvature.hessian_spectrum import spectrum
 from modalscape.engine.registry import discover
 from modalscape.engine.runtime.session import Training
-
 from tests.homes import ROOT
 
 LESSONS = discover("modalscape.engine.lessons", Lesson)

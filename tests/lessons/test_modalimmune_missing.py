@@ -3,6 +3,7 @@
 import math
 
 import pytest
+
 from modalscape.engine.catalog import catalog
 from modalscape.engine.config import RunConfig, validated
 from modalscape.engine.lessons.modalimmune_missing import ModalImmuneMissing

@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
-from modalscape.engine.core.layout import Layout
 from torch import nn
+
+from modalscape.engine.core.layout import Layout
 
 
 class TwoBranch(nn.Module):

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+
 from modalscape.engine.maths.gradients import calibration as maths
 from modalscape.engine.maths.gradients.evidence import READINGS
 from modalscape.engine.maths.gradients.last_layer import Head, Moments

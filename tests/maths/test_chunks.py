@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from modalscape.engine.core.problem import Batch
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.curvature import batch_chunks

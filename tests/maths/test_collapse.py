@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
+
 from modalscape.engine.maths.curvature.hypergradient import GaussNewton
 from modalscape.engine.methods.modalimmune import collapse
-
 from tests.maths import nets
 
 DOUBLE = torch.float64

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.curvature.deflated_trace import Complement
 from modalscape.engine.maths.curvature.hessian_spectrum import (
@@ -17,7 +18,6 @@ from modalscape.engine.maths.curvature.hessian_spectrum import (
     top_eigenpairs,
 )
 from modalscape.engine.maths.curvature.krylov import Krylov, Space
-
 from tests.maths.nets import exact, problem
 from tests.maths.test_products import outputs_and_loss, per_row
 

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+
 from modalscape.engine.maths.modalities import contribution
 from modalscape.engine.reports import contribution as reported
 

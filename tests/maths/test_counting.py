@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from modalscape.engine.maths.curvature.hessian_spectrum import (
     hvp,
     lanczos,
@@ -13,7 +14,6 @@ from modalscape.engine.maths.curvature.hessian_spectrum import (
     trace,
 )
 from modalscape.engine.maths.progress import listening
-
 from tests.maths.nets import problem
 from tests.maths.test_progress import Cancelled, heard
 

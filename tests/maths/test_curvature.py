@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from torch import nn
+
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.curvature.hessian_spectrum import (
     hvp,
@@ -15,8 +17,6 @@ from modalscape.engine.maths.curvature.hessian_spectrum import (
     top_eigenpairs,
     trace,
 )
-from torch import nn
-
 from tests.maths.nets import exact, problem
 
 

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from sklearn.linear_model import Ridge
+from torch._subclasses.fake_tensor import FakeTensorMode
+
 from modalscape.engine.maths.features.reconstruction import Sources, explained
 from modalscape.engine.methods.modalimmune import decoders
 from modalscape.engine.methods.modalimmune.decoders import DECAY, RIDGE, followed, term, unexplained
-from sklearn.linear_model import Ridge
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 SIZES = {"a": 4, "b": 3, "c": 2}
 

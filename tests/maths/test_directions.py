@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from modalscape.engine.core.layout import Layout
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.landscape.directions import curved_pair, downhill_pair, principal_pair
-
 from tests.maths.nets import exact, problem
 
 PLAIN = Layout({"w": (40, 5), "v": (20, 5)}, {"w": "a", "v": "b"})

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from modalscape.engine.maths.gradients import evidence as maths
 from modalscape.engine.maths.gradients.evidence import EVIDENCE, READINGS, SIZES, combined, pooled
 

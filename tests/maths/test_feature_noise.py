@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from modalscape.engine.maths.features import feature_noise as maths
 from modalscape.engine.maths.features.contrastive import normalised
 

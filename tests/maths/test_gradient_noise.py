@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
+
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.gradients.noise_scale import cosines, grams, jackknife, mean_cosine, noise_scale
-
 from tests.maths.nets import problem
 
 F64 = torch.float64

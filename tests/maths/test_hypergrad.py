@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional
+
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.curvature.hypergradient import (
     READINGS,
@@ -19,8 +21,6 @@ from modalscape.engine.maths.curvature.hypergradient import (
     prior_bound,
     residual_bound,
 )
-from torch.nn import functional
-
 from tests.maths import nets
 
 DOUBLE = torch.float64

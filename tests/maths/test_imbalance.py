@@ -7,9 +7,9 @@ import math
 
 import pytest
 import torch
+
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.modalities import imbalance
-
 from tests.maths.nets import problem
 
 

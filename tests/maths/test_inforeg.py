@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from modalscape.engine.core.layout import Layout
 from modalscape.engine.maths.modalities.imbalance import performance_gap
 from modalscape.engine.maths.modalities.unimodal import encoder

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+
 from modalscape.engine.core.layout import Layout
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.landscape.evaluate import single
@@ -21,7 +22,6 @@ from modalscape.engine.maths.landscape.slices import (
     slice_2d,
 )
 from modalscape.engine.maths.progress import listening
-
 from tests.maths.nets import problem
 
 

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
+
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.gradients import laplace
 from modalscape.engine.maths.gradients.laplace import KINDS, Diagonal, Full, Kronecker
-from torch.nn import functional as F
 
 N, CLASSES, WIDTH = 40, 3, 5
 TAU = 0.7

@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
+
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.gradients.laplace import Full
 from modalscape.engine.maths.gradients.last_layer import Head, at_modalities, gradient_moments, linear_heads, reread
 from modalscape.engine.networks.fusion import FUSIONS, Trunk
-from torch.nn import functional as F
 
 NAMES, WIDTH, CLASSES, B = ("a", "b", "c"), 4, 3, 12
 

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
+
 from modalscape.engine.maths.features import feature_noise as maths
 from modalscape.engine.maths.features.contrastive import normalised
 from modalscape.engine.methods.fanoise import logit_noise as logits
-
 from tests.maths.test_feature_noise import F64, batch, normal, scalings
 
 TAU = 0.07

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from modalscape.engine.maths.curvature.hessian_spectrum import Products, spectrum
 
+from modalscape.engine.maths.curvature.hessian_spectrum import Products, spectrum
 from tests.bench.growth import held, peak
 from tests.bench.mid import mid
 

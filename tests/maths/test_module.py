@@ -7,14 +7,15 @@ import dataclasses
 
 import pytest
 import torch
-from modalscape.engine.errors import InputError
-from modalscape.engine.maths.curvature.hessian_spectrum import hvp, spectral_density, spectrum, top_eigenpairs, trace
-from modalscape.engine.maths.curvature.user_module import analysed, batch_norm_gap
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
+
+from modalscape.engine.errors import InputError
+from modalscape.engine.maths.curvature.hessian_spectrum import hvp, spectral_density, spectrum, top_eigenpairs, trace
+from modalscape.engine.maths.curvature.user_module import analysed, batch_norm_gap
 
 ROWS, CLASSES = 24, 3
 

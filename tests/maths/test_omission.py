@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from modalscape.engine.methods.modalimmune.omission import kept_others
 
 ROWS = 40_000

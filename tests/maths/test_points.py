@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.landscape.evaluate import Field, at_once, batches, single
-
 from tests.maths.nets import problem
 
 

@@ -6,6 +6,9 @@ import weakref
 
 import pytest
 import torch
+from torch import nn
+from torch.func import functional_call, hessian, jacrev
+
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.curvature.hessian_spectrum import (
     GaussNewton,
@@ -18,9 +21,6 @@ from modalscape.engine.maths.curvature.hessian_spectrum import (
     trace,
 )
 from modalscape.engine.maths.curvature.matrix_products import Hessian
-from torch import nn
-from torch.func import functional_call, hessian, jacrev
-
 from tests.maths.nets import exact, problem
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from modalscape.engine.maths.progress import Tally, listening, report, tracked
 
 

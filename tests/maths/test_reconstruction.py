@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from modalscape.engine.errors import InputError
-from modalscape.engine.maths.features.reconstruction import LEVELS, Sources, explained, ratio_error
 from sklearn.linear_model import Ridge as Sklearn
 from sklearn.linear_model import RidgeCV
 from sklearn.metrics import r2_score
+
+from modalscape.engine.errors import InputError
+from modalscape.engine.maths.features.reconstruction import LEVELS, Sources, explained, ratio_error
 
 SHAPES = [(40, 6, 4), (20, 50, 3), (30, 30, 2)]
 

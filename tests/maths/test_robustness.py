@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.modalities import robustness
 from modalscape.engine.maths.modalities.robustness import RULES, area, effective_robustness, present

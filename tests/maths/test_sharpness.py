@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
+from torch import nn
+
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.curvature.sharpness import ascent, average_rise, mean_ascent
 from modalscape.engine.maths.progress import listening
-from torch import nn
-
 from tests.maths.nets import exact, problem
 
 DOUBLE = {"dtype": torch.float64}

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+
 from modalscape.engine.maths.features import singular_values as maths
 from modalscape.engine.maths.features.feature_noise import edge, observed
 

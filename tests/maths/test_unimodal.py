@@ -4,9 +4,9 @@ from itertools import permutations
 
 import pytest
 import torch
+
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.modalities.unimodal import alone, comparable, fused_by, responses
-
 from tests import tiny
 from tests.methods.several import training
 

@@ -3,6 +3,7 @@
 import copy
 
 import torch
+
 from modalscape.engine import networks
 from modalscape.engine.config import _FORMER, RunSettings
 from modalscape.engine.core import objectives
@@ -11,7 +12,6 @@ from modalscape.engine.core.rng import Rng
 from modalscape.engine.core.step import train_step
 from modalscape.engine.data import planted
 from modalscape.engine.methods.modalimmune.method import ModalImmune
-
 from tests import tiny
 
 NOW = {"warmup": 0, "ramp": 0}

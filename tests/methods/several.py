@@ -1,6 +1,7 @@
 """Small real trainings with any number of modalities, for methods that compare modalities."""
 
 import numpy as np
+
 from modalscape.engine.catalog import catalog
 from modalscape.engine.config import RunConfig, validated
 from modalscape.engine.runtime.session import Training

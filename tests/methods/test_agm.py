@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
+
 from modalscape.engine.core.step import View, gradient, train_step
 from modalscape.engine.maths.modalities.unimodal import places
 from modalscape.engine.methods.agm import Agm, coefficient, cut, ratio, score
-from torch.nn import functional as F
-
 from tests import tiny
 from tests.methods.several import training
 

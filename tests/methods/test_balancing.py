@@ -4,13 +4,13 @@ import gc
 
 import pytest
 import torch
+
 from modalscape.engine.core.problem import Batch
 from modalscape.engine.errors import InputError
 from modalscape.engine.methods.agm import Agm
 from modalscape.engine.methods.mmpareto import MMPareto
 from modalscape.engine.methods.opm import Opm
 from modalscape.engine.methods.pmr import Pmr
-
 from tests import tiny
 from tests.methods.several import data_file, training
 

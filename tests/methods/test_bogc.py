@@ -4,6 +4,9 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
 from modalscape.engine.config import DEFAULTS, RunConfig
 from modalscape.engine.core.rng import Rng
 from modalscape.engine.core.step import View, gradient, train_step
@@ -17,9 +20,6 @@ from modalscape.engine.methods.ogm_ge import OgmGe, alone, coefficient, confiden
 from modalscape.engine.methods.sam import Sam, ascent
 from modalscape.engine.reports import calibration
 from modalscape.engine.reports.calibration import READING_NOTES
-from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-
 from tests import tiny
 from tests.methods.several import data_file, training
 

@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
 from modalscape.engine.catalog import catalog
 from modalscape.engine.config import RunConfig, validated
 from modalscape.engine.core.objectives import InfoNce
@@ -16,8 +18,6 @@ from modalscape.engine.maths.features import feature_noise as maths
 from modalscape.engine.maths.features.contrastive import info_nce, normalised
 from modalscape.engine.methods.fanoise.method import FaNoise, chosen
 from modalscape.engine.runtime.session import Training
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
-
 from tests import tiny
 
 F64 = torch.float64

@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
 from modalscape.engine.catalog import catalog
 from modalscape.engine.config import RunConfig, validated
 from modalscape.engine.core.needs import Unmet
@@ -13,8 +15,6 @@ from modalscape.engine.maths.features import feature_noise as maths
 from modalscape.engine.maths.features.contrastive import info_nce, normalised
 from modalscape.engine.methods.fanoise.method import FaNoise
 from modalscape.engine.runtime.session import Training
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
-
 from tests import tiny
 from tests.methods.several import data_file, training
 from tests.methods.test_fanoise import contrastive, drawn, features, scalings

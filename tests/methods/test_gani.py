@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+
 from modalscape.engine.core.optimizer import Optimizer, Rate, Settings
 from modalscape.engine.core.rng import Rng
 from modalscape.engine.core.step import View
@@ -18,7 +19,6 @@ from modalscape.engine.maths.gradients import noise_injection as maths
 from modalscape.engine.maths.gradients.noise_dose import strength
 from modalscape.engine.methods.gani import Gani, expected_cosine
 from modalscape.engine.methods.isotropic_noise import IsotropicNoise
-
 from tests import tiny
 from tests.methods.noise import knobs
 

@@ -6,13 +6,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+
 from modalscape.engine.core.layout import Layout
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.gradients import noise_dose
 from modalscape.engine.maths.gradients import noise_injection as maths
 from modalscape.engine.methods.gani import Gani
 from modalscape.engine.methods.isotropic_noise import IsotropicNoise
-
 from tests import tiny
 from tests.methods.noise import knobs
 from tests.methods.several import data_file, training

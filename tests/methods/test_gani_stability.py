@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from modalscape.engine.core.layout import Layout
 from modalscape.engine.core.optimizer import Rate
 from modalscape.engine.core.problem import Batch
@@ -14,7 +15,6 @@ from modalscape.engine.core.step import View
 from modalscape.engine.maths.gradients import noise_injection as maths
 from modalscape.engine.methods.gani import Gani
 from modalscape.engine.methods.isotropic_noise import IsotropicNoise
-
 from tests import tiny
 from tests.methods.noise import knobs
 

@@ -10,6 +10,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from modalscape.engine.core.method import Stack
 from modalscape.engine.core.optimizer import Settings
 from modalscape.engine.core.rng import Rng
@@ -19,7 +20,6 @@ from modalscape.engine.maths.gradients import noise_injection as maths
 from modalscape.engine.maths.gradients import noise_ring
 from modalscape.engine.methods.gani import Gani
 from modalscape.engine.methods.isotropic_noise import IsotropicNoise
-
 from tests import tiny
 from tests.methods.noise import knobs
 

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+
 from modalscape.engine.catalog import catalog
 from modalscape.engine.config import RunConfig, validated
 from modalscape.engine.core.problem import Batch
@@ -15,7 +16,6 @@ from modalscape.engine.maths.modalities.unimodal import encoder
 from modalscape.engine.methods.inforeg import fisher as maths
 from modalscape.engine.methods.inforeg.method import InfoReg
 from modalscape.engine.runtime.session import Training
-
 from tests import tiny
 from tests.test_method_contract import same
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from modalscape.engine.catalog import catalog
 from modalscape.engine.config import RunConfig, validated
 from modalscape.engine.core.layout import Layout
@@ -13,7 +14,6 @@ from modalscape.engine.errors import InputError
 from modalscape.engine.lessons.inforeg_window import InfoRegWindow
 from modalscape.engine.methods.inforeg.method import InfoReg
 from modalscape.engine.runtime.session import Training
-
 from tests import tiny
 
 ALPHA = math.exp(0.9 * math.tanh(1 / (1 + math.exp(-1)) - 0.5))

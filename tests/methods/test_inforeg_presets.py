@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
+
 from modalscape.engine.catalog import catalog
 from modalscape.engine.config import RunConfig, read, resolved, validated
 from modalscape.engine.errors import InputError
 from modalscape.engine.methods.inforeg import fisher as maths
 from modalscape.engine.methods.inforeg.method import InfoReg
 from modalscape.engine.runtime.session import Training, deterministic
-
 from tests.methods.several import training
 from tests.test_defaults import of_old
 

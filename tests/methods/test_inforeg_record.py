@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
+
 from modalscape.engine.core.step import train_step
 from modalscape.engine.maths.modalities import imbalance
 from modalscape.engine.methods.inforeg import fisher as maths
 from modalscape.engine.methods.inforeg.method import InfoReg
-
 from tests import tiny
 from tests.test_method_contract import same
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+
 from modalscape.engine.core.method import Method, MethodConflict, Stack
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.modalities.unimodal import places
 from modalscape.engine.methods.mmpareto import MMPareto, lengthened, shortest, weight
-
 from tests import tiny
 from tests.methods.several import training
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+
 from modalscape.engine.core.method import Method
 from modalscape.engine.core.problem import Multimodal
 from modalscape.engine.core.rng import Rng
@@ -14,7 +15,6 @@ from modalscape.engine.core.step import looked, train_step
 from modalscape.engine.methods.modalimmune import collapse, memory
 from modalscape.engine.methods.modalimmune.method import ModalImmune
 from modalscape.engine.methods.modalimmune.omission import FILLS, OMISSIONS, Omission
-
 from tests import tiny
 from tests.methods.immune import NAMES, NOW, arms, built, knobs, one_step
 

@@ -4,12 +4,12 @@ import dataclasses
 
 import pytest
 import torch
+
 from modalscape.engine.core.optimizer import Settings
 from modalscape.engine.core.step import train_step
 from modalscape.engine.methods.modalimmune import collapse, memory
 from modalscape.engine.methods.modalimmune import curvature as looks
 from modalscape.engine.methods.modalimmune.method import ModalImmune
-
 from tests import tiny
 from tests.methods.immune import FORMER, NOW, built, knobs
 from tests.methods.several import training

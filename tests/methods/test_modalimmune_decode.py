@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from modalscape.engine.core.probe import Snapshot
 from modalscape.engine.core.problem import Batch, Multimodal
 from modalscape.engine.core.rng import Rng
@@ -9,7 +10,6 @@ from modalscape.engine.core.step import gradient, train_step
 from modalscape.engine.methods.modalimmune import decoders
 from modalscape.engine.methods.modalimmune.method import ModalImmune
 from modalscape.engine.probes.reconstruction import Reconstruction
-
 from tests import tiny
 from tests.methods.immune import NAMES, arms, knobs, one_step
 from tests.tiny import WIDTHS

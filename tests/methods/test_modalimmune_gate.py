@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+
 from modalscape.engine.core.step import train_step
 from modalscape.engine.methods.modalimmune import collapse
 from modalscape.engine.methods.modalimmune.method import ModalImmune
 from modalscape.engine.methods.modalimmune.omission import Omission
-
 from tests import tiny
 from tests.methods.immune import NOW, arms, built, knobs
 

@@ -5,12 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+
 from modalscape.engine.core.layout import Layout
 from modalscape.engine.core.step import train_step
 from modalscape.engine.errors import InputError
 from modalscape.engine.methods.modalimmune import collapse, memory
 from modalscape.engine.methods.modalimmune.method import ModalImmune
-
 from tests import tiny
 from tests.methods.immune import FORMER, NAMES, NOW, arms, built, knobs, one_step
 

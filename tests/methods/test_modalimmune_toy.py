@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from torch import nn
+
 from modalscape.engine.core.optimizer import Settings
 from modalscape.engine.core.problem import Batch, Multimodal
 from modalscape.engine.core.rng import Rng
 from modalscape.engine.methods.modalimmune.method import ModalImmune
-from torch import nn
-
 from tests import tiny
 from tests.methods.immune import FORMER
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+
 from modalscape.engine.core.step import train_step
 from modalscape.engine.maths.curvature.hypergradient import certain, neumann
 from modalscape.engine.maths.curvature.krylov import Products
@@ -11,7 +12,6 @@ from modalscape.engine.methods.modalimmune import collapse, memory
 from modalscape.engine.methods.modalimmune import curvature as looks
 from modalscape.engine.methods.modalimmune.method import ModalImmune
 from modalscape.engine.methods.modalimmune.omission import Omission
-
 from tests import tiny
 from tests.methods.immune import FORMER, NAMES, NOW, built, knobs, one_step
 

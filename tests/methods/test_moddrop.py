@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from modalscape.engine.catalog import catalog
 from modalscape.engine.config import RunConfig, validated
 from modalscape.engine.core.objectives import InfoNce
@@ -13,7 +14,6 @@ from modalscape.engine.core.rng import Rng
 from modalscape.engine.errors import InputError
 from modalscape.engine.methods.moddrop import ModDrop, kept, realised
 from modalscape.engine.runtime.session import Training
-
 from tests import tiny
 
 F64 = torch.float64

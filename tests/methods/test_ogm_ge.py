@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
+
 from modalscape.engine.core.layout import Layout
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.modalities.unimodal import confidence, leads, places
 from modalscape.engine.methods.ogm_ge import OgmGe, alone, coefficient
-
 from tests import tiny
 from tests.methods.several import data_file, training
 

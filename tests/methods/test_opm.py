@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
+
 from modalscape.engine.maths.modalities.unimodal import confidence
 from modalscape.engine.methods.ogm_ge import alone
 from modalscape.engine.methods.opm import Opm, probability, ratios
-
 from tests import tiny
 
 ALWAYS = {"execute": 1.0}

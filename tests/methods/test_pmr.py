@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
+
 from modalscape.engine.core.step import train_step
 from modalscape.engine.maths.modalities.unimodal import confidence
 from modalscape.engine.methods.pmr import Pmr, blended, prototypical, similarity, strength
-from torch.nn import functional as F
-
 from tests import tiny
 
 KNOWN = torch.ones(tiny.CLASSES, dtype=torch.bool)

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+
 from modalscape.engine.methods.gani import Gani
 from modalscape.engine.methods.ogm_ge import OgmGe
 from modalscape.engine.methods.sam import Sam, ascent
-
 from tests import tiny
 
 SETTINGS = tiny.sgd(0.2, 0.9)

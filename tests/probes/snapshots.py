@@ -2,9 +2,9 @@
 
 import numpy as np
 import torch
+
 from modalscape.engine.core.layout import Layout
 from modalscape.engine.core.probe import Probe, Record, Snapshot
-
 from tests.tiny import problem, started, train
 
 

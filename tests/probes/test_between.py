@@ -5,6 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from modalscape.engine.core.layout import Layout
 from modalscape.engine.core.method import Stack
 from modalscape.engine.core.probe import Neighbour, Snapshot
@@ -12,8 +14,6 @@ from modalscape.engine.core.problem import Batch
 from modalscape.engine.core.rng import Rng
 from modalscape.engine.errors import InputError
 from modalscape.engine.probes.between import Between
-from torch import Tensor
-
 from tests.probes.snapshots import snapshot
 from tests.tiny import problem, train
 

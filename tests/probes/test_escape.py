@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from modalscape.engine.core.layout import Layout
 from modalscape.engine.core.probe import Snapshot
 from modalscape.engine.core.rng import Rng
@@ -14,7 +15,6 @@ from modalscape.engine.maths.gradients.noise_dose import strength
 from modalscape.engine.methods.gani import Gani
 from modalscape.engine.methods.isotropic_noise import IsotropicNoise
 from modalscape.engine.probes.escape import Escape
-
 from tests import tiny
 from tests.methods.noise import knobs
 from tests.methods.several import training

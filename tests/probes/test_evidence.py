@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
+
 from modalscape.engine.core.probe import Snapshot
 from modalscape.engine.core.problem import Batch
 from modalscape.engine.errors import InputError
@@ -12,8 +14,6 @@ from modalscape.engine.maths.gradients.last_layer import linear_heads
 from modalscape.engine.maths.gradients.noise_scale import noise_scale
 from modalscape.engine.methods.bogc import Bogc
 from modalscape.engine.probes.evidence import Evidence
-from torch.nn import functional as F
-
 from tests.probes.snapshots import measured, snapshot
 from tests.tiny import problem, started, train
 

@@ -5,11 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+
 from modalscape.engine.catalog import catalog
 from modalscape.engine.config import RunConfig, validated
 from modalscape.engine.probes.generalization import Generalization
 from modalscape.engine.runtime.session import Training
-
 from tests.methods.several import data_file, training
 from tests.probes.snapshots import measured, snapshot
 from tests.tiny import problem

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from modalscape.engine.probes.ggn import Ggn
 from torch.autograd.functional import hessian, jacobian
 
+from modalscape.engine.probes.ggn import Ggn
 from tests.probes.snapshots import measured, snapshot
 
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
+
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.progress import listening
 from modalscape.engine.probes.ggn import Ggn
 from modalscape.engine.probes.hessian import Hessian
-
 from tests.probes.snapshots import dense, inside, measured, snapshot
 from tests.tiny import problem
 

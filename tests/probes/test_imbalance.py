@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from modalscape.engine.core.problem import Batch
 from modalscape.engine.maths.modalities import imbalance
 from modalscape.engine.probes.imbalance import Imbalance
-
 from tests.probes.snapshots import measured, snapshot
 from tests.tiny import CrossEntropy, problem
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
+
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.landscape.slices import direction_pair
 from modalscape.engine.maths.progress import listening
 from modalscape.engine.probes.landscape import Landscape
-
 from tests.probes.snapshots import measured, snapshot
 from tests.tiny import problem
 

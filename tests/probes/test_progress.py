@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from modalscape.engine.catalog import catalog
 from modalscape.engine.config import RunConfig, validated
 from modalscape.engine.core.probe import Neighbour, Probe
@@ -11,7 +12,6 @@ from modalscape.engine.errors import InputError
 from modalscape.engine.maths.progress import listening
 from modalscape.engine.registry import discover
 from modalscape.engine.runtime.session import Training
-
 from tests.probes.snapshots import snapshot
 
 PROBES = sorted(discover("modalscape.engine.probes", Probe))

@@ -7,10 +7,10 @@ import numpy as np
 import pyhessian
 import pytest
 import torch
-from modalscape.engine.errors import InputError
-from modalscape.engine.probes.pyhessian import PyHessian
 from torch import nn
 
+from modalscape.engine.errors import InputError
+from modalscape.engine.probes.pyhessian import PyHessian
 from tests.probes.snapshots import dense, measured, snapshot
 from tests.tiny import problem
 

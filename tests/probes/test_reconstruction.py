@@ -5,14 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import RidgeCV
+
 from modalscape.engine.core.method import Stack
 from modalscape.engine.core.problem import Batch
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.features.reconstruction import LEVELS
 from modalscape.engine.methods.moddrop import ModDrop
 from modalscape.engine.probes.reconstruction import Reconstruction
-from sklearn.linear_model import RidgeCV
-
 from tests.methods.several import training
 from tests.probes.snapshots import measured, snapshot
 from tests.tiny import problem

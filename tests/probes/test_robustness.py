@@ -6,12 +6,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+
 from modalscape.engine.core.problem import Batch
 from modalscape.engine.core.rng import Rng
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.modalities import robustness
 from modalscape.engine.probes.robustness import Robustness, _noisy, _Numbers
-
 from tests import tiny
 from tests.probes.snapshots import measured, snapshot
 from tests.tiny import problem

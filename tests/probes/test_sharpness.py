@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from modalscape.engine.core.problem import Batch
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.curvature.sharpness import ascent
 from modalscape.engine.probes.sharpness import Sharpness
-
 from tests.probes.snapshots import dense, inside, measured, snapshot
 from tests.tiny import problem
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+
 from modalscape.engine.core.method import Stack
 from modalscape.engine.core.step import View
 from modalscape.engine.errors import InputError
@@ -13,7 +14,6 @@ from modalscape.engine.maths.features.feature_noise import edge, threshold
 from modalscape.engine.methods.fanoise.method import FaNoise
 from modalscape.engine.methods.moddrop import ModDrop
 from modalscape.engine.probes.spectra import Spectra
-
 from tests.probes.snapshots import measured, snapshot
 from tests.tiny import problem
 

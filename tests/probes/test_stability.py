@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from modalscape.engine.catalog import catalog
 from modalscape.engine.config import RunConfig, validated
 from modalscape.engine.core.optimizer import Optimizer, Settings
@@ -11,7 +12,6 @@ from modalscape.engine.errors import InputError
 from modalscape.engine.lessons.edge_of_stability import EdgeOfStability
 from modalscape.engine.probes.stability import Stability
 from modalscape.engine.runtime.session import Training
-
 from tests.probes.snapshots import dense, measured, snapshot
 
 RULES = [

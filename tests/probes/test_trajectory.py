@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+
 from modalscape.engine.errors import InputError
 from modalscape.engine.probes.landscape import Landscape
 from modalscape.engine.probes.trajectory import Trajectory
-
 from tests.probes.snapshots import dense, measured, snapshot
 from tests.tiny import problem, train
 

@@ -5,8 +5,8 @@ import signal
 import time
 
 import pytest
-from modalscape.engine.client.handle import RunHandle
 
+from modalscape.engine.client.handle import RunHandle
 from tests.homes import wait_for
 from tests.servers import free_port, started
 from tests.story.pages import new_page, press

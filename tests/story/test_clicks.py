@@ -6,10 +6,10 @@ import sqlite3
 import time
 
 import pytest
+
 from modalscape.engine.client.handle import RunHandle
 from modalscape.engine.config import RunConfig
 from modalscape.engine.store.commands import Stop, Toggle, Tune, Watch, post
-
 from tests.homes import wait_for
 from tests.servers import dashboard
 from tests.slow_network import delayed

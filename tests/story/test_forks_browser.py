@@ -4,10 +4,10 @@ import os
 
 import numpy as np
 import pytest
+
 from modalscape.engine.client.handle import RunHandle
 from modalscape.engine.config import read
 from modalscape.engine.store.writer import RunReader
-
 from tests.homes import said, wait_for
 from tests.slow_network import delayed
 from tests.story.pages import end, new_page, press, side

@@ -1,8 +1,8 @@
 """The Landscape page in a real browser: two runs' surfaces have one scale and are turned together."""
 
 import pytest
-from modalscape.engine.store.writer import RunReader, RunWriter
 
+from modalscape.engine.store.writer import RunReader, RunWriter
 from tests.fixture_run import STEPS, write_run
 from tests.homes import wait_for
 from tests.story.pages import new_page

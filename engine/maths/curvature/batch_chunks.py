@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Protocol, Self, TypeVar
 
 import torch
+from torch import Tensor
+
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.curvature.matrix_products import Products
-from torch import Tensor
 
 LIMIT = {"cpu": 2.5e8}
 """Bytes that pass through the graph of one chunk at most, where the caller names no size.

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from itertools import islice
 
 import torch
+from torch import Tensor
+
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.curvature.krylov import Krylov, norm
-from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
+
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.curvature.deflated_trace import Complement, Coupling
 from modalscape.engine.maths.curvature.density import Density, smoothed
@@ -36,7 +38,6 @@ from modalscape.engine.maths.curvature.matrix_products import (
 )
 from modalscape.engine.maths.curvature.quadrature import atoms_of, negative_mass, nodes_of, settled, shorter
 from modalscape.engine.maths.progress import Tally
-from torch import Tensor
 
 __all__ = [
     "Coupling",

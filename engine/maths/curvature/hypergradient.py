@@ -25,9 +25,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
+from torch import Tensor
+
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.curvature.krylov import Krylov
-from torch import Tensor
 
 READINGS = ("ift", "literal")
 PATIENCE = 3

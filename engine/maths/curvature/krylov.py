@@ -6,10 +6,11 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.curvature.matrix_products import Loss, Matrix, Products, terms, twice_differentiable
 from modalscape.engine.maths.progress import Tally
-from torch import Tensor
 
 __all__ = ["Krylov", "Lanczos", "Loss", "Products", "Space", "twice_differentiable"]
 

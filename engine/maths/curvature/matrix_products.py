@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
+
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.progress import Tally
-from torch import Tensor
 
 Loss = Callable[[Tensor], Tensor]
 

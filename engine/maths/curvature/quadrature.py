@@ -6,10 +6,11 @@ import math
 from dataclasses import replace
 
 import torch
+from torch import Tensor
+
 from modalscape.engine.maths.curvature import density
 from modalscape.engine.maths.curvature.density import Quadrature, smoothed
 from modalscape.engine.maths.curvature.krylov import Lanczos
-from torch import Tensor
 
 
 def nodes_of(run: Lanczos) -> Quadrature:

@@ -16,10 +16,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.gradients.angles import unit
 from modalscape.engine.maths.progress import Tally
-from torch import Tensor
 
 Loss = Callable[[Tensor], Tensor]
 LONG = 4.0

@@ -22,14 +22,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.func import functional_call, replace_all_batch_norm_modules_
+from torch.nn.modules.batchnorm import _BatchNorm
+
 from modalscape.engine.core.layout import Layout
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.curvature.hessian_spectrum import top_eigenpairs
 from modalscape.engine.maths.curvature.matrix_products import GaussNewton, Loss, empirical_fisher, twice_differentiable
 from modalscape.engine.maths.progress import tracked
-from torch import Tensor, nn
-from torch.func import functional_call, replace_all_batch_norm_modules_
-from torch.nn.modules.batchnorm import _BatchNorm
 
 STATISTICS = ("recalibrated", "stored", "batch")
 """What BatchNorm may normalise by: averages over the analysed rows, those the module has, or those of each batch."""

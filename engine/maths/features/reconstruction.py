@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from math import nan, sqrt
 
 import torch
-from modalscape.engine.errors import InputError
 from torch import Tensor
+
+from modalscape.engine.errors import InputError
 
 LEVELS = tuple(10.0 ** (k / 2) for k in range(8, -9, -1))
 """Penalties λ/n among which one is chosen, largest first: at 10⁴ nothing is left but the mean, at 10⁻⁴ no more than a

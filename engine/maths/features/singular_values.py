@@ -14,8 +14,9 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from modalscape.engine.maths.features.feature_noise import Directions, centred, directions, edge, effective_rank
 from torch import Tensor
+
+from modalscape.engine.maths.features.feature_noise import Directions, centred, directions, edge, effective_rank
 
 SIZES = {
     "effective_rank": "exp of the entropy of σ²/Σσ²",

@@ -13,6 +13,8 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
+
 from modalscape.engine.maths.gradients import laplace
 from modalscape.engine.maths.gradients.evidence import (
     EVIDENCE,
@@ -25,7 +27,6 @@ from modalscape.engine.maths.gradients.evidence import (
 )
 from modalscape.engine.maths.gradients.last_layer import Head, Moments, at_modalities, gradient_moments
 from modalscape.engine.maths.modalities.unimodal import columns
-from torch import Tensor
 
 
 class Choices(Protocol):

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
-from modalscape.engine.errors import InputError
 from torch import Tensor
+
+from modalscape.engine.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from modalscape.engine.errors import InputError
 from torch import Tensor
 from torch.nn import functional as F
+
+from modalscape.engine.errors import InputError
 
 FLOOR = 1e-8
 """Smallest variance of a gradient coordinate; keeps precisions finite where a row is saturated."""

@@ -11,11 +11,12 @@ from operator import is_
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
+
 from modalscape.engine.core.layout import Layout
 from modalscape.engine.core.rng import Rng
 from modalscape.engine.maths.gradients import noise_ring
 from modalscape.engine.maths.gradients.noise_dose import BALANCES, Dose, Pace, numbers, planned, ready
-from torch import Tensor
 
 
 class Moment(Protocol):

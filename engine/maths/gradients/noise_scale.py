@@ -9,9 +9,10 @@ import math
 from collections.abc import Callable, Hashable
 
 import torch
+from torch import Tensor
+
 from modalscape.engine.core.layout import Layout
 from modalscape.engine.errors import InputError
-from torch import Tensor
 
 LEAST = 3
 """Mini-batches below which no noise scale has an error."""

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from modalscape.engine.core.layout import Layout
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.curvature.krylov import Krylov, Loss, Space
 from modalscape.engine.maths.progress import Tally
-from torch import Tensor
 
 Parts = str | tuple[str, str] | None
 """One part's parameters, the first part's for the first direction and the second's for the second, or all."""

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.progress import Tally
-from torch import Tensor
 
 Losses = Callable[[Tensor], Tensor]
 """Theta (P,) to losses (L,)."""

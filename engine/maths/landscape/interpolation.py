@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from modalscape.engine.maths.landscape.evaluate import Field
-from modalscape.engine.maths.progress import Tally
 from scipy.interpolate import RectBivariateSpline
 from torch import Tensor
+
+from modalscape.engine.maths.landscape.evaluate import Field
+from modalscape.engine.maths.progress import Tally
 
 CHECKS = 24
 """Random grid points at which an interpolated plane is compared with the truth, at each refinement."""

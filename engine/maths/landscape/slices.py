@@ -10,13 +10,14 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.curvature.krylov import Loss
 from modalscape.engine.maths.landscape.directions import direction_pair, filter_normalised
 from modalscape.engine.maths.landscape.evaluate import Field, Losses, single
 from modalscape.engine.maths.landscape.interpolation import CHECKS, MARGIN, Knots, Plane, Slice
 from modalscape.engine.maths.progress import Tally
-from torch import Tensor
 
 __all__ = ["Slice", "axis", "axis_over", "barrier", "direction_pair", "filter_normalised", "gaps", "line", "refine"]
 __all__ += ["rise", "slice_1d", "slice_2d"]

@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from modalscape.engine.maths.modalities.imbalance import shapley
 from torch import Tensor
+
+from modalscape.engine.maths.modalities.imbalance import shapley
 
 
 def imbalance_of(shares: Mapping[str, float]) -> float:

@@ -10,8 +10,9 @@ from itertools import combinations
 from math import comb, nan
 
 import torch
-from modalscape.engine.errors import InputError
 from torch import Tensor
+
+from modalscape.engine.errors import InputError
 
 
 def true_class_score(logits: Tensor, y: Tensor) -> Tensor:

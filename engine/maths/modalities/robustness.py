@@ -11,8 +11,9 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-from modalscape.engine.errors import InputError
 from torch import Tensor
+
+from modalscape.engine.errors import InputError
 
 RULES = ("keep", "redraw", "none")
 """What happens where all modalities of a row would be missing: one stays, the row is drawn anew, or nothing."""

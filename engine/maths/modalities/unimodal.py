@@ -12,10 +12,11 @@ from itertools import combinations
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from modalscape.engine.core.layout import Layout
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.modalities import imbalance
-from torch import Tensor
 
 Fused = Callable[[dict[str, Tensor]], Tensor]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from modalscape.engine.core.step import View
 from torch import Tensor
+
+from modalscape.engine.core.step import View
 
 
 def through_encoders(view: View, incoming: Mapping[str, Tensor]) -> Tensor:

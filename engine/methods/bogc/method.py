@@ -46,6 +46,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from modalscape.engine.core.method import Method, knob
 from modalscape.engine.core.needs import FUSED, Need
 from modalscape.engine.core.problem import Batch, Problem
@@ -59,7 +61,6 @@ from modalscape.engine.maths.gradients.last_layer import Head, linear_heads, rer
 from modalscape.engine.maths.modalities.unimodal import columns, encoder
 from modalscape.engine.methods.bogc.encoders import through_encoders
 from modalscape.engine.reports import calibration as told
-from torch import Tensor
 
 _AT_ONCE = 256
 """Rows encoded at a time for a posterior."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from modalscape.engine.maths.features import feature_noise as maths
 from modalscape.engine.maths.features.feature_noise import Directions, Mixture, Shape
-from torch import Tensor
 
 ROUTES = ("svd", "gram", "free")
 """Ways to the shape of the noise: singular values, the Gram matrix, or neither, for linear noise only."""

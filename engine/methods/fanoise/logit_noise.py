@@ -21,8 +21,9 @@ import math
 from collections.abc import Mapping
 
 import torch
-from modalscape.engine.maths.features.feature_noise import Mixture, Shape
 from torch import Tensor
+
+from modalscape.engine.maths.features.feature_noise import Mixture, Shape
 
 MOST = 10.0
 """The largest dose α, for whoever sets it and for the one that is worked out here."""

@@ -39,6 +39,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from modalscape.engine.core.method import Method, knob
 from modalscape.engine.core.needs import Need
 from modalscape.engine.core.records import Record, Scalar
@@ -48,7 +50,6 @@ from modalscape.engine.maths.features import feature_noise as maths
 from modalscape.engine.methods.fanoise import logit_noise as logits
 from modalscape.engine.methods.fanoise import report
 from modalscape.engine.methods.fanoise.design import ROUTES, Design, drawn
-from torch import Tensor
 
 
 def chosen(side: str, modalities: tuple[str, ...]) -> tuple[str, ...]:

@@ -13,13 +13,14 @@ from itertools import combinations
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from modalscape.engine.core.records import Bars, Curve, Record, Scalar
 from modalscape.engine.maths.features import feature_noise as maths
 from modalscape.engine.maths.features.contrastive import normalised
 from modalscape.engine.maths.features.feature_noise import SCALINGS, Directions, Mixture, Shape
 from modalscape.engine.methods.fanoise import logit_noise as logits
 from modalscape.engine.methods.fanoise.design import Design, drawn
-from torch import Tensor
 
 _PANELS = {
     "spectrum": {

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
+
 from modalscape.engine.core.layout import Layout
 from modalscape.engine.core.needs import PATIENCE
 from modalscape.engine.maths.modalities import imbalance
-from torch import Tensor
 
 FACTORS = (0.95, 0.1)
 """Factors on α in the authors' code: of the modality whose trace is the gate (audio), and of the others (video)."""

@@ -45,6 +45,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from modalscape.engine.core.method import Method, knob
 from modalscape.engine.core.needs import FUSED, Need
 from modalscape.engine.core.problem import Batch
@@ -54,7 +56,6 @@ from modalscape.engine.errors import InputError
 from modalscape.engine.maths.modalities import imbalance, unimodal
 from modalscape.engine.methods.inforeg import fisher as maths
 from modalscape.engine.methods.inforeg import report as told
-from torch import Tensor
 
 
 class InfoReg(Method):

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from torch import Tensor
+
 from modalscape.engine.core.records import Bars, Curve, Record, Scalar
 from modalscape.engine.maths.modalities import imbalance
 from modalscape.engine.methods.inforeg import fisher as maths
 from modalscape.engine.methods.inforeg.fisher import SUMMARY, TRACES, Form
-from torch import Tensor
 
 _LEAD = {
     "score": {"panel": "Score of each modality alone", "place": 3},

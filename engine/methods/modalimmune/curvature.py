@@ -11,10 +11,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from torch import Tensor
+
 from modalscape.engine.maths.curvature.hypergradient import HyperGradient
 from modalscape.engine.methods.modalimmune import collapse, memory
 from modalscape.engine.methods.modalimmune.omission import Omission
-from torch import Tensor
 
 
 def omission(p: Any, state: Mapping[str, Any], view: Any, m: int = -1) -> Omission:

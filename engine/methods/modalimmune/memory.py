@@ -11,13 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from modalscape.engine.core.needs import PATIENCE
 from modalscape.engine.core.rng import Rng
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.curvature.hypergradient import HyperGradient, certain, certified_step
 from modalscape.engine.methods.modalimmune import collapse
 from modalscape.engine.methods.modalimmune.omission import kept_others
-from torch import Tensor
 
 AVERAGE = 0.99
 """Decay of the averaged covariances and of the diagonal Fisher."""

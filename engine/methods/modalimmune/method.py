@@ -52,6 +52,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from modalscape.engine.core.method import Method, knob
 from modalscape.engine.core.needs import FUSED
 from modalscape.engine.core.records import Record
@@ -62,7 +64,6 @@ from modalscape.engine.methods.modalimmune import curvature as looks
 from modalscape.engine.methods.modalimmune.collapse import CONTROLLERS, FADES, GATES, PULLS
 from modalscape.engine.methods.modalimmune.memory import TRACKS, TUNES
 from modalscape.engine.methods.modalimmune.omission import FILLS, OMISSIONS, Omission
-from torch import Tensor
 
 
 class ModalImmune(Method):

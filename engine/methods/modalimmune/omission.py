@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
+
 from modalscape.engine.maths.curvature.hessian_spectrum import Products, lanczos
 from modalscape.engine.maths.curvature.hypergradient import GaussNewton, HyperGradient, Operator, hypergradient
 from modalscape.engine.maths.curvature.krylov import twice_differentiable
 from modalscape.engine.methods.modalimmune.collapse import fisher_ends
-from torch import Tensor
 
 OMISSIONS = ("mixture", "rows", "batch")
 FILLS = ("zero", "neutral")

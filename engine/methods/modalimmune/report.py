@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from modalscape.engine.core.records import Bars, Curve, Matrix, Record, Scalar
 from modalscape.engine.methods.modalimmune import collapse
 from modalscape.engine.methods.modalimmune.memory import (
@@ -25,7 +27,6 @@ from modalscape.engine.methods.modalimmune.memory import (
     share,
     weights,
 )
-from torch import Tensor
 
 GATES = {
     "hessian": "Hessian of the mixed loss by Lanczos, error: residual",
