@@ -47,4 +47,4 @@ bench: .venv/.ready-dev .venv-peers/.ready
 	touch $@
 
 docs: .venv/.ready
-	$(BIN)/python -m tests.tables --write
+	$(BIN)/python -m modalscape.documentation

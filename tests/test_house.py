@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from tests import tables
-
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted(p for folder in ("engine", "app", "pages") for p in (ROOT / folder).rglob("*.py"))
 STANDARD = set(sys.stdlib_module_names)
@@ -141,10 +139,6 @@ def test_no_except_is_bare():
                 silent = len(node.body) == 1 and isinstance(node.body[0], ast.Pass)
                 broad = isinstance(node.type, ast.Name) and node.type.id in ("Exception", "BaseException")
                 assert not (silent and broad), f"{path}:{node.lineno} swallows every error"
-
-
-def test_the_readmes_tables_are_fresh():
-    assert tables.filled(tables.README.read_text()) == tables.README.read_text(), "run `make docs`"
 
 
 def test_every_plug_in_cites_or_describes_itself():

@@ -1,21 +1,15 @@
-"""The tables of claims in README.md and docs/claims.md, from what `python -m engine claim … --json` printed.
-
-`python -m tests.claims` writes them. Each file in docs/claims is one such result; a test fails where a page is stale.
-"""
+"""The tables of what claims came to, from the results that `claim … --json` printed and that were kept, one a file."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from modalscape.engine.core.lesson import Lesson
 from modalscape.engine.registry import discover
 
-ROOT = Path(__file__).resolve().parent.parent
-README, PAGE, RESULTS = ROOT / "README.md", ROOT / "docs/claims.md", ROOT / "docs/claims"
-START, END = "<!-- claims -->\n", "<!-- end -->"
 DATA = {
     "avdigits.npz": "spoken and written digits",
     "mfeat.npz": "six views of digits",
@@ -28,9 +22,9 @@ DATA = {
 VERDICTS = {True: "holds", False: "false", None: "undecided"}
 
 
-def results() -> list[dict[str, Any]]:
-    """Return the results that were kept, in the order of the lessons on Start."""
-    found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+def results(folder: Path) -> list[dict[str, Any]]:
+    """Return the results that a folder keeps, in the order of the lessons on Start."""
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     return sorted(found, key=lambda result: (lesson_of(result).place, lesson_of(result).name))
 
 
@@ -39,22 +33,22 @@ def lesson_of(found: Mapping[str, Any]) -> type[Lesson]:
     return discover("modalscape.engine.lessons", Lesson)[found["lesson"]]
 
 
-def readme() -> str:
-    """Return the README with its table made anew: the number that each claim is about."""
+def in_short(found: Sequence[Mapping[str, Any]]) -> str:
+    """Return one table of all results: of each the number that its claim is about."""
     head = (
         "| Lesson | Data | Number | First arm | Against its control [95 %] | Against the others | Claim |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     )
-    return _between(README.read_text(), "\n".join([*head, *map(line, results())]) + "\n")
+    return "\n".join([*head, *map(line, found)])
 
 
-def page() -> str:
-    """Return the page of claims with its tables made anew: every number of every arm."""
-    return _between(PAGE.read_text(), "".join(map(section, results())))
+def in_full(found: Sequence[Mapping[str, Any]]) -> str:
+    """Return a table for each result: every number of every arm."""
+    return "".join(map(section, found)).rstrip()
 
 
 def line(found: Mapping[str, Any]) -> str:
-    """Return the row of one result in the README."""
+    """Return the row of one result in the short table."""
     lesson, own = lesson_of(found), found["difference"]
     first, control = own["of"], own["to"]
     others = {arm: value for arm, value in found["differences"].items() if arm != control}
@@ -111,16 +105,3 @@ def shown(value: Mapping[str, Any], sign: str = "") -> str:
 def spoken(arm: str) -> str:
     """Return the name of an arm in words."""
     return arm.replace("_", " ")
-
-
-def _between(text: str, tables: str) -> str:
-    before, start, rest = text.partition(START)
-    inside, end, after = rest.partition(END)
-    if not (start and end):
-        raise SystemExit(f"There must be one pair of markers, {START.strip()} and {END}.")
-    return before + start + tables + end + after
-
-
-if __name__ == "__main__":
-    README.write_text(readme())
-    PAGE.write_text(page())

@@ -1,4 +1,8 @@
-"""The README's tables, made from the catalogue: `python -m tests.tables --write`; a test fails when they are stale."""
+"""The tables in a checkout's documents, made from the catalogue and from results: `python -m modalscape.documentation`.
+
+With `--check` nothing is written, and stale tables end it with 1. A table stands between `<!-- table: NAME -->` and
+`<!-- end -->`, once in all documents.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +12,18 @@ from pathlib import Path
 
 from modalscape.app.runs.limits import LIMITS
 from modalscape.engine.catalog import catalog
+from modalscape.engine.runtime import claim_tables
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = (ROOT / "docs/methods.md", ROOT / "docs/server.md", ROOT / "docs/claims.md")
 
 
 def tables() -> dict[str, str]:
     """Return table name to Markdown."""
-    found = catalog()
+    found, results = catalog(), claim_tables.results(ROOT / "docs/claims")
     return {
+        "claims": claim_tables.in_short(results),
+        "claims in full": claim_tables.in_full(results),
         "methods": _table(
             ("Method", "Name", "Acts at", "Public source", "Knobs"),
             [(m["title"], f"`{m['name']}`", ", ".join(m["points"]), _source(m), _knobs(m)) for m in found["methods"]],
@@ -42,14 +50,22 @@ def tables() -> dict[str, str]:
     }
 
 
-def filled(text: str) -> str:
-    """Return the text with the table between each pair of markers made anew."""
+def filled() -> dict[Path, str]:
+    """Return each document with its tables made anew.
+
+    Raises:
+        ValueError: a table has no place, or several.
+    """
+    texts = {page: page.read_text() for page in PAGES}
     for name, table in tables().items():
         pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
-        text, count = re.subn(pattern, lambda m, table=table: f"{m[1]}{table}\n{m[2]}", text, flags=re.DOTALL)
+        count = 0
+        for page, text in texts.items():
+            texts[page], n = re.subn(pattern, lambda m, table=table: f"{m[1]}{table}\n{m[2]}", text, flags=re.DOTALL)
+            count += n
         if count != 1:
-            raise SystemExit(f"README.md must hold one pair of markers for the table {name!r}.")
-    return text
+            raise ValueError(f"The table {name!r} has {count} places in the documents and must have one.")
+    return texts
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -67,9 +83,15 @@ def _knobs(method: dict) -> str:
     return ", ".join(f"`{k['name']}`" for k in method["knobs"]) or "none"
 
 
+def main(check: bool) -> int:
+    """Write what is stale, or only say so; return the exit code."""
+    stale = {page: text for page, text in filled().items() if text != page.read_text()}
+    for page, text in stale.items():
+        print(f"{page.relative_to(ROOT)} {'is stale; run `make docs`.' if check else 'is written anew.'}")
+        if not check:
+            page.write_text(text)
+    return int(check and bool(stale))
+
+
 if __name__ == "__main__":
-    text = filled(README.read_text())
-    if "--write" in sys.argv:
-        README.write_text(text)
-    elif text != README.read_text():
-        sys.exit("The README's tables are stale; run `make docs`.")
+    sys.exit(main("--check" in sys.argv))
