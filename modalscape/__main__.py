@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 import subprocess
 import sys
 import threading
@@ -61,6 +62,7 @@ def _serve(port: int, headless: bool, page: str = "") -> int:
     line = [sys.executable, "-m", "streamlit", "run", found.origin, "--server.port", str(port)]
     line += ["--server.headless", "true"] if headless or page else []
     server = subprocess.Popen(line)
+    signal.signal(signal.SIGTERM, lambda *_: server.terminate())
     address = f"http://localhost:{port}/{page}"
     if page:
         click.echo(f"The dashboard opens at {address}")

@@ -19,7 +19,7 @@ from tests import tiny
 METHODS = discover("modalscape.engine.methods", Method)
 SETTINGS = tiny.sgd(0.1, 0.9)
 STEPS = 40
-TENSORS = ("theta", "clean", "features", "logits", "losses", "raw", "grads", "grad", "moved")
+TENSORS = ("theta", "clean_features", "features", "logits", "losses", "raw_grads", "grads", "grad", "applied_update")
 SECTIONS = ("Acts at", "Remembers", "Composes with", "Source")
 
 REPEATED = {"isotropic_noise": ("gani",)}
@@ -49,7 +49,7 @@ class Everywhere(Method):
         }
 
     def losses(self, view):
-        return self.params.dose * sum((value**2).mean() for value in view.clean.values())
+        return self.params.dose * sum((value**2).mean() for value in view.clean_features.values())
 
     def fuse(self, grads, view):
         rows = [
@@ -159,11 +159,11 @@ def test_no_point_writes_into_what_it_is_given(kind):
     _, views, stack = tiny.train(problem(heads=True), [kind()], STEPS, SETTINGS)
     view, method = views[-1], stack.methods[kind.name]
     given = {
-        "features": (view.clean, view),
+        "features": (view.clean_features, view),
         "losses": (view,),
-        "gradients": (view.raw, view),
+        "gradients": (view.raw_grads, view),
         "fuse": (view.grads, view),
-        "update": (view.moved, view),
+        "update": (view.applied_update, view),
         "commit": (view,),
     }
     before = copy.deepcopy([vars(view)[name] for name in TENSORS])
@@ -344,6 +344,6 @@ def test_after_decides_the_order_and_cycles_are_refused():
 def test_terms_of_methods_are_rows_of_their_own():
     _, (view,), _ = tiny.train(problem(heads=True), [Everywhere()], 1, SETTINGS)
     assert list(view.losses) == ["fused", "image", "text", "reg/everywhere"]
-    assert len(view.raw) == 4
-    assert view.raw[3].abs().max() > 0
-    assert not torch.equal(view.features["image"], view.clean["image"])
+    assert len(view.raw_grads) == 4
+    assert view.raw_grads[3].abs().max() > 0
+    assert not torch.equal(view.features["image"], view.clean_features["image"])

@@ -39,7 +39,7 @@ def test_accumulated_gradient_equals_the_whole_batch(micro):
     for problem in (whole, cut):
         _, (view,), _ = tiny.train(problem, [], 1)
         views.append(view)
-    torch.testing.assert_close(views[1].raw, views[0].raw, rtol=0, atol=1e-14)
+    torch.testing.assert_close(views[1].raw_grads, views[0].raw_grads, rtol=0, atol=1e-14)
     for name, loss in views[0].losses.items():
         torch.testing.assert_close(views[1].losses[name], loss, rtol=0, atol=1e-14)
     for name, features in views[0].features.items():
@@ -83,8 +83,8 @@ def test_gradient_is_the_same_twice():
 def test_the_view_of_a_step_holds_no_graph():
     problem = tiny.problem()
     _, (view,), _ = tiny.train(problem, [], 1)
-    held = [view.theta, view.raw, view.grads, view.grad, view.moved]
-    held += [*view.losses.values(), *view.features.values(), *view.clean.values(), *view.logits.values()]
+    held = [view.theta, view.raw_grads, view.grads, view.grad, view.applied_update]
+    held += [*view.losses.values(), *view.features.values(), *view.clean_features.values(), *view.logits.values()]
     assert not any(value.requires_grad for value in held)
     assert settled(view).losses == view.losses
 

@@ -40,14 +40,14 @@ class View:
     rng: Rng
     rate: Rate | None = None
     """Learning rate and momentum of this step."""
-    clean: dict[str, Tensor] | None = None
+    clean_features: dict[str, Tensor] | None = None
     """Modality to features (B, D) as encoded."""
     features: dict[str, Tensor] | None = None
     """Modality to features (B, D) after the methods."""
     logits: dict[str, Tensor] | None = None
     losses: dict[str, Tensor] | None = None
     """Row name to scalar; names that start with `reg/` are regularisers."""
-    raw: Tensor | None = None
+    raw_grads: Tensor | None = None
     """(K, P), one row per loss."""
     grads: Tensor | None = None
     """(K, P), after the methods."""
@@ -60,7 +60,7 @@ class View:
     """
     descent: Tensor | None = None
     """(P,), what the optimiser adds to theta, before the methods."""
-    moved: Tensor | None = None
+    applied_update: Tensor | None = None
     """(P,), what is added to theta."""
 
     def having(self, **changes: Any) -> View:
@@ -75,7 +75,7 @@ def train_step(state: State, problem: Problem, optimizer: Optimizer, stack: Stac
     """Advance training by one step; return the new state and the view of what happened."""
     view, moments = looked(state, problem, optimizer, stack, rng)
     stack.commit(view)
-    return State(state.step + 1, state.theta + view.moved, moments), view
+    return State(state.step + 1, state.theta + view.applied_update, moments), view
 
 
 def looked(state: State, problem: Problem, optimizer: Optimizer, stack: Stack, rng: Rng) -> tuple[View, dict[str, Any]]:
@@ -85,7 +85,7 @@ def looked(state: State, problem: Problem, optimizer: Optimizer, stack: Stack, r
     view = settled(evaluate(state.theta))
     update, moments = optimizer.update(view.grad, state.moments, state.theta)
     view = view.having(descent=update)
-    return view.having(moved=stack.chain("update", update, view)), moments
+    return view.having(applied_update=stack.chain("update", update, view)), moments
 
 
 def gradient(theta: Tensor, view: View, stack: Stack) -> View:
@@ -109,7 +109,7 @@ def gradient(theta: Tensor, view: View, stack: Stack) -> View:
 
 def fused(view: View, stack: Stack) -> View:
     """Return the view with the gradient rows after the methods, and the one gradient that they become."""
-    view = view.having(grads=stack.chain("gradients", view.raw, view))
+    view = view.having(grads=stack.chain("gradients", view.raw_grads, view))
     return view.having(grad=stack.fuse(view.grads, view))
 
 
@@ -119,13 +119,13 @@ def backward(view: View, stack: Stack, *, apart: bool = True) -> View:
     There is one row for each loss, or one for the sum of all unless they are taken `apart`.
     """
     theta = view.theta
-    view = view.having(clean=view.problem.encode(theta, view.batch))
-    view = view.having(features=stack.chain("features", view.clean, view))
+    view = view.having(clean_features=view.problem.encode(theta, view.batch))
+    view = view.having(features=stack.chain("features", view.clean_features, view))
     losses, logits = view.problem.objectives(theta, view.features, view.batch)
     view = view.having(losses=losses, logits=logits)
     view = view.having(losses=losses | stack.losses(view))
     losses = view.losses if apart else {"": sum(view.losses.values())}
-    return view.having(raw=per_objective(losses, theta))
+    return view.having(raw_grads=per_objective(losses, theta))
 
 
 def backward_by_pieces(view: View, pieces: list[Batch], stack: Stack) -> list[View]:
@@ -140,11 +140,11 @@ def accumulated(view: View, pieces: list[View]) -> View:
     """Return the view of a batch from those of its pieces; gradient rows and losses are means over all samples."""
     views = [(len(piece.batch) / len(view.batch), piece) for piece in pieces]
     return view.having(
-        clean=_joined([v.clean for _, v in views]),
+        clean_features=_joined([v.clean_features for _, v in views]),
         features=_joined([v.features for _, v in views]),
         logits=_joined([v.logits for _, v in views]),
         losses={name: sum(share * v.losses[name] for share, v in views) for name in views[0][1].losses},
-        raw=sum(share * v.raw for share, v in views),
+        raw_grads=sum(share * v.raw_grads for share, v in views),
     )
 
 
@@ -167,10 +167,10 @@ def per_objective(losses: dict[str, Tensor], theta: Tensor) -> Tensor:
 def settled(view: View) -> View:
     """Return the view without its graph, so that no state can keep one alive."""
     changes = {}
-    for name in ("theta", "raw", "grads", "grad", "halves"):
+    for name in ("theta", "raw_grads", "grads", "grad", "halves"):
         value = getattr(view, name)
         changes[name] = None if value is None else value.detach()
-    for name in ("clean", "features", "logits", "losses"):
+    for name in ("clean_features", "features", "logits", "losses"):
         changes[name] = {key: value.detach() for key, value in getattr(view, name).items()}
     return view.having(**changes)
 

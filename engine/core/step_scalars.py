@@ -21,7 +21,7 @@ class StepScalars:
         scores = self.problem.scores(view.logits, view.features, view.batch.y)
         layout, names = self.problem.layout, (*view.losses, *scores)
         values = torch.stack((*view.losses.values(), *scores.values()))
-        table = torch.cat([values, layout.norms(view.grad), layout.norms(view.moved)]).tolist()
+        table = torch.cat([values, layout.norms(view.grad), layout.norms(view.applied_update)]).tolist()
         if names != self._names:
             self._names = names
             self._paths = (

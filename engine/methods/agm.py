@@ -185,7 +185,7 @@ def _pieces(view: View) -> Iterator[tuple[float, View]]:
         encoded = problem.encode(theta, piece)
         features = {}
         for name, value in view.features.items():
-            kept = (value[here] != 0) | (view.clean[name][here] == 0)
+            kept = (value[here] != 0) | (view.clean_features[name][here] == 0)
             features[name] = value[here] + kept * (encoded[name] - encoded[name].detach())
         losses, logits = problem.objectives(theta, features, piece)
         yield (

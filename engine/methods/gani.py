@@ -159,7 +159,7 @@ class Gani(Method):
         yield Scalar("gani/nonfinite", float(self.state["nonfinite"]), n=seen, mode="gradients left out")
         yield Scalar(
             "gani/alignment",
-            float(cosine(view.moved, -view.grad)),
+            float(cosine(view.applied_update, -view.grad)),
             mode="cos(step taken, -gradient)",
             draw=_TURN | {"label": "taken"},
         )
@@ -209,7 +209,7 @@ class Gani(Method):
     def _kicked(self, sigma: float, power: Tensor, view: View) -> Tensor:
         """Return the noise of this step (P,) in gradient units; of vectors, whose ring has moved on, what was added."""
         if self.params.mode in noise_ring.MODES or self.params.units == "update":
-            return (view.moved - view.descent) / view.rate.lr
+            return (view.applied_update - view.descent) / view.rate.lr
         xi = view.rng.normal(self.name, view.step, view.grad)
         return maths.kick(self.params, sigma, power.sqrt() * xi, view)[0]
 
@@ -218,7 +218,7 @@ class Gani(Method):
         noise = self._kicked(sigma, power, view)
         tiny = torch.finfo(noise.dtype).tiny
         ratios = layout.norms(noise) / layout.norms(view.grad).clamp(min=tiny)
-        shape = torch.stack([*maths.anisotropy(power), lr * noise.norm() / view.moved.norm().clamp(min=tiny)])
+        shape = torch.stack([*maths.anisotropy(power), lr * noise.norm() / view.applied_update.norm().clamp(min=tiny)])
         shares = torch.stack([part.sum() for part in layout.split(power).values()]) / power.sum().clamp(min=tiny)
         layers = lr * sigma * torch.stack([block.mean() for block in layout.blocks(power).values()]).sqrt()
         ratios, shape, shares, layers = (part.tolist() for part in (ratios, shape, shares, layers))

@@ -98,8 +98,8 @@ class Opm(Method):
     def report(self, view: View) -> Iterator[Record]:
         """Yield lead, probability and what was dropped, by modality."""
         about = {"n": len(view.batch)}
-        for name, lead in ratios(view.clean, view).items():
-            lost = ((view.features[name] == 0) & (view.clean[name] != 0)).double().mean()
+        for name, lead in ratios(view.clean_features, view).items():
+            lost = ((view.features[name] == 0) & (view.clean_features[name] != 0)).double().mean()
             how = "share of features at zero after all methods that were not"
             q = float(self._probability(lead))
             draw = {"panel": "Lead ρ before the drop", "place": 1, "ylog": True, "levels": {"balance": 1.0}}

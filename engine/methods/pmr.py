@@ -113,7 +113,7 @@ class Pmr(Method):
     def losses(self, view: View) -> Tensor:
         """Return the term (0-d), zero where no modality is behind."""
         p, similar = self.params, self._similarities(view)
-        term = sum(h.sum() for h in view.clean.values()) * 0.0
+        term = sum(h.sum() for h in view.clean_features.values()) * 0.0
         if p.alpha == 0.0 or view.step < p.start or 0 < p.stop <= view.step:
             return term
         with torch.no_grad():
@@ -127,7 +127,7 @@ class Pmr(Method):
         state, done = self.state, view.step + 1 - self.state["first"]
         if done % (self.params.every or state["epoch"]):
             return state
-        return self._passed(state, view, view.theta + view.moved, view.step + 1)
+        return self._passed(state, view, view.theta + view.applied_update, view.step + 1)
 
     def report(self, view: View) -> Iterator[Record]:
         """Yield lead, weight and accuracy of the prototypes by modality, and how many classes have one."""
@@ -149,7 +149,7 @@ class Pmr(Method):
 
     def _similarities(self, view: View) -> dict[str, Tensor]:
         s = self.state
-        return {name: similarity(h, s["prototypes"][name], s["known"]) for name, h in view.clean.items()}
+        return {name: similarity(h, s["prototypes"][name], s["known"]) for name, h in view.clean_features.items()}
 
     def _leads(self, similar: dict[str, Tensor], view: View) -> dict[str, Tensor]:
         counted = self.state["known"][view.batch.y]

@@ -62,7 +62,7 @@ class Sam(Method):
         def sharp(theta: Tensor) -> View:
             here = gradient(theta)
             there = gradient(theta.detach() + ascent(here.grad.detach(), theta.detach(), rho, adaptive))
-            seen = {"theta": here.theta, "clean": here.clean, "features": here.features}
+            seen = {"theta": here.theta, "clean_features": here.clean_features, "features": here.features}
             return there.having(**seen, logits=here.logits, losses=here.losses)
 
         return sharp

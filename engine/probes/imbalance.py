@@ -267,7 +267,7 @@ def _norms(snap: Snapshot, seen: Seen) -> Iterator[Record]:
     yield _bars("imbalance/grad_norm", norms, n, mode, "Gradient norm")
     yield _bars("imbalance/grad_rms", rms, n, mode, "Gradient norm per root parameter")
     weights, first = split(snap.theta.detach().double()), split(problem.init().to(snap.theta).double())
-    moved = None if snap.view is None or snap.view.moved is None else split(snap.view.moved.double())
+    moved = None if snap.view is None or snap.view.applied_update is None else split(snap.view.applied_update.double())
     yield from motion("imbalance", weights, first, moved, pieces, n, mode)
 
 

@@ -246,7 +246,7 @@ def _changed(snap: Snapshot, batch: Batch, clean: dict[str, Tensor]) -> dict[str
     for i, piece in enumerate(batch.chunks(snap.problem.micro)):
         part = {m: h[start : start + len(piece)] for m, h in clean.items()}
         rng = snap.rng.within("spectra").within(f"piece{i}")
-        view = View(snap.step, snap.theta, piece, snap.problem, rng, rate, clean=part)
+        view = View(snap.step, snap.theta, piece, snap.problem, rng, rate, clean_features=part)
         pieces.append(snap.stack.chain("features", part, view))
         start += len(piece)
     return {m: torch.cat([piece[m] for piece in pieces]) for m in clean}

@@ -95,14 +95,14 @@ def test_the_fused_row_is_what_hooks_on_the_responses_give(heads, absent):
         part.register_hook(lambda slope, k=k: k * slope)
     (wanted,) = torch.autograd.grad(F.cross_entropy(sum(parts), view.batch.y), theta)
     torch.testing.assert_close(view.grads[0], wanted)
-    assert not torch.allclose(view.grads[0], view.raw[0])
-    assert torch.equal(view.grads[1:], view.raw[1:])
+    assert not torch.allclose(view.grads[0], view.raw_grads[0])
+    assert torch.equal(view.grads[1:], view.raw_grads[1:])
 
 
 def test_a_linear_fusion_of_zeroed_features_scales_encoder_slice_and_half_of_the_bias():
     method, view = at(absent="features", alpha=0.8)
     layout, kappa = view.problem.layout, method._measured(view)[3]
-    raw, found = layout.unpack(view.raw[0]), layout.unpack(view.grads[0])
+    raw, found = layout.unpack(view.raw_grads[0]), layout.unpack(view.grads[0])
     for k, name in zip(kappa, view.problem.modalities, strict=True):
         for key in raw:
             if key.startswith(f"encoders.{name}."):
@@ -114,7 +114,7 @@ def test_a_linear_fusion_of_zeroed_features_scales_encoder_slice_and_half_of_the
 
 def test_the_encoder_route_scales_encoders_and_nothing_else():
     method, view = at(heads=True, route="encoders", alpha=0.8)
-    expected = view.raw.clone()
+    expected = view.raw_grads.clone()
     for k, name in zip(method._measured(view)[3], view.problem.modalities, strict=True):
         for where in places(view.problem.layout, name):
             expected[:, where] *= k
@@ -158,7 +158,7 @@ def test_steep_rows_are_cut_to_the_norm_and_flat_ones_are_not():
 
 def test_regularisers_are_left_alone():
     method, view = at(heads=True, clip=1e-3)
-    rows = torch.cat([100 * view.raw, torch.ones_like(view.raw[:1])])
+    rows = torch.cat([100 * view.raw_grads, torch.ones_like(view.raw_grads[:1])])
     changed = method.gradients(rows, view.having(losses=view.losses | {"reg/other": torch.zeros(())}))
     assert torch.equal(changed[-1], rows[-1])
     assert float(changed[:-1].sum(0).norm()) == pytest.approx(1e-3)
@@ -166,9 +166,9 @@ def test_regularisers_are_left_alone():
 
 def test_neutral_dose_and_the_window_return_the_rows_as_they_are():
     method, view = at(alpha=0.0)
-    assert method.gradients(view.raw, view) is view.raw
+    assert method.gradients(view.raw_grads, view) is view.raw_grads
     _, views, _ = tiny.train(tiny.problem(), [Agm(Agm.Params(start=2, stop=5))], 8)
-    changed = [not torch.equal(view.grads, view.raw) for view in views]
+    changed = [not torch.equal(view.grads, view.raw_grads) for view in views]
     assert changed == [False, False, True, True, True, False, False, False]
 
 

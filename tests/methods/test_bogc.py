@@ -60,9 +60,9 @@ def test_encoders_get_the_calibrated_gradient_and_heads_their_own():
     incoming = {n: f.gradient / len(view.batch) for n, f in found(stack, view).items()}
     wanted = through_encoders(view, incoming)
     shared = problem.layout.slices["shared"]
-    wanted[shared] = view.raw.sum(0)[shared]
+    wanted[shared] = view.raw_grads.sum(0)[shared]
     torch.testing.assert_close(view.grad, wanted)
-    assert not torch.allclose(view.grad, view.raw.sum(0), rtol=1e-2)
+    assert not torch.allclose(view.grad, view.raw_grads.sum(0), rtol=1e-2)
 
 
 @pytest.mark.parametrize("evidence", ["snr", "relative"])
@@ -84,7 +84,7 @@ def test_a_dose_between_mixes_linearly():
 def test_a_tight_posterior_with_equal_weights_is_the_plain_sum():
     knobs = {"gamma": 1e-6, "power": 0.0, "reading": "inverse_variance"}
     _, view = at(tiny.problem(heads=True), bogc(**knobs))
-    torch.testing.assert_close(view.grad, view.raw.sum(0), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(view.grad, view.raw_grads.sum(0), rtol=1e-3, atol=1e-5)
 
 
 def test_matched_norm_changes_direction_only():
@@ -112,7 +112,7 @@ def test_one_row_that_is_masked_loses_its_share_alone():
     problem = tiny.problem(heads=True)
     stack, view = at(problem, bogc())
     method, where = stack.methods["bogc"], problem.layout.slices["image"]
-    grads = view.raw.clone()
+    grads = view.raw_grads.clone()
     grads[1, where] = 0.0
     f = found(stack, view)["image"]
     assert f.sources == ["fused", "image"]
@@ -123,8 +123,8 @@ def test_one_row_that_is_masked_loses_its_share_alone():
 def test_regularisers_are_added_as_they_are():
     stack, view = at(tiny.problem(heads=True), bogc())
     extra = torch.randn(1, len(view.grad), generator=torch.Generator().manual_seed(0), dtype=view.grad.dtype)
-    rows = torch.cat([view.raw, extra])
-    more = view.having(losses=view.losses | {"reg/other": torch.zeros(())}, raw=rows)
+    rows = torch.cat([view.raw_grads, extra])
+    more = view.having(losses=view.losses | {"reg/other": torch.zeros(())}, raw_grads=rows)
     torch.testing.assert_close(stack.methods["bogc"].fuse(rows, more), view.grad + extra[0])
 
 
@@ -170,7 +170,7 @@ def test_switched_on_in_mid_run_it_starts_afresh():
         View(state.step, state.theta, problem.batch(state.step), problem, rng, optimizer.rate(11))
     )
     _, view = train_step(state, problem, optimizer, stack.having(method), rng)
-    assert not torch.equal(view.grad, view.raw.sum(0))
+    assert not torch.equal(view.grad, view.raw_grads.sum(0))
 
 
 @pytest.mark.parametrize(
@@ -370,7 +370,7 @@ def test_the_report_shows_what_was_done():
     plain, g = f.moments.plain.sum(0).flatten(), f.gradient.flatten()
     assert values["bogc/cosine_to_sum/image"] == pytest.approx(float(F.cosine_similarity(plain, g, 0)))
     assert values["bogc/norm_ratio/image"] == pytest.approx(float(g.norm() / plain.norm()))
-    rows = views[-1].raw[:, problem.layout.slices["image"]]
+    rows = views[-1].raw_grads[:, problem.layout.slices["image"]]
     assert values["bogc/cosine/image"] == pytest.approx(float(F.cosine_similarity(rows[0], rows[1], 0)))
     table = records["bogc/precision_map/image"]
     assert table.rows.tolist() == ["fused", "image"] and (table.values[0, :-1] >= table.values[0, 1:]).all()
@@ -414,7 +414,7 @@ def test_conflict_shortens_the_step_and_its_mass_is_shown():
         torch.testing.assert_close(f.gradient, 2 * (1 - f.calibration.conflict) * kept)
     incoming = {n: f.gradient / len(on.batch) for n, f in rest.items()}
     shared, wanted = problem.layout.slices["shared"], through_encoders(on, incoming)
-    wanted[shared] = on.raw.sum(0)[shared]
+    wanted[shared] = on.raw_grads.sum(0)[shared]
     torch.testing.assert_close(on.grad, wanted)
     assert not torch.allclose(on.grad, off.grad, rtol=1e-3)
     records = {r.name: r for r in stack.methods["bogc"].report(on)}
@@ -446,7 +446,7 @@ def test_a_step_between_two_posteriors_asks_the_device_nothing(knobs, conflict):
     state, _ = train_step(state, problem, optimizer, stack, rng)
     with Unasked():
         after, view = train_step(state, problem, optimizer, stack, rng)
-    assert not torch.equal(view.grad, view.raw.sum(0))
+    assert not torch.equal(view.grad, view.raw_grads.sum(0))
     with Unasked(), pytest.raises(AssertionError, match="local_scalar"):
         bool(after.theta.sum() > 0)
 
@@ -454,6 +454,6 @@ def test_a_step_between_two_posteriors_asks_the_device_nothing(knobs, conflict):
 def test_a_gradient_that_is_not_finite_is_handed_on_as_it_is():
     problem = tiny.problem(heads=True)
     stack, view = at(problem, bogc())
-    rows = view.raw.clone()
+    rows = view.raw_grads.clone()
     rows[0, 3] = math.inf
     assert torch.equal(stack.methods["bogc"].fuse(rows, view), rows.sum(0))

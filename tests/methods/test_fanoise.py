@@ -37,7 +37,9 @@ def view(given: dict, step: int = 4, seed: int = 0) -> View:
     rows = len(next(iter(given.values())))
     empty = torch.zeros(rows, 1)
     batch = tiny.Batch({name: empty for name in given}, torch.zeros(rows, dtype=torch.int64))
-    return View(step, torch.zeros(1), batch, Case(), Rng(seed), clean=given, losses={"image-text": torch.zeros(())})
+    return View(
+        step, torch.zeros(1), batch, Case(), Rng(seed), clean_features=given, losses={"image-text": torch.zeros(())}
+    )
 
 
 def noisy(given: dict, step: int = 4, seed: int = 0, **knobs) -> dict[str, torch.Tensor]:
@@ -220,7 +222,7 @@ def test_it_trains_under_cross_entropy_and_infonce(build, knobs):
     off, _, _ = tiny.train(build(), [], 20)
     on, views, stack = tiny.train(build(), [method], 20)
     assert on.theta.isfinite().all() and not torch.equal(on.theta, off.theta)
-    assert all(v.features[name].shape == v.clean[name].shape for v in views for name in v.clean)
+    assert all(v.features[name].shape == v.clean_features[name].shape for v in views for name in v.clean_features)
     assert not stack.methods["fanoise"].state
 
 
@@ -230,12 +232,14 @@ def test_pieces_of_a_batch_get_noise_of_their_own(build):
     _, views, stack = tiny.train(problem, [FaNoise(FaNoise.Params(alpha=0.5))], 3)
     seen = views[-1]
     for i, rows in enumerate((slice(0, 6), slice(6, 12), slice(12, 16))):
-        clean = {name: h[rows] for name, h in seen.clean.items()}
+        clean = {name: h[rows] for name, h in seen.clean_features.items()}
         piece = view(clean, seen.step).having(rng=seen.rng.within(f"piece{i}"))
         wanted = FaNoise(FaNoise.Params(alpha=0.5)).features(clean, piece)
         torch.testing.assert_close(seen.features["text"][rows], wanted["text"])
     records = {r.name: r for r in stack.methods["fanoise"].report(seen)}
-    noise = (seen.features["text"] - seen.clean["text"])[:6] / seen.clean["text"][:6].norm(dim=1, keepdim=True)
+    noise = (seen.features["text"] - seen.clean_features["text"])[:6] / seen.clean_features["text"][:6].norm(
+        dim=1, keepdim=True
+    )
     assert records["fanoise/noise_norm/text"].n == 6
     assert records["fanoise/noise_norm/text"].value == pytest.approx(float(noise.square().sum(1).mean().sqrt()))
 
@@ -346,7 +350,7 @@ def reported(**knobs):
 )
 def test_the_report_says_what_the_noise_was(knobs):
     seen, records = reported(**knobs)
-    for name, h in seen.clean.items():
+    for name, h in seen.clean_features.items():
         unit = h.square().sum(1).mean().sqrt() if "order" in knobs else h.norm(dim=1, keepdim=True)
         x, changed = h / unit, seen.features[name] / unit
         get = lambda path, name=name: records[f"fanoise/{path}".replace("*", name)]  # noqa: E731
@@ -381,7 +385,7 @@ def test_the_report_says_what_the_noise_was(knobs):
         assert get("rank/*").value <= 4 and get("rank_noisy/*").value <= 4
         assert get("seconds/*").value > 0
     assert records["fanoise/positive/image-text"].value == pytest.approx(
-        float((normalised(seen.clean["image"]) * normalised(seen.clean["text"])).sum(1).mean())
+        float((normalised(seen.clean_features["image"]) * normalised(seen.clean_features["text"])).sum(1).mean())
     )
 
 
@@ -424,7 +428,7 @@ def test_what_belongs_together_asks_for_one_chart_of_each_modality():
 def test_under_infonce_the_noise_of_a_logit_and_the_softmax_are_reported():
     _, (seen,), stack = tiny.train(contrastive(), [FaNoise(FaNoise.Params(alpha=0.4))], 1, tiny.sgd(0.1))
     records = {record.name: record for record in stack.methods["fanoise"].report(seen)}
-    a, b = (normalised(seen.clean[name]) for name in ("image", "text"))
+    a, b = (normalised(seen.clean_features[name]) for name in ("image", "text"))
     width, tau = a.shape[1], seen.problem.temperature
     form = maths.shape(maths.directions(a), "sublinear")
     wanted = 0.4 / tau * float((b @ form.covariance * b).sum(1).mean().sqrt())

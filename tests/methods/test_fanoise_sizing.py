@@ -106,7 +106,7 @@ def test_the_report_says_which_dose_the_wanted_noise_took():
     seen = run.step()
     records = {record.name: record for record in run.stack.methods["fanoise"].report(seen)}
     assert "fanoise/alpha" not in records
-    for name, h in seen.clean.items():
+    for name, h in seen.clean_features.items():
         assert records[f"fanoise/logit_noise/{name}"].value == pytest.approx(1.5)
         noise = (seen.features[name] - h) / h.norm(dim=1, keepdim=True)
         alpha = records[f"fanoise/alpha/{name}"].value
@@ -139,9 +139,9 @@ def test_logits_that_are_not_there_are_refused_with_a_remedy():
         run.tune("fanoise", "sizing", "logits")
     assert run.stack.methods["fanoise"].params.sizing == "alpha"
     on = training("fanoise", objective="info_nce")
-    before = on.step().features["vision"] - on.view.clean["vision"]
+    before = on.step().features["vision"] - on.view.clean_features["vision"]
     on.tune("fanoise", "sizing", "logits")
-    assert not torch.equal(on.step().features["vision"] - on.view.clean["vision"], before)
+    assert not torch.equal(on.step().features["vision"] - on.view.clean_features["vision"], before)
 
 
 @pytest.mark.parametrize(
@@ -182,11 +182,11 @@ def losses(normalise: str, renormalise: bool = False, order: str = "after"):
 def test_where_the_encoder_normalises_the_loss_takes_unit_rows_with_noise_as_they_are():
     loss, _, seen = losses("encoder")
     noise = {}
-    for name, h in seen.clean.items():
+    for name, h in seen.clean_features.items():
         torch.testing.assert_close(h.norm(dim=1), torch.ones(len(h), dtype=h.dtype))
         noise[name] = 0.8 * drawn(h, name, step=0)
         torch.testing.assert_close(seen.features[name], h + noise[name])
-    a, b = (seen.clean[name] + noise[name] for name in seen.clean)
+    a, b = (seen.clean_features[name] + noise[name] for name in seen.clean_features)
     table = a @ b.T / 0.3
     own = torch.arange(len(a))
     by_hand = 0.5 * (torch.nn.functional.cross_entropy(table, own) + torch.nn.functional.cross_entropy(table.T, own))

@@ -310,7 +310,7 @@ def test_the_clip_caps_the_noise_and_is_counted():
 
 def test_relative_noise_has_the_asked_ratio_to_the_gradient():
     _, views, stack = tiny.train(shaken(), [Gani(knobs(mode="central", sizing="relative", sigma=0.7))], 12)
-    noise = views[-1].moved + 0.1 * views[-1].grad
+    noise = views[-1].applied_update + 0.1 * views[-1].grad
     assert float(noise.norm() / (0.1 * views[-1].grad.norm())) == pytest.approx(0.7)
 
 
@@ -358,11 +358,11 @@ def test_the_report_says_what_the_noise_was(rule):
     if rule == "sgd":
         assert records["gani/lambda_bound"].value == pytest.approx(20 / (1 + 0.25 * 15))
         assert records["gani/lambda_edge"].value == pytest.approx(20)
-        noise = view.moved + 0.1 * view.grad
+        noise = view.applied_update + 0.1 * view.grad
         for part, where in problem.layout.slices.items():
             ratio = float(noise[where].norm() / (0.1 * view.grad[where].norm()))
             assert records[f"gani/noise_to_gradient/{part}"].value == pytest.approx(ratio)
-    cosine = torch.nn.functional.cosine_similarity(view.moved, -view.grad, dim=0)
+    cosine = torch.nn.functional.cosine_similarity(view.applied_update, -view.grad, dim=0)
     assert records["gani/alignment"].value == pytest.approx(float(cosine))
     assert records["gani/noise_share"].values.sum() == pytest.approx(1.0)
     assert 0 < records["gani/participation"].value < 1

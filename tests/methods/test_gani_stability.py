@@ -72,7 +72,7 @@ def test_the_method_follows_the_recursion(mu, placement):
     moments = np.array([1.0, 0.0, 0.0, 0.0])
     for step, view in enumerate(views, start=1):
         moments = recursion(lr, sigma, mu, placement, beta, 1 - beta**step) @ moments
-        squares = (view.theta + view.moved) ** 2
+        squares = (view.theta + view.applied_update) ** 2
         assert float(squares.mean()) == pytest.approx(moments[0], abs=4 * float(squares.std()) / math.sqrt(count))
 
 

@@ -184,7 +184,7 @@ def test_the_matched_control_has_the_norm_of_ganis_noise_at_every_step(mode, siz
         state, view = tiny.train_step(state, problem, optimizer, stack, rng)
         shaped.state = before
         still = torch.zeros_like(state.theta)
-        ours, theirs = view.moved - view.descent, shaped.update(still, view)
+        ours, theirs = view.applied_update - view.descent, shaped.update(still, view)
         torch.testing.assert_close(ours.norm(), theirs.norm(), rtol=1e-10, atol=1e-16)
         assert (float(ours.norm()) > 0) == (step >= 2)
         directions += bool(step >= 2 and torch.cosine_similarity(ours, theirs, dim=0).abs() < 0.9)
@@ -248,11 +248,11 @@ def test_noise_in_units_of_the_update_has_the_ratio_to_it_that_it_has_to_the_gra
     problem, settings = tiny.problem(), Settings(name=rule, lr=0.05, momentum=0.9)
     method = halving(sizing="relative", sigma=0.5, units="update")
     _, views, _ = tiny.train(problem, [method], 8, settings)
-    noise, view = views[-1].moved - views[-1].descent, views[-1]
+    noise, view = views[-1].applied_update - views[-1].descent, views[-1]
     assert float(noise.norm() / view.descent.norm()) == pytest.approx(0.5)
     clipped = halving(sizing="relative", sigma=0.5, units="update", clip=1e-4)
     _, views, stack = tiny.train(problem, [clipped], 8, settings)
-    noise = views[-1].moved - views[-1].descent
+    noise = views[-1].applied_update - views[-1].descent
     assert float(noise.norm()) == pytest.approx(1e-4 * float(views[-1].theta.norm()))
     assert int(stack.methods["gani"].state["clipped"]) == 7
 
@@ -288,7 +288,7 @@ def test_knobs_that_change_the_ring_may_be_tuned_while_it_trains(changes):
     ring = stack.methods["gani"].state.get("ring")
     assert (ring is None) == (changes.get("mode") == "central")
     assert ring is None or len(ring) == method.params.vectors
-    assert torch.equal(view.moved, view.descent) == (method.params.sigma == 0.0)
+    assert torch.equal(view.applied_update, view.descent) == (method.params.sigma == 0.0)
 
 
 @pytest.mark.parametrize("mode", noise_ring.MODES)

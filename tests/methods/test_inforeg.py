@@ -50,7 +50,7 @@ def test_the_recorded_trace_is_the_mean_over_the_periods_batches(heads):
     traces, places = method.state["traces"][-2:].tolist(), method.state["places"]
     assert places == [[0, 4], [4, 8]] and not method.state["traces"][:-2].any()
     for (start, end), row in zip(places, traces, strict=True):
-        grads = [view.raw.sum(0) for view in views[start:end]]
+        grads = [view.raw_grads.sum(0) for view in views[start:end]]
         for name, value in zip(problem.modalities, row, strict=True):
             where = problem.layout.slices[name]
             assert value == pytest.approx(sum(float(g[where].square().sum()) for g in grads) / 4)
@@ -58,7 +58,7 @@ def test_the_recorded_trace_is_the_mean_over_the_periods_batches(heads):
 
 def test_the_trace_is_taken_before_the_pull_and_in_the_codes_form_after():
     problem = tiny.problem()
-    for knobs, attribute in ((ALWAYS, "raw"), (ALWAYS | {"trace": "weights"}, "grads")):
+    for knobs, attribute in ((ALWAYS, "raw_grads"), (ALWAYS | {"trace": "weights"}, "grads")):
         _, views, method = trained(problem, inforeg(**knobs, strength=3.0), 6)
         weigh = maths.weight_squares if attribute == "grads" else None
         rows = [getattr(view, attribute).sum(0) for view in views]
@@ -105,12 +105,12 @@ def test_the_pull_is_the_gradient_of_the_penalty_on_the_leading_encoder_alone(he
         w = thetas[step].clone().requires_grad_()
         penalty = alpha / 2 * (w - thetas[0])[slices[leader]].square().sum()
         (expected,) = torch.autograd.grad(penalty, w)
-        torch.testing.assert_close((view.grads - view.raw)[0], expected, rtol=0, atol=1e-13)
-        assert torch.equal(view.grads[1:], view.raw[1:])
+        torch.testing.assert_close((view.grads - view.raw_grads)[0], expected, rtol=0, atol=1e-13)
+        assert torch.equal(view.grads[1:], view.raw_grads[1:])
         for part in (behind, "shared"):
-            assert torch.equal(view.grads[:, slices[part]], view.raw[:, slices[part]])
+            assert torch.equal(view.grads[:, slices[part]], view.raw_grads[:, slices[part]])
         pulls += bool(expected.abs().max() > 0)
-    assert torch.equal(views[0].grads, views[0].raw)
+    assert torch.equal(views[0].grads, views[0].raw_grads)
     assert pulls == 5
 
 
@@ -124,7 +124,7 @@ def _alone(view):
 
 def test_the_first_batch_of_every_period_adds_exactly_nothing():
     _, views, _ = trained(tiny.problem(), inforeg(**ALWAYS), 20)
-    same = [torch.equal(view.grads, view.raw) for view in views]
+    same = [torch.equal(view.grads, view.raw_grads) for view in views]
     assert [step for step, value in enumerate(same) if value] == [0, 6, 12, 18]
 
 
@@ -154,8 +154,8 @@ def test_regularisers_neither_enter_the_trace_nor_get_the_pull():
     for _ in range(3):
         state, view = train_step(state, problem, optimizer, stack, rng)
     method = stack.methods["inforeg"]
-    rows = torch.cat([torch.ones_like(view.raw[:1]), view.raw])
-    with_reg = view.having(losses={"reg/other": torch.zeros(())} | view.losses, raw=rows)
+    rows = torch.cat([torch.ones_like(view.raw_grads[:1]), view.raw_grads])
+    with_reg = view.having(losses={"reg/other": torch.zeros(())} | view.losses, raw_grads=rows)
     changed = method.gradients(rows, with_reg)
     assert torch.equal(changed[0], rows[0])
     assert not torch.equal(changed[1], rows[1])
@@ -171,7 +171,7 @@ def test_the_answer_that_commit_reuses_belongs_to_the_rows_it_is_asked_for():
     method = stack.methods["inforeg"]
     fresh = InfoReg(method.params, method.state)
     elsewhere = gradient(state.theta + 0.5, view, tiny.Stack([method]))
-    assert not torch.equal(elsewhere.raw, view.raw)
+    assert not torch.equal(elsewhere.raw_grads, view.raw_grads)
     assert torch.equal(method.commit(view)["alpha"], fresh.commit(view)["alpha"])
 
 
@@ -221,7 +221,8 @@ def test_with_three_modalities_all_but_the_weakest_are_pulled():
     for _ in range(7):
         view = run.step()
     changed = {
-        m: bool((view.grads - view.raw)[0, where].abs().max() > 0) for m, where in run.problem.layout.slices.items()
+        m: bool((view.grads - view.raw_grads)[0, where].abs().max() > 0)
+        for m, where in run.problem.layout.slices.items()
     }
     score = maths.scores(_alone(view), view.batch.y, "mean").tolist()
     weakest = run.problem.modalities[score.index(min(score))]
@@ -233,7 +234,9 @@ def test_a_head_of_a_modality_is_never_regulated():
     for _ in range(5):
         view = run.step()
     touched = {
-        name for name, block in run.problem.layout.blocks((view.grads - view.raw)[0]).items() if block.abs().max() > 0
+        name
+        for name, block in run.problem.layout.blocks((view.grads - view.raw_grads)[0]).items()
+        if block.abs().max() > 0
     }
     assert touched and all(name.startswith("encoders.") for name in touched)
 
@@ -266,8 +269,8 @@ def test_numbers_that_are_not_finite_pull_nothing_and_open_nothing():
     state, view = train_step(state, problem, optimizer, stack, rng)
     method = stack.methods["inforeg"]
     broken = {name: torch.full_like(value, math.nan) for name, value in view.features.items()}
-    nan = view.having(features=broken, raw=view.raw.clone())
-    assert torch.equal(method.gradients(nan.raw, nan), nan.raw)
+    nan = view.having(features=broken, raw_grads=view.raw_grads.clone())
+    assert torch.equal(method.gradients(nan.raw_grads, nan), nan.raw_grads)
 
 
 def test_one_modality_or_no_classes_is_refused_with_a_sentence():

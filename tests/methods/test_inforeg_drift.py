@@ -123,7 +123,7 @@ def test_in_the_window_it_wakes_the_weak_modality_more_than_outside():
             run = Training(validated(config, catalog()))
             where, total = run.problem.layout.slices["audio"], 0.0
             for _ in range(config.steps):
-                total += float(run.step().raw[0, where].square().sum())
+                total += float(run.step().raw_grads[0, where].square().sum())
             found = run.problem.evaluate(run.state.theta, "test")
             assert found["accuracy/test"] > 0.97
             alone[arm].append(found["accuracy/test/audio"])

@@ -99,7 +99,7 @@ def test_novembers_pull_is_that_of_the_code_written_down_again():
         gate = totals.index(max(totals))
         means = [sum(([0.0] * 12 + [row[gate] for row in table])[-10 - back :][:10]) / 10 for back in (0, 1)]
         k = (means[0] - means[1]) / means[0] if table else 1.0
-        wanted = view.raw[0].clone()
+        wanted = view.raw_grads[0].clone()
         if k > 0.05:
             where = layout.slices[names[lead]]
             c = 0.95 if lead == gate else 0.1

@@ -54,7 +54,7 @@ class OnTheHost(InfoReg):
         return grads
 
     def commit(self, view):
-        total = view.raw.sum(0)
+        total = view.raw_grads.sum(0)
         slices = [view.problem.layout.slices[m] for m in tiny.WIDTHS]
         self.sums = self.sums + torch.stack([total[where] @ total[where] for where in slices])
         if self.state["taken"] + 1 == self._period():

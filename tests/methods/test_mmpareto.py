@@ -21,7 +21,7 @@ def at(problem, params=None, rows=None):
     """The method, and the view of the first step, with other gradient rows if given."""
     _, (view,), stack = tiny.train(problem, [MMPareto(params)], 1)
     if rows is not None:
-        view = view.having(grads=rows, raw=rows)
+        view = view.having(grads=rows, raw_grads=rows)
     return stack.methods["mmpareto"], view
 
 

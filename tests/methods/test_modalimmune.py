@@ -36,9 +36,9 @@ def test_the_fused_row_is_the_mixture_of_both_losses():
     view, method, problem = one_step(knobs(collapse=0.0, share=0.3))
     full, without = losses_and_rows(problem, view, NAMES[method.state["arm"]])
     torch.testing.assert_close(view.grads[0], 0.7 * full + 0.3 * without, atol=1e-14, rtol=1e-12)
-    assert torch.equal(view.grads[1:-1], view.raw[1:-1])
+    assert torch.equal(view.grads[1:-1], view.raw_grads[1:-1])
     assert not view.grads[-1].any()
-    assert torch.equal(view.features["image"], view.clean["image"])
+    assert torch.equal(view.features["image"], view.clean_features["image"])
 
 
 @pytest.mark.parametrize("micro", [0, 5])
@@ -147,12 +147,12 @@ def test_a_share_of_the_rows_is_left_out():
         _, method, _ = one_step(knobs(share=share, omission="rows"), problem)
         view, _, _ = one_step(knobs(share=share, omission="rows"), problem)
         name = NAMES[method.state["arm"]]
-        features = method.features(view.clean, view.having(step=step))
+        features = method.features(view.clean_features, view.having(step=step))
         found.append((features[name] == 0).all(1).double().mean().item())
         other = next(other for other in NAMES if other != name)
-        assert features[other] is view.clean[other]
+        assert features[other] is view.clean_features[other]
         if step == 0:
-            again = method.features(view.clean, view.having(step=step))
+            again = method.features(view.clean_features, view.having(step=step))
             assert torch.equal(again[name], features[name])
     assert np.mean(found) == pytest.approx(share, abs=5 * (share * (1 - share) / (60 * 96)) ** 0.5)
 
@@ -231,7 +231,7 @@ def test_of_two_modalities_no_other_is_missing_bit_by_bit(omission):
 
 def test_where_rows_lose_one_they_lose_others_as_well():
     view, method, problem = three(batch=64, omission="rows", share=0.5, others=0.5)
-    features = method.features(view.clean, view)
+    features = method.features(view.clean_features, view)
     gone = torch.stack([(z == 0).all(1) for z in features.values()], 1)
     attacked, kept = method.state["arm"], memory.kept(method.params, method.state["arm"], view)
     out = gone[:, attacked]
@@ -264,14 +264,14 @@ def test_what_rows_lose_beside_the_attacked_one_is_filled_alike(neutral):
     view, method, problem = three()
     kept = memory.kept(method.params, method.state["arm"], view)
     name = problem.modalities[method.state["arm"]]
-    features = Omission(problem, 0.5, neutral, kept).features(view.clean, name, view.theta, view.batch)
+    features = Omission(problem, 0.5, neutral, kept).features(view.clean_features, name, view.theta, view.batch)
     blank = view.batch
     for modality in problem.modalities:
         blank = problem.without(blank, modality)
     blank = problem.encode(view.theta, blank)
     for m, (modality, z) in enumerate(features.items()):
         stands = blank[modality] if neutral else torch.zeros_like(z)
-        wanted = torch.where(kept[:, m : m + 1], view.clean[modality], stands)
+        wanted = torch.where(kept[:, m : m + 1], view.clean_features[modality], stands)
         torch.testing.assert_close(z, wanted, atol=1e-14, rtol=0)
 
 
@@ -308,7 +308,7 @@ def test_the_collapse_row_is_the_gradient_of_the_closed_form(pull):
 def test_destruction_never_outweighs_learning():
     view, method, problem = one_step(knobs(collapse=10.0, adaptive=False, clip=0.5))
     where = problem.layout.slices[NAMES[method.state["arm"]]]
-    assert view.raw[-1, where].norm() > view.grads[-1].norm()
+    assert view.raw_grads[-1, where].norm() > view.grads[-1].norm()
     assert view.grads[-1].norm().item() == pytest.approx(0.5 * view.grads[:-1, where].sum(0).norm().item())
 
 
@@ -319,7 +319,7 @@ def test_the_floor_stops_the_collapse():
         params = knobs(collapse=10.0, adaptive=False, floor=floor, share=0.0, explore=1.0, clip=10.0, feedback=0.0)
         state, views, stack = tiny.train(tiny.problem(batch=96), [ModalImmune(params)], 150, tiny.sgd(0.05))
         reference = stack.methods["modalimmune"].state["reference"]
-        now = torch.stack([collapse.rms(z) for z in views[-1].clean.values()])
+        now = torch.stack([collapse.rms(z) for z in views[-1].clean_features.values()])
         scales[floor] = (now / reference).min().item()
         if floor:
             assert stack.methods["modalimmune"].state["counts"]["floor"] > 0

@@ -52,7 +52,7 @@ def test_strength_severity_and_richness_are_reported_as_the_collapse_has_them():
     records = {record.name: record.value for record in method.report(view) if record.kind == "scalar"}
     shares = method.state["drawn"] / method.state["drawn"].sum()
     total = 0.0
-    for m, (name, z) in enumerate(view.clean.items()):
+    for m, (name, z) in enumerate(view.clean_features.items()):
         ratio, richness = collapse.spectral_ratio(z).item(), method.state["richness"][m].item()
         severity = 1 - ratio / method.state["rich"][m].item()
         strength = looks.collapsed(method.params, method.state, z, name, view)[0]
@@ -79,7 +79,7 @@ def test_the_references_follow_what_is_not_attacked_and_no_other(track):
         arm, (state, view) = method.state["arm"], train_step(state, problem, optimizer, stack, rng)
         assert (arm < 0) == (step < 3)
         weight = 0.1 if step < 3 else 0.01
-        for m, z in enumerate(view.clean.values()):
+        for m, z in enumerate(view.clean_features.values()):
             if m != arm and (arm < 0 or track == "unattacked"):
                 scale[m] += weight * (collapse.rms(z) - scale[m])
                 rich[m] += weight * (collapse.spectral_ratio(z) - rich[m])

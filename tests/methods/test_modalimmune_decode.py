@@ -71,7 +71,9 @@ def test_a_state_of_before_the_term_goes_on_and_the_first_batch_begins_the_momen
     stack = stack.having(method)
     state, view = train_step(state, problem, optimizer, stack, rng)
     assert not view.grads[-1].any(), "no decoder yet"
-    torch.testing.assert_close(method.state["decoders"]["mean"], torch.cat(list(view.clean.values()), 1).mean(0))
+    torch.testing.assert_close(
+        method.state["decoders"]["mean"], torch.cat(list(view.clean_features.values()), 1).mean(0)
+    )
     state, view = train_step(state, problem, optimizer, stack, rng)
     assert view.grads[-1].any()
     method = method.tuned("decode", 0.0)

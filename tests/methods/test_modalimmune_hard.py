@@ -100,10 +100,12 @@ def test_a_broken_loss_teaches_the_controller_nothing():
     state = memory.fresh({name: torch.randn(4, 3) for name in NAMES}, torch.zeros(5), torch.ones(2).bool()) | {"arm": 0}
     assert memory.paid(knobs(), state, [0], [torch.nan], 1.0) == {}
     view, method, _ = one_step(ModalImmune.Params(**NOW, meta_every=1))
-    nan = torch.full_like(view.raw, torch.nan)
+    nan = torch.full_like(view.raw_grads, torch.nan)
     broken = {name: torch.tensor(torch.nan, dtype=torch.float64) for name in view.losses}
-    features = {name: z * torch.nan for name, z in view.clean.items()}
-    after = method.commit(view.having(raw=nan, grads=nan, losses=broken, clean=features, features=features))
+    features = {name: z * torch.nan for name, z in view.clean_features.items()}
+    after = method.commit(
+        view.having(raw_grads=nan, grads=nan, losses=broken, clean_features=features, features=features)
+    )
     for key in ("weights", "reference", "offset", "rich"):
         assert torch.equal(after[key], method.state[key]), key
 
@@ -120,7 +122,7 @@ def test_the_report_shows_what_the_state_holds():
     assert matrix.shape == (4, 21)
     np.testing.assert_allclose(matrix[:2].sum(0), 1.0)
     np.testing.assert_allclose(matrix[2:].sum(0), 1.0)
-    batch = views[-1].clean
+    batch = views[-1].clean_features
     for name in NAMES:
         share = collapse.spectral_ratio(batch[name]).item() / collapse.most(batch[name])
         assert records[f"modalimmune/ratio/{name}"].value == pytest.approx(share)

@@ -32,7 +32,7 @@ def stepped(problem=None, step: int = 1, **knobs):
 
 def lost(view) -> dict[str, torch.Tensor]:
     """Which rows of which modality differ from what was encoded."""
-    return {name: (view.features[name] != view.clean[name]).any(1) for name in view.clean}
+    return {name: (view.features[name] != view.clean_features[name]).any(1) for name in view.clean_features}
 
 
 @pytest.mark.parametrize("rescue", RESCUES)
@@ -78,7 +78,7 @@ def test_dropped_features_are_zero_and_kept_ones_are_not_rescaled():
     for name, rows in lost(view).items():
         assert 10 < rows.sum() < 80
         assert view.features[name][rows].abs().max() == 0
-        assert torch.equal(view.features[name][~rows], view.clean[name][~rows])
+        assert torch.equal(view.features[name][~rows], view.clean_features[name][~rows])
     assert not (lost(view)["image"] & lost(view)["text"]).any()
 
 
@@ -90,11 +90,11 @@ def test_rows_are_lost_together_only_where_all_may_vanish():
 def test_a_lost_modality_has_no_influence_and_no_gradient():
     problem = tiny.problem(heads=True)
     view, method = stepped(problem, rates="image=1.0", p=0.0, fill="zero")
-    assert view.raw[0, problem.layout.slices["image"]].abs().max() == 0
+    assert view.raw_grads[0, problem.layout.slices["image"]].abs().max() == 0
     names = [n for n in problem.layout.shapes if n.startswith("encoders.image")]
-    for row in view.raw:
+    for row in view.raw_grads:
         assert all(problem.layout.blocks(row)[name].abs().max() == 0 for name in names)
-    assert view.raw[0, problem.layout.slices["text"]].abs().max() > 0
+    assert view.raw_grads[0, problem.layout.slices["text"]].abs().max() > 0
 
 
 def test_a_batch_is_lost_at_once():
@@ -109,7 +109,7 @@ def test_masks_are_a_function_of_seed_and_step():
     problem = tiny.problem()
     view, method = stepped(problem, p=0.5)
     again, later, other = (
-        method.features(view.clean, v)["image"] for v in (view, view.having(step=9), view.having(rng=Rng(8)))
+        method.features(view.clean_features, v)["image"] for v in (view, view.having(step=9), view.having(rng=Rng(8)))
     )
     assert torch.equal(again, view.features["image"])
     assert not torch.equal(again, later) and not torch.equal(again, other)
@@ -135,7 +135,9 @@ def test_neutral_filling_is_the_same_as_a_neutral_input():
 def test_mean_filling_is_the_mean_of_the_batch():
     view, _ = stepped(p=0.5, fill="mean")
     for name, rows in lost(view).items():
-        torch.testing.assert_close(view.features[name][rows], view.clean[name].mean(0).expand(int(rows.sum()), -1))
+        torch.testing.assert_close(
+            view.features[name][rows], view.clean_features[name].mean(0).expand(int(rows.sum()), -1)
+        )
 
 
 def test_single_rates_replace_the_common_one():
@@ -190,7 +192,7 @@ def test_pieces_of_a_batch_draw_for_themselves_and_the_report_knows(per):
 def test_nothing_is_reported_where_nothing_can_be_lost():
     view, method = stepped(p=0.0)
     assert list(method.report(view)) == []
-    assert method.features(view.clean, view) is view.clean
+    assert method.features(view.clean_features, view) is view.clean_features
 
 
 @pytest.mark.parametrize("knobs", [{}, {"rescue": "none"}, {"per": "batch"}, {"fill": "zero"}])
@@ -199,7 +201,7 @@ def test_it_trains_under_infonce(knobs):
     problem = Multimodal("tiny", "Tiny", parts, lambda: tiny.Net(False).double(), InfoNce(0.2), Rng(0), batch=16)
     state, views, _ = tiny.train(problem, [ModDrop(ModDrop.Params(p=0.4, **knobs))], 30)
     assert state.theta.isfinite().all()
-    assert any(not torch.equal(view.features["text"], view.clean["text"]) for view in views)
+    assert any(not torch.equal(view.features["text"], view.clean_features["text"]) for view in views)
 
 
 @pytest.mark.parametrize("count", [1, 2, 10])

@@ -52,9 +52,9 @@ def test_only_the_leading_encoder_is_scaled(heads):
     behind = min(scores, key=scores.get)
     factor = 1 - math.tanh(0.5 * float(scores[leader] / scores[behind]))
     slices = problem.layout.slices
-    torch.testing.assert_close(view.grads[:, slices[leader]], factor * view.raw[:, slices[leader]])
+    torch.testing.assert_close(view.grads[:, slices[leader]], factor * view.raw_grads[:, slices[leader]])
     for part in (behind, "shared"):
-        assert torch.equal(view.grads[:, slices[part]], view.raw[:, slices[part]])
+        assert torch.equal(view.grads[:, slices[part]], view.raw_grads[:, slices[part]])
 
 
 def test_heads_give_the_scores_where_there_are_some():
@@ -78,7 +78,7 @@ def test_without_heads_the_other_features_are_zero():
 def test_regularisers_are_left_alone():
     problem = tiny.problem(heads=True)
     view, method = one_step(problem, OgmGe.Params(alpha=0.5, ge=True))
-    rows = torch.cat([view.raw, torch.ones_like(view.raw[:1])])
+    rows = torch.cat([view.raw_grads, torch.ones_like(view.raw_grads[:1])])
     changed = method.gradients(rows, view.having(losses=view.losses | {"reg/other": torch.zeros(())}))
     assert torch.equal(changed[-1], rows[-1])
     assert not torch.equal(changed[0], rows[0])
@@ -86,13 +86,13 @@ def test_regularisers_are_left_alone():
 
 def test_neutral_dose_returns_the_rows_as_they_are():
     view, _ = one_step(tiny.problem(), OgmGe.Params(**OgmGe.neutral))
-    assert torch.equal(view.grads, view.raw)
+    assert torch.equal(view.grads, view.raw_grads)
 
 
 def test_the_window_is_kept():
     problem = tiny.problem()
     _, views, _ = tiny.train(problem, [OgmGe(OgmGe.Params(alpha=0.5, start=2, stop=5))], 8)
-    changed = [not torch.equal(view.grads, view.raw) for view in views]
+    changed = [not torch.equal(view.grads, view.raw_grads) for view in views]
     assert changed == [False, False, True, True, True, False, False, False]
 
 
@@ -100,11 +100,13 @@ def test_noise_has_the_size_of_each_unmodulated_tensor():
     problem = tiny.problem(heads=True)
     view, method = one_step(problem, OgmGe.Params(alpha=0.0, ge=True))
     wheres = [where for name in tiny.WIDTHS for where in places(problem.layout, name, False)]
-    draws = torch.stack([method.gradients(view.raw, view.having(step=step)) for step in range(4000)]) - view.raw
+    draws = (
+        torch.stack([method.gradients(view.raw_grads, view.having(step=step)) for step in range(4000)]) - view.raw_grads
+    )
     assert draws[:, 1:].abs().max() == 0
     assert draws[:, :, problem.layout.slices["shared"]].abs().max() == 0
     for where in wheres:
-        noise, wanted = draws[:, 0, where], float(view.raw[:, where].sum(0).std())
+        noise, wanted = draws[:, 0, where], float(view.raw_grads[:, where].sum(0).std())
         # a standard deviation from n normal draws has the standard error std/√(2n), a mean std/√n; five of each
         n = noise.numel()
         assert float(noise.std()) == pytest.approx(wanted, abs=5 * wanted / math.sqrt(2 * n))
@@ -113,7 +115,7 @@ def test_noise_has_the_size_of_each_unmodulated_tensor():
 
 def test_noise_is_a_function_of_the_step():
     view, method = one_step(tiny.problem(), OgmGe.Params())
-    first, again, later = (method.gradients(view.raw, view.having(step=step)) for step in (3, 3, 4))
+    first, again, later = (method.gradients(view.raw_grads, view.having(step=step)) for step in (3, 3, 4))
     assert torch.equal(first, again)
     assert not torch.equal(first, later)
 

@@ -20,11 +20,11 @@ def at(heads=False, batch=16, **knobs):
 
 
 def dropped(found, view):
-    return {name: ((found[name] == 0) & (view.clean[name] != 0)).all(1) for name in found}
+    return {name: ((found[name] == 0) & (view.clean_features[name] != 0)).all(1) for name in found}
 
 
 def leader(view):
-    found = ratios(view.clean, view)
+    found = ratios(view.clean_features, view)
     return max(found, key=found.get), min(found, key=found.get), found
 
 
@@ -44,7 +44,7 @@ def test_the_probability_is_clipped_to_one():
 def test_the_lead_is_ogms_before_the_drop(heads):
     _, view = at(heads=heads, base=0.0)
     scores = {name: confidence(z, view.batch.y) for name, z in alone(view).items()}
-    found = ratios(view.clean, view)
+    found = ratios(view.clean_features, view)
     assert float(found["image"]) == pytest.approx(float(scores["image"] / scores["text"]))
     assert float(found["image"] * found["text"]) == pytest.approx(1.0)
 
@@ -55,7 +55,7 @@ def test_only_rows_of_the_leader_are_dropped_and_as_often_as_the_probability_say
     q = float(probability(found[ahead], 0.4, 0.5))
     lost = torch.zeros(0, dtype=torch.bool)
     for step in range(100):
-        mask = dropped(method.features(view.clean, view.having(step=step)), view)
+        mask = dropped(method.features(view.clean_features, view.having(step=step)), view)
         assert not mask[behind].any()
         lost = torch.cat([lost, mask[ahead]])
     assert abs(float(lost.double().mean()) - q) < 5 * math.sqrt(q * (1 - q) / len(lost))
@@ -63,16 +63,18 @@ def test_only_rows_of_the_leader_are_dropped_and_as_often_as_the_probability_say
 
 def test_a_share_of_the_batches_is_treated():
     method, view = at(base=1.0, alpha=0.0, execute=0.7)
-    treated = [method.features(view.clean, view.having(step=step)) is not view.clean for step in range(2000)]
+    treated = [
+        method.features(view.clean_features, view.having(step=step)) is not view.clean_features for step in range(2000)
+    ]
     assert abs(sum(treated) / 2000 - 0.7) < 5 * math.sqrt(0.7 * 0.3 / 2000)
 
 
 def test_a_certain_drop_leaves_the_weakest_whole():
     method, view = at(base=1.0, rescale=False, **ALWAYS)
     ahead, behind, _ = leader(view)
-    found = method.features(view.clean, view)
+    found = method.features(view.clean_features, view)
     assert found[ahead].abs().max() == 0
-    assert torch.equal(found[behind], view.clean[behind])
+    assert torch.equal(found[behind], view.clean_features[behind])
 
 
 def test_rescaling_divides_by_the_mean_share_that_is_kept():
@@ -80,21 +82,21 @@ def test_rescaling_divides_by_the_mean_share_that_is_kept():
     scaled, _ = at(rescale=True, **ALWAYS)
     ahead, _, found = leader(view)
     q = float(probability(found[ahead], 0.4, 0.5))
-    one, other = plain.features(view.clean, view), scaled.features(view.clean, view)
+    one, other = plain.features(view.clean_features, view), scaled.features(view.clean_features, view)
     for name in one:
         torch.testing.assert_close(other[name], one[name] / (1 - q / 2))  # two modalities of one width
 
 
 def test_rows_that_stay_are_untouched_without_rescaling():
     method, view = at(rescale=False, **ALWAYS)
-    found = method.features(view.clean, view)
+    found = method.features(view.clean_features, view)
     for name, mask in dropped(found, view).items():
-        assert torch.equal(found[name][~mask], view.clean[name][~mask])
+        assert torch.equal(found[name][~mask], view.clean_features[name][~mask])
 
 
 def test_dropped_rows_send_no_gradient():
     method, view = at(rescale=False, **ALWAYS)
-    clean = {name: h.detach().requires_grad_() for name, h in view.clean.items()}
+    clean = {name: h.detach().requires_grad_() for name, h in view.clean_features.items()}
     found = method.features(clean, view)
     slopes = torch.autograd.grad(sum(h.sum() for h in found.values()), list(clean.values()))
     for slope, (name, mask) in zip(slopes, dropped(found, view).items(), strict=True):
@@ -105,7 +107,7 @@ def test_dropped_rows_send_no_gradient():
 def test_drops_are_a_function_of_the_step():
     method, view = at(**ALWAYS)
     ahead, _, _ = leader(view)
-    first, again, later = (method.features(view.clean, view.having(step=step))[ahead] for step in (3, 3, 4))
+    first, again, later = (method.features(view.clean_features, view.having(step=step))[ahead] for step in (3, 3, 4))
     assert torch.equal(first, again)
     assert not torch.equal(first, later)
 
@@ -113,7 +115,7 @@ def test_drops_are_a_function_of_the_step():
 def test_the_window_is_kept():
     params = Opm.Params(start=2, stop=5, **ALWAYS)
     _, views, _ = tiny.train(tiny.problem(), [Opm(params)], 8)
-    changed = [any(not torch.equal(v.features[n], v.clean[n]) for n in v.clean) for v in views]
+    changed = [any(not torch.equal(v.features[n], v.clean_features[n]) for n in v.clean_features) for v in views]
     assert changed == [False, False, True, True, True, False, False, False]
 
 

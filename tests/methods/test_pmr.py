@@ -44,7 +44,7 @@ def test_later_passes_come_after_each_epoch_and_keep_momentum():
     method, views = at(problem, steps=6, momentum=0.2)
     batch = problem.batch(6)
     old = means(problem, problem.init(), [problem.batch(0)])
-    new = means(problem, views[-1].theta + views[-1].moved, [batch])
+    new = means(problem, views[-1].theta + views[-1].applied_update, [batch])
     for name, value in method.state["prototypes"].items():
         torch.testing.assert_close(value, 0.2 * old[name] + 0.8 * new[name])
 
@@ -118,12 +118,12 @@ def test_the_term_is_the_cross_entropy_of_the_slower_modality_alone(weights):
     problem = tiny.problem()
     method, (view,) = at(problem, alpha=0.7, weights=weights)
     y, p = view.batch.y, method.state["prototypes"]
-    similar = {n: -(h[:, None] - p[n]).norm(dim=-1) for n, h in view.clean.items()}
+    similar = {n: -(h[:, None] - p[n]).norm(dim=-1) for n, h in view.clean_features.items()}
     scores = {n: float(confidence(z, y)) for n, z in similar.items()}
     slow, fast = min(scores, key=scores.get), max(scores, key=scores.get)
     beta = 1.0 if weights == "switch" else min(scores[fast] / scores[slow] - 1, 1.0)
     assert float(method.losses(view)) == pytest.approx(0.7 * beta * float(F.cross_entropy(similar[slow], y)))
-    row = dict(zip(view.losses, view.raw, strict=True))["reg/pmr"]
+    row = dict(zip(view.losses, view.raw_grads, strict=True))["reg/pmr"]
     parts = problem.layout.split(row)
     assert parts[slow].norm() > 0
     assert parts[fast].abs().max() == 0 and parts["shared"].abs().max() == 0
@@ -133,7 +133,7 @@ def test_no_dose_or_a_step_outside_the_window_gives_an_empty_row():
     for knobs in ({"alpha": 0.0}, {"start": 3}, {"stop": 1, "start": 1}):
         _, (view,) = at(**knobs)
         assert float(view.losses["reg/pmr"]) == 0.0
-        assert view.raw[-1].abs().max() == 0
+        assert view.raw_grads[-1].abs().max() == 0
     _, (view,) = at(start=0, stop=1)
     assert float(view.losses["reg/pmr"]) > 0
 

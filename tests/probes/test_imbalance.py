@@ -184,7 +184,7 @@ def test_weights_move_away_from_the_first_ones():
     records, layout = measured(Imbalance(), snap), snap.problem.layout
     for m in snap.problem.modalities:
         where = layout.mask(m).bool()
-        size, moved = snap.theta[where].norm(), snap.view.moved[where].norm()
+        size, moved = snap.theta[where].norm(), snap.view.applied_update[where].norm()
         drift = (snap.theta - snap.problem.init())[where].norm()
         assert records[f"imbalance/drift/{m}"].value == pytest.approx(drift.item())
         assert records[f"imbalance/relative_update/{m}"].value == pytest.approx((moved / size).item())

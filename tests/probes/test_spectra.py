@@ -35,7 +35,7 @@ def noisy(*methods, micro: int = 0, **settings):
     for i, piece in enumerate(pieces):
         rng = snap.rng.within("spectra").within(f"piece{i}")
         clean = snap.problem.encode(snap.theta, piece)
-        view = View(snap.step, snap.theta, piece, snap.problem, rng, clean=clean)
+        view = View(snap.step, snap.theta, piece, snap.problem, rng, clean_features=clean)
         changed.append(snap.stack.chain("features", clean, view))
     return snap, {m: torch.cat([c[m] for c in changed]) for m in changed[0]}
 

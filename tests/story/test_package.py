@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 import zipfile
 from pathlib import Path
 
@@ -108,7 +109,9 @@ def test_the_demo_runs_and_every_page_loads(browser, installed, tmp_path):
             assert page.locator("[data-testid=stException]").count() == 0, name
         assert not page.problems
     finally:
-        os.killpg(program.pid, signal.SIGTERM)
-        program.wait(20)
+        program.terminate()
+        assert program.wait(20) in (0, -signal.SIGTERM, 128 + signal.SIGTERM)
+        with pytest.raises(OSError):  # the server ended with it
+            urllib.request.urlopen(f"http://localhost:{port}/_stcore/health", timeout=5)
         for home in runs.glob("*/"):
             end(home)

@@ -23,7 +23,7 @@ def through_encoders(view: View, incoming: Mapping[str, Tensor]) -> Tensor:
         start = here.stop
         with torch.enable_grad():
             encoded = view.problem.encode(theta, piece)
-        kept = {n: (view.features[n][here] != 0) | (view.clean[n][here] == 0) for n in incoming}
+        kept = {n: (view.features[n][here] != 0) | (view.clean_features[n][here] == 0) for n in incoming}
         names = [n for n in incoming if encoded[n].requires_grad]
         if names:
             weights = [incoming[n][here] * kept[n] for n in names]

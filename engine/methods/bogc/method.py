@@ -167,7 +167,7 @@ class Bogc(Method):
         incoming = {}
         for name, found in self._calibrated(view).items():
             where = encoder(view.problem.layout, name)
-            kept = maths.kept_shares(grads, view.raw, self._rows(found.sources, view), where)
+            kept = maths.kept_shares(grads, view.raw_grads, self._rows(found.sources, view), where)
             calibrated = found.factor * found.calibration.parts - found.moments.plain
             incoming[name] = (self.params.dose / len(view.batch)) * torch.einsum("k,kbd->bd", kept, calibrated)
         return total + torch.where(finite, through_encoders(view, incoming), 0.0)
@@ -247,7 +247,7 @@ class Bogc(Method):
     def _cosines(self, view: View) -> Tensor:
         """Return for each modality the smallest cosine of two losses' gradients on its encoder, (M,)."""
         rows = [i for i, name in enumerate(view.losses) if not name.startswith("reg/")]
-        raw = view.raw if len(rows) == len(view.raw) else view.raw[rows]
+        raw = view.raw_grads if len(rows) == len(view.raw_grads) else view.raw_grads[rows]
         pieces = [columns(raw, encoder(view.problem.layout, name)) for name in view.problem.modalities]
         return maths.smallest_cosines(torch.stack([piece @ piece.T for piece in pieces]))
 

@@ -25,7 +25,7 @@ features as they are; X̃ - X is a constant for the gradient.
 *Remembers*: nothing.
 
 *Composes with*: every objective. Accumulated batches get noise piece by piece, each from its own singular values, so S
-depends on `micro`. GANI sees the larger gradient variance: lower its sigma. Collapse terms should read `view.clean`,
+depends on `micro`. GANI sees the larger gradient variance: lower its sigma. Collapse terms should read the clean features,
 since noise fills small singular values. ModDrop comes after it, so that a lost modality is lost without noise. A
 learnable temperature could undo the noise.
 
@@ -195,15 +195,15 @@ class FaNoise(Method):
         rows, size = len(view.batch), view.problem.micro
         if 0 < size < rows:
             view = view.having(rng=view.rng.within("piece0"))
-            view = view.having(clean={name: h[:size] for name, h in view.clean.items()})
-        yield from report.pairs(view.clean, view.losses, _temperature(view))
+            view = view.having(clean_features={name: h[:size] for name, h in view.clean_features.items()})
+        yield from report.pairs(view.clean_features, view.losses, _temperature(view))
         if self._dose(view) == 0.0:
             return
         if self.params.sizing == "alpha":
             yield Scalar("fanoise/alpha", self._dose(view), mode=f"{self.params.scaling}, in units of a row")
-        safe = view.having(clean=maths.finite_or_zero(view.clean))
+        safe = view.having(clean_features=maths.finite_or_zero(view.clean_features))
         for name in chosen(self.params.side, view.problem.modalities):
-            if view.clean[name].isfinite().all():
+            if view.clean_features[name].isfinite().all():
                 yield from self._seen(name, safe)
 
     def _dose(self, view: View) -> float:
@@ -235,15 +235,15 @@ class FaNoise(Method):
 
     def _seen(self, name: str, view: View) -> Iterator[Record]:
         """Yield what the noise of this step did to one modality."""
-        p, h, tau = self.params, view.clean[name], _temperature(view)
+        p, h, tau = self.params, view.clean_features[name], _temperature(view)
         x, unit = maths.framed(h, p.order, p.relative)
         form = self._design.form(x)
-        alpha = float(self._alpha(name, form, view.clean, view))
+        alpha = float(self._alpha(name, form, view.clean_features, view))
         if p.sizing == "logits":
             yield Scalar(f"fanoise/alpha/{name}", alpha, mode=f"{p.scaling}, for the noise of a logit that is set")
         if tau:
-            yield report.logit_noise(name, form, alpha, x, view.clean, tau)
-        noisy = self._noisy(name, view.clean, view) / unit.clamp(min=torch.finfo(h.dtype).tiny)
+            yield report.logit_noise(name, form, alpha, x, view.clean_features, tau)
+        noisy = self._noisy(name, view.clean_features, view) / unit.clamp(min=torch.finfo(h.dtype).tiny)
         yield from report.shown(name, self._design, form, x, noisy, alpha, _drawer(name, view))
 
 

@@ -147,7 +147,9 @@ class InfoReg(Method):
         """
         s, encoders, alpha, rows = self.state, self._encoders(view), self._alpha(view), maths.objectives(view.losses)
         # a list of numbers as an index would be copied to the device
-        kept = view.raw if len(rows) == len(view.raw) else torch.stack([view.raw[row] for row in rows])
+        kept = (
+            view.raw_grads if len(rows) == len(view.raw_grads) else torch.stack([view.raw_grads[row] for row in rows])
+        )
         grad = kept[0] if len(rows) == 1 else kept.sum(0)
         measured = own = maths.squares(grad, encoders)
         pull = alpha * maths.encoder_squares(s["drift"], encoders).sqrt()
@@ -156,7 +158,7 @@ class InfoReg(Method):
             measured = maths.weight_squares(whole, view.problem.layout, view.problem.modalities)
         sums = torch.stack([own[:-1], own[:-1].sqrt(), pull, alpha, (alpha > 0).to(alpha.dtype)])
         state = s | {
-            "drift": s["drift"] + view.moved,
+            "drift": s["drift"] + view.applied_update,
             "total": s["total"] + grad,
             "squares": s["squares"] + measured,
             "sums": s["sums"] + sums,
@@ -238,7 +240,7 @@ class InfoReg(Method):
     def _alpha(self, view: View) -> Tensor:
         """Return the factor of each modality's pull (M,), 0 for none."""
         s, form = self.state, self._form()
-        rows = view.raw.untyped_storage()
+        rows = view.raw_grads.untyped_storage()
         # commit asks again for what gradients asked, so the answer is kept with the very rows that it was asked for
         if not self._known or self._known[0] is not s or self._known[1] is not rows:
             gap = imbalance.performance_gap(maths.scores(_alone(view), view.batch.y, form.score))

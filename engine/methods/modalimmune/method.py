@@ -155,8 +155,8 @@ class ModalImmune(Method):
         backward pass finds both; `gradients` takes them apart.
         """
         name, total, state = self._attacked(view), view.theta[:0].sum(), self.state
-        if name and view.clean[name].requires_grad and len(view.clean[name]) > 1:
-            weight, pull, ratio = looks.collapsed(self.params, state, view.clean[name], name, view)
+        if name and view.clean_features[name].requires_grad and len(view.clean_features[name]) > 1:
+            weight, pull, ratio = looks.collapsed(self.params, state, view.clean_features[name], name, view)
             total = weight * (pull + ratio)
         if self._rides:
             name = view.problem.modalities[state["arm"]]
@@ -164,7 +164,7 @@ class ModalImmune(Method):
             blind = left.share * left.loss(view.features, name, view.theta, view.batch)
             total = total + (blind - blind.detach())
         if self.params.decode > 0.0:
-            missed = decoders.term(view.clean, self.state.get("decoders"), self.state["arm"])
+            missed = decoders.term(view.clean_features, self.state.get("decoders"), self.state["arm"])
             total = total + self.params.decode * missed
         return total
 
@@ -180,10 +180,10 @@ class ModalImmune(Method):
             return grads
         grads, fused, own = grads.clone(), rows.index("fused"), rows.index("reg/modalimmune")
         where = view.problem.layout.slices[name] if name else slice(0)
-        push = view.raw[own, where]
+        push = view.raw_grads[own, where]
         if self._rides:
             grads[own] = 0.0
-            grads[fused] = grads[fused].mul(1.0 - share).add_(view.raw[own])
+            grads[fused] = grads[fused].mul(1.0 - share).add_(view.raw_grads[own])
             grads[fused, where] -= push
         elif self._mixes:
             arm, pieces = self.state["arm"], view.batch.chunks(view.problem.micro)
@@ -192,7 +192,7 @@ class ModalImmune(Method):
             grads[fused] = grads[fused].lerp(blind, share)
         if name:
             main = sum(grads[i, where] for i, row in enumerate(rows) if not row.startswith("reg/"))
-            push = push - p.feedback * view.raw[fused, where]
+            push = push - p.feedback * view.raw_grads[fused, where]
             push = looks.mask(p, self.state, push, name, view) * push
             grads[own, where] = collapse.clipped(push, p.clip * main.norm().item())
         return grads
@@ -201,19 +201,19 @@ class ModalImmune(Method):
         """Return the state with this step's rewards, scales and curvature in it, and the arm of the next step."""
         p, arm, names, rows = self.params, self.state["arm"], view.problem.modalities, list(view.losses)
         sound = math.isfinite(view.losses["fused"])
-        changes, scales = memory.watched(p, self.state, view.clean, view.raw[rows.index("fused")], sound)
+        changes, scales = memory.watched(p, self.state, view.clean_features, view.raw_grads[rows.index("fused")], sound)
         state = self.state | changes
         if arm >= 0:
             arms = [arm] if p.controller == "exp3" else list(range(len(names)))
             state |= memory.paid(p, state, arms, *self._losses_without([names[m] for m in arms], view))
             where, own = view.problem.layout.slices.get(names[arm], slice(0)), rows.index("reg/modalimmune")
-            pushed, kept = (x[own, where].any().item() for x in (view.raw, view.grads))
+            pushed, kept = (x[own, where].any().item() for x in (view.raw_grads, view.grads))
             state |= memory.counted(p, state, scales, pushed and not kept)
             due = p.meta_every and state["age"] - state["tuned"] >= p.meta_every
             acts = pushed and kept and p.collapse > 0
             if due and sound and (acts or memory.by_share(p)):
                 state |= memory.tuned(p, state, looks.hypergradient(p, state, names[arm], view, acts))
-        state |= decoders.remembered(p.decode, state, view.clean)
+        state |= decoders.remembered(p.decode, state, view.clean_features)
         state |= memory.following(p, state, view.rng, view.step + 1)
         return state | looks.looked(p, state, view)
 
@@ -225,8 +225,8 @@ class ModalImmune(Method):
         step, arm = state["trace"][view.step % memory.WINDOW, :2].int().tolist()
         attacked = names[arm] if step == view.step and arm >= 0 else ""
         where = view.problem.layout.slices.get(attacked, slice(0))
-        blocks = view.raw[:, where], view.grads[:, where]
-        yield from report.records(self.params, state, view.clean, change, blocks, list(view.losses))
+        blocks = view.raw_grads[:, where], view.grads[:, where]
+        yield from report.records(self.params, state, view.clean_features, change, blocks, list(view.losses))
         if self.params.share > 0:
             left = memory.kept(self.params, names.index(attacked) if attacked else -1, view)
             yield from report.about_the_rows(self.params, len(names), left)
@@ -252,6 +252,9 @@ class ModalImmune(Method):
         if self.params.omission == "mixture":
             base, full = view.features, view.losses["fused"]
         else:
-            base, full = view.clean, view.problem.objectives(view.theta, view.clean, view.batch)[0]["fused"]
+            base, full = (
+                view.clean_features,
+                view.problem.objectives(view.theta, view.clean_features, view.batch)[0]["fused"],
+            )
         left = looks.omission(self.params, self.state, view)
         return left.losses(base, names, view.theta, view.batch).tolist(), full.item()
