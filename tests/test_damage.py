@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from modalscape.engine import actions
-from modalscape.engine import cli as program
+from modalscape.engine import actions, cli as program
 from modalscape.engine.client.handle import Busy, RunHandle, runs
 from modalscape.engine.config import DEFAULTS
 from modalscape.engine.errors import InputError

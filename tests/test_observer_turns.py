@@ -13,7 +13,7 @@ from modalscape.engine.runtime.observer import Observer
 from modalscape.engine.runtime.schedule import Schedule
 
 LIGHT = ("spectra", "imbalance", "evidence", "generalization", "robustness", "trajectory")
-DEAR = ("hessian", "landscape", "sharpness", "stability")
+COSTLY = ("hessian", "landscape", "sharpness", "stability")
 PIECE = 0.3
 """Seconds between two reports of progress."""
 
@@ -81,26 +81,26 @@ def test_first_pictures_come_soon_and_everything_stays_fresh(monkeypatch):
     stage = Stage(monkeypatch, costs).go(300)
     assert max(stage.first[name] for name in LIGHT) < 5.0 and max(stage.first.values()) < 10.0, stage.first
     assert max(stage.gaps[name] for name in LIGHT) < 10.0, stage.gaps
-    assert max(stage.gaps[name] for name in DEAR) < 60.0, stage.gaps
+    assert max(stage.gaps[name] for name in COSTLY) < 60.0, stage.gaps
 
 
 def test_on_a_slow_machine_what_costs_much_gets_on_beside_what_costs_little(monkeypatch):
-    costs = dict.fromkeys(LIGHT, 2.0) | dict.fromkeys(DEAR, 20.0)
+    costs = dict.fromkeys(LIGHT, 2.0) | dict.fromkeys(COSTLY, 20.0)
     stage = Stage(monkeypatch, costs).go(1200)
-    dear = sum(stage.spent[name] for name in DEAR)
-    assert 0.6 < dear / sum(stage.spent.values()) < 0.8, "two thirds"
-    assert max(stage.gaps[name] for name in DEAR) < 200.0, stage.gaps
+    costly = sum(stage.spent[name] for name in COSTLY)
+    assert 0.6 < costly / sum(stage.spent.values()) < 0.8, "two thirds"
+    assert max(stage.gaps[name] for name in COSTLY) < 200.0, stage.gaps
     assert max(stage.gaps[name] for name in LIGHT) < 60.0, stage.gaps
 
 
-def test_without_dear_measurements_the_others_have_all_the_time_that_they_want(monkeypatch):
+def test_without_costly_measurements_the_others_have_all_the_time_that_they_want(monkeypatch):
     stage = Stage(monkeypatch, dict.fromkeys(LIGHT, 0.35)).go(100)
     assert max(stage.gaps.values()) < 6.0, stage.gaps
 
 
 @pytest.mark.parametrize("asked", ["hessian", "spectra"])
 def test_what_is_asked_for_comes_first_whatever_is_at_work(monkeypatch, asked):
-    costs = dict.fromkeys(LIGHT, 0.35) | dict.fromkeys(DEAR, 20.0)
+    costs = dict.fromkeys(LIGHT, 0.35) | dict.fromkeys(COSTLY, 20.0)
     stage = Stage(monkeypatch, costs)
     start = stage.go(150).now
     stage.ask = {start + 0.1: asked}

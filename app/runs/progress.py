@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 USUAL = {
-    "cheap": "usually takes well under a second",
-    "fair": "usually takes a second or two",
-    "dear": "usually takes some seconds to a minute",
+    "low": "usually takes well under a second",
+    "medium": "usually takes a second or two",
+    "high": "usually takes some seconds to a minute",
 }
 """Cost of a probe to what a page says before it has measured."""
 

@@ -110,8 +110,6 @@ def leave(now: Standing) -> None:
         st.toast("This run has already started.")
 
 
-COSTS = {"cheap": "low", "fair": "medium", "dear": "high"}
-"""Cost of a probe to the word for it on a page."""
 ACTIONS: dict[str, Callable[[Standing, Mapping[str, Any], str], None]] = {
     "go on": lambda now, act, token: resumed(now),
     "leave": lambda now, act, token: leave(now),
@@ -230,7 +228,7 @@ def interval(now: Standing, probe: Mapping[str, Any]) -> None:
     if probe["needs"] and not (now.settings or {}).get(f"{name}.{probe['needs']}"):
         options = sorted({0, int(every)})  # on a schedule it would be refused every time
     words = (
-        f"{probe['title']}: {COSTS[probe['cost']]} cost. Beside the training it is measured as soon as so many steps "
+        f"{probe['title']}: {probe['cost']} cost. Beside the training it is measured as soon as so many steps "
         "have passed and it is its turn; in a run that measures between its steps, exactly at them."
     )
     if live.served():

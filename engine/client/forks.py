@@ -124,7 +124,7 @@ def new_id(parent: str, step: int, four: str) -> str:
     """Return the id of a fork: the parent's, the step and four hexadecimal digits against collisions.
 
     >>> new_id("planted-261128-050112-ab12", 200, "0f3c"), new_id("a" * 80, 7, "0f3c")[-16:]
-    ('planted-261128-050112-ab12-fork-200-0f3c', 'aaa-fork-7-0f3c')
+    ('planted-261128-050112-ab12-fork-200-0f3c', 'aaaa-fork-7-0f3c')
     """
     end = f"-fork-{step}-{four}"
     stem = re.sub(r"[^a-z0-9]+", "-", _FORKED.sub("", parent.lower())).strip("-") or "run"

@@ -71,7 +71,7 @@ class Method:
     measured."""
 
     shown_by: ClassVar[tuple[str, ...]] = ()
-    """Probes whose measurements, too dear for every report, show the method at work."""
+    """Probes whose measurements, too costly for every report, show the method at work."""
 
     @dataclass(frozen=True)
     class Params:

@@ -103,7 +103,7 @@ class Probe:
     every: ClassVar[int]
     """Steps between two measurements, unless the run says otherwise."""
     cost: ClassVar[str]
-    """`cheap`, `fair` or `dear`."""
+    """`low`, `medium` or `high`."""
     usual: ClassVar[bool] = True
     """Whether runs started from the dashboard are measured with it unless told otherwise."""
     needs: ClassVar[str] = ""

@@ -73,7 +73,7 @@ class Problem(Protocol):
     def loss(self, theta: Tensor | Named, batch: Batch) -> Tensor:
         """Return the sum of the losses with no method active; safe under vmap and double backward.
 
-        Parameters come as theta (P,), or named as `layout.held` gives them.
+        Parameters come as theta (P,), or named as `layout.joined` gives them.
         """
 
     def outputs(self, theta: Tensor | Named, batch: Batch) -> dict[str, Tensor]:

@@ -60,8 +60,7 @@ from modalscape.engine.core.method import Method
 from modalscape.engine.core.records import Bars, Record, Scalar
 from modalscape.engine.core.stability import stability_bound
 from modalscape.engine.core.step import View
-from modalscape.engine.maths.gradients import noise_injection as maths
-from modalscape.engine.maths.gradients import noise_ring
+from modalscape.engine.maths.gradients import noise_injection as maths, noise_ring
 from modalscape.engine.maths.gradients.angles import cosine
 from modalscape.engine.maths.gradients.noise_dose import Dose, annealed, stillness, strength, suits
 

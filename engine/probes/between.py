@@ -38,7 +38,7 @@ class Between(Probe):
     name = "between"
     title = "Between runs"
     every = 500
-    cost = "dear"
+    cost = "high"
     usual = False
     needs = "other"
 

@@ -36,7 +36,7 @@ class Escape(Probe):
     name = "escape"
     title = "Escape from sharp places"
     every = 200
-    cost = "dear"
+    cost = "high"
     usual = False
 
     @dataclass(frozen=True)

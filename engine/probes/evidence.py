@@ -22,8 +22,7 @@ from modalscape.engine.maths.gradients.evidence import EVIDENCE, READINGS, SIZES
 from modalscape.engine.maths.gradients.laplace import KINDS
 from modalscape.engine.maths.gradients.last_layer import Head, linear_heads
 from modalscape.engine.maths.progress import tracked
-from modalscape.engine.reports import calibration as told
-from modalscape.engine.reports import gradients
+from modalscape.engine.reports import calibration as told, gradients
 
 
 class Evidence(Probe):
@@ -32,7 +31,7 @@ class Evidence(Probe):
     name = "evidence"
     title = "Gradient evidence"
     every = 100
-    cost = "fair"
+    cost = "medium"
 
     @dataclass(frozen=True)
     class Params:

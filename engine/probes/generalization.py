@@ -28,7 +28,7 @@ class Generalization(Probe):
     name = "generalization"
     title = "Generalization gap"
     every = 100
-    cost = "fair"
+    cost = "medium"
 
     @dataclass(frozen=True)
     class Params:

@@ -38,7 +38,7 @@ class Ggn(Probe):
     name = "ggn"
     title = "GGN and empirical Fisher"
     every = 200
-    cost = "dear"
+    cost = "high"
     usual = False
 
     @dataclass(frozen=True)

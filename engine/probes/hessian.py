@@ -39,7 +39,7 @@ class Hessian(Probe):
     name = "hessian"
     title = "Hessian spectrum"
     every = 100
-    cost = "dear"
+    cost = "high"
 
     @dataclass(frozen=True)
     class Params:

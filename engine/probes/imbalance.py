@@ -80,7 +80,7 @@ class Imbalance(Probe):
     name = "imbalance"
     title = "Modality imbalance"
     every = 50
-    cost = "fair"
+    cost = "medium"
 
     @dataclass(frozen=True)
     class Params:

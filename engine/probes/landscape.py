@@ -67,7 +67,7 @@ class Landscape(Probe):
     name = "landscape"
     title = "Loss landscape"
     every = 200
-    cost = "dear"
+    cost = "high"
 
     @dataclass(frozen=True)
     class Params:

@@ -41,7 +41,7 @@ class PyHessian(Probe):
     name = "pyhessian"
     title = "Check with PyHessian"
     every = 1000
-    cost = "dear"
+    cost = "high"
     usual = False
 
     @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class Reconstruction(Probe):
     name = "reconstruction"
     title = "Reconstruction between modalities"
     every = 50
-    cost = "cheap"
+    cost = "low"
 
     @dataclass(frozen=True)
     class Params:

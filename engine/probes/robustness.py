@@ -40,7 +40,7 @@ class Robustness(Probe):
     name = "robustness"
     title = "Robustness"
     every = 100
-    cost = "fair"
+    cost = "medium"
 
     @dataclass(frozen=True)
     class Params:

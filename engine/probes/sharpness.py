@@ -45,7 +45,7 @@ class Sharpness(Probe):
     name = "sharpness"
     title = "Sharpness measures"
     every = 200
-    cost = "dear"
+    cost = "high"
 
     @dataclass(frozen=True)
     class Params:

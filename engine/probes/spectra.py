@@ -25,8 +25,7 @@ from modalscape.engine.core.probe import Curve, Probe, Record, Scalar, Snapshot,
 from modalscape.engine.core.problem import Batch
 from modalscape.engine.core.step import View
 from modalscape.engine.errors import InputError
-from modalscape.engine.maths.features import feature_noise as noise
-from modalscape.engine.maths.features import singular_values as maths
+from modalscape.engine.maths.features import feature_noise as noise, singular_values as maths
 from modalscape.engine.maths.features.contrastive import normalised
 from modalscape.engine.maths.progress import tracked
 
@@ -52,7 +51,7 @@ class Spectra(Probe):
     name = "spectra"
     title = "Singular values"
     every = 50
-    cost = "cheap"
+    cost = "low"
 
     @dataclass(frozen=True)
     class Params:

@@ -32,7 +32,7 @@ class Stability(Probe):
     name = "stability"
     title = "Edge of stability"
     every = 100
-    cost = "dear"
+    cost = "high"
 
     @dataclass(frozen=True)
     class Params:

@@ -34,7 +34,7 @@ class Trajectory(Probe):
     name = "trajectory"
     title = "Trajectory"
     every = 200
-    cost = "fair"
+    cost = "medium"
 
     @dataclass(frozen=True)
     class Params:

@@ -16,7 +16,7 @@ from modalscape.engine.registry import named
 from modalscape.engine.runtime.inline import Cancelled, broken
 from modalscape.engine.store.home import Gone
 
-_RANK = {"cheap": 0, "fair": 1, "dear": 2}
+_RANK = {"low": 0, "medium": 1, "high": 2}
 
 
 @dataclass
@@ -49,9 +49,9 @@ class Job:
         return self._seconds + (time.perf_counter() - self._since if self._since is not None else 0.0)
 
     @property
-    def dear(self) -> bool:
+    def costly(self) -> bool:
         """Whether measurements of less cost go before it."""
-        return rank(self.probe) == _RANK["dear"]
+        return rank(self.probe) == _RANK["high"]
 
     def work(self) -> None:
         """Let its clock go."""

@@ -115,7 +115,7 @@ class Observer:
         job.before, first = job.seconds, job.probe not in self.begun
         ending = self.bench.advance(job, self._others_first)
         spent = job.seconds - job.before
-        earned = LENT * spent if job.dear else 0.0 if first else -spent
+        earned = LENT * spent if job.costly else 0.0 if first else -spent
         self.credit = min(self.credit + earned, LATE)
         if job.step >= 0:
             self.begun.add(job.probe)
@@ -204,15 +204,15 @@ class Observer:
         first = [probe for probe in due if probe not in self.begun]
         if first:
             return Job(min(first, key=rank))
-        waiting = sorted(self.bench.waiting, key=lambda job: (job.asked is None, job.dear))
-        light, dear = [p for p in due if rank(p) < 2], [p for p in due if rank(p) == 2]
-        if waiting and (waiting[0].asked is not None or not waiting[0].dear):
+        waiting = sorted(self.bench.waiting, key=lambda job: (job.asked is None, job.costly))
+        light, costly = [p for p in due if rank(p) < 2], [p for p in due if rank(p) == 2]
+        if waiting and (waiting[0].asked is not None or not waiting[0].costly):
             return waiting[0]
-        if light and (self.credit >= 0.0 or not (waiting or dear)):
+        if light and (self.credit >= 0.0 or not (waiting or costly)):
             return Job(min(light, key=self._shown))
         if waiting:
             return waiting[0]
-        return Job(min(dear, key=self._shown)) if dear else None
+        return Job(min(costly, key=self._shown)) if costly else None
 
     def _due(self) -> list[str]:
         """Return the scheduled probes of which a newer measurement is wanted."""
@@ -263,7 +263,7 @@ class Observer:
 
     def _others_first(self, job: Job) -> bool:
         """Return whether something goes before the rest of a scheduled measurement that has shown something."""
-        if job.asked is not None or not job.dear or len(self.bench.stack) > 1:
+        if job.asked is not None or not job.costly or len(self.bench.stack) > 1:
             return False
         self.begun.add(job.probe)
         return bool(self.asked) or any(probe not in self.begun for probe in self._due())
@@ -271,7 +271,7 @@ class Observer:
     def _heard(self, job: Job) -> None:
         """Look at the run on the way; let what goes before a measurement have its turn while that is held."""
         self._look()
-        if not job.dear or len(self.bench.stack) > 2:
+        if not job.costly or len(self.bench.stack) > 2:
             return
         if self.asked and job.asked is None and not job.given_up:
             self._advance(self.asked.popleft())

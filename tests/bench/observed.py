@@ -22,7 +22,7 @@ from modalscape.engine.store.writer import RunReader
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 USUAL = [entry["name"] for entry in catalog()["probes"] if entry["usual"] and not entry["needs"]]
-LIGHT = [entry["name"] for entry in catalog()["probes"] if entry["name"] in USUAL and entry["cost"] != "dear"]
+LIGHT = [entry["name"] for entry in catalog()["probes"] if entry["name"] in USUAL and entry["cost"] != "high"]
 STEPS = 10**6
 
 

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import Ridge as Sklearn
-from sklearn.linear_model import RidgeCV
+from sklearn.linear_model import Ridge as Sklearn, RidgeCV
 from sklearn.metrics import r2_score
 
 from modalscape.engine.errors import InputError

@@ -17,8 +17,7 @@ from modalscape.engine.methods.fanoise.method import FaNoise
 from modalscape.engine.runtime.session import Training
 from tests import tiny
 from tests.methods.several import data_file, training
-from tests.methods.test_fanoise import contrastive, drawn, features, scalings
-from tests.methods.test_fanoise import view as plain_view
+from tests.methods.test_fanoise import contrastive, drawn, features, scalings, view as plain_view
 
 TAU = 0.3
 FORMS = [

@@ -9,8 +9,7 @@ import torch
 
 from modalscape.engine.core.layout import Layout
 from modalscape.engine.errors import InputError
-from modalscape.engine.maths.gradients import noise_dose
-from modalscape.engine.maths.gradients import noise_injection as maths
+from modalscape.engine.maths.gradients import noise_dose, noise_injection as maths
 from modalscape.engine.methods.gani import Gani
 from modalscape.engine.methods.isotropic_noise import IsotropicNoise
 from tests import tiny

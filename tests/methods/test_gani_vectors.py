@@ -16,8 +16,7 @@ from modalscape.engine.core.optimizer import Settings
 from modalscape.engine.core.rng import Rng
 from modalscape.engine.core.stability import stability_bound
 from modalscape.engine.core.step import gradient
-from modalscape.engine.maths.gradients import noise_injection as maths
-from modalscape.engine.maths.gradients import noise_ring
+from modalscape.engine.maths.gradients import noise_injection as maths, noise_ring
 from modalscape.engine.methods.gani import Gani
 from modalscape.engine.methods.isotropic_noise import IsotropicNoise
 from tests import tiny

@@ -7,8 +7,7 @@ import torch
 
 from modalscape.engine.core.optimizer import Settings
 from modalscape.engine.core.step import train_step
-from modalscape.engine.methods.modalimmune import collapse, memory
-from modalscape.engine.methods.modalimmune import curvature as looks
+from modalscape.engine.methods.modalimmune import collapse, curvature as looks, memory
 from modalscape.engine.methods.modalimmune.method import ModalImmune
 from tests import tiny
 from tests.methods.immune import FORMER, NOW, built, knobs

@@ -8,8 +8,7 @@ import torch
 from modalscape.engine.core.step import train_step
 from modalscape.engine.maths.curvature.hypergradient import certain, neumann
 from modalscape.engine.maths.curvature.krylov import Products
-from modalscape.engine.methods.modalimmune import collapse, memory
-from modalscape.engine.methods.modalimmune import curvature as looks
+from modalscape.engine.methods.modalimmune import collapse, curvature as looks, memory
 from modalscape.engine.methods.modalimmune.method import ModalImmune
 from modalscape.engine.methods.modalimmune.omission import Omission
 from tests import tiny

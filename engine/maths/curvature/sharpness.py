@@ -80,7 +80,7 @@ def ascent(
     Raises:
         InputError: the loss is not a finite number at `theta` or in the ball, or `rho` is not positive.
 
-    >>> ascent(lambda w: 0.5 * (w @ w), torch.zeros(3), 0.5).rise
+    >>> round(ascent(lambda w: 0.5 * (w @ w), torch.zeros(3), 0.5).rise, 6)
     0.125
     """
     if not rho > 0 or steps < 0:

@@ -123,8 +123,8 @@ class Bogc(Method):
         rows: int = knob(512, 16, 65_536, "Training rows that a posterior sees; scaled to all.", log=True)
         refresh: float = knob(1.0, 0.01, 1000.0, "Epochs between two posteriors.", log=True)
         warmup: float = knob(1.0, 0.0, 1000.0, "Epochs of plain training after switching on.")
-        per_batch: bool = knob(False, help="Add the batch's curvature each step, as the ancestor does; dear.")
-        redraw: bool = knob(False, help="Draw new heads each step rather than with each posterior; dear.")
+        per_batch: bool = knob(False, help="Add the batch's curvature each step, as the ancestor does; costly.")
+        redraw: bool = knob(False, help="Draw new heads each step rather than with each posterior; costly.")
 
     _known: tuple | None = None
     _seconds: float | None = None

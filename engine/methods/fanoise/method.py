@@ -25,7 +25,7 @@ features as they are; X̃ - X is a constant for the gradient.
 *Remembers*: nothing.
 
 *Composes with*: every objective. Accumulated batches get noise piece by piece, each from its own singular values, so S
-depends on `micro`. GANI sees the larger gradient variance: lower its sigma. Collapse terms should read the clean features,
+depends on `micro`. GANI sees the larger gradient variance: lower its sigma. A collapse should read clean features,
 since noise fills small singular values. ModDrop comes after it, so that a lost modality is lost without noise. A
 learnable temperature could undo the noise.
 
@@ -47,8 +47,7 @@ from modalscape.engine.core.records import Record, Scalar
 from modalscape.engine.core.step import View
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.features import feature_noise as maths
-from modalscape.engine.methods.fanoise import logit_noise as logits
-from modalscape.engine.methods.fanoise import report
+from modalscape.engine.methods.fanoise import logit_noise as logits, report
 from modalscape.engine.methods.fanoise.design import ROUTES, Design, drawn
 
 

@@ -54,8 +54,7 @@ from modalscape.engine.core.records import Record
 from modalscape.engine.core.step import View
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.modalities import imbalance, unimodal
-from modalscape.engine.methods.inforeg import fisher as maths
-from modalscape.engine.methods.inforeg import report as told
+from modalscape.engine.methods.inforeg import fisher as maths, report as told
 
 
 class InfoReg(Method):
@@ -147,9 +146,8 @@ class InfoReg(Method):
         """
         s, encoders, alpha, rows = self.state, self._encoders(view), self._alpha(view), maths.objectives(view.losses)
         # a list of numbers as an index would be copied to the device
-        kept = (
-            view.raw_grads if len(rows) == len(view.raw_grads) else torch.stack([view.raw_grads[row] for row in rows])
-        )
+        every = view.raw_grads
+        kept = every if len(rows) == len(every) else torch.stack([every[row] for row in rows])
         grad = kept[0] if len(rows) == 1 else kept.sum(0)
         measured = own = maths.squares(grad, encoders)
         pull = alpha * maths.encoder_squares(s["drift"], encoders).sqrt()

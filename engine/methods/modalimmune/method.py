@@ -59,8 +59,7 @@ from modalscape.engine.core.needs import FUSED
 from modalscape.engine.core.records import Record
 from modalscape.engine.core.step import View
 from modalscape.engine.maths.curvature.hypergradient import READINGS
-from modalscape.engine.methods.modalimmune import collapse, decoders, memory, report
-from modalscape.engine.methods.modalimmune import curvature as looks
+from modalscape.engine.methods.modalimmune import collapse, curvature as looks, decoders, memory, report
 from modalscape.engine.methods.modalimmune.collapse import CONTROLLERS, FADES, GATES, PULLS
 from modalscape.engine.methods.modalimmune.memory import TRACKS, TUNES
 from modalscape.engine.methods.modalimmune.omission import FILLS, OMISSIONS, Omission
