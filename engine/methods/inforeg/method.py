@@ -69,7 +69,7 @@ class InfoReg(Method):
     judged = (
         "Lets the weakest modality learn: alone it gained 27 points on planted data and 13 on spoken and written "
         "digits, inside the window and not outside, at no cost to the fused accuracy; the strongest lost 11 on the "
-        "digits, and beside slices' own losses there was nothing to gain."
+        "digits, of six views the weakest gained nothing, and beside slices' own losses there was nothing to gain."
     )
     rescaled = (
         "It divides each gradient by its running size, the pull included: the drift settles within a few steps and the "

@@ -76,9 +76,9 @@ class ModalImmune(Method):
     silent = {"intervene": 0.0}
     reconstructed = True
     judged = (
-        "Keeps the score when modalities go missing: the area by missing rate rose by 0.11 on six views of digits and "
-        "by 0.04 on digits with captions, 0.010 above and 0.005 below ModDrop; on mosi it gained nothing and cost 1.9 "
-        "points of accuracy with all modalities."
+        "Keeps the score when modalities go missing: over plain training the area by missing rate rose by 0.12 and "
+        "0.11 on two sets of digits, 0.04 on digits with captions and 0.015 on wikipedia. ModDrop does as much or more "
+        "on five sets of six. On wikipedia, mosi and emoji it cost 1.6 to 6.4 points with all modalities."
     )
 
     @dataclass(frozen=True)
