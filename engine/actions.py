@@ -31,6 +31,7 @@ from modalscape.engine.runtime.replay import Differs, recreated
 from modalscape.engine.runtime.session import Training, deterministic
 from modalscape.engine.store.files import brief
 from modalscape.engine.store.home import cleared, founded, lock
+from modalscape.engine.store.words import EventKind, State
 from modalscape.engine.store.writer import RunReader, RunWriter, create
 
 DIVERGED = 4
@@ -89,7 +90,7 @@ def run_prepared(home: Path, *, attended: bool = False) -> int:
             create(home)
         except (OSError, sqlite3.Error) as error:
             raise InputError(f"The home {home} cannot be written ({brief(error)}); give another.") from None
-        if _sound(home).newest("started") is not None:
+        if _sound(home).newest(EventKind.STARTED) is not None:
             raise InputError(f"{home} already holds a run; resume it with `resume {home}`.")
         training = _recorded(home, lambda: first_training(validated(config, catalog()), home))
         return _go(_opened(training, home, attended), begin=True)
@@ -126,7 +127,7 @@ def resume(home: Path, steps: int | None = None, *, attended: bool = False, paus
     config = read(home)
     with lock(home):
         reader = _sound(home)
-        begun = reader.newest("started") is not None
+        begun = reader.newest(EventKind.STARTED) is not None
         length = steps if steps is not None else reader.meta("steps", config.steps)
         checked({"type": "int", "high": MOST_STEPS}, length, "--steps")
         reached = max(reader.meta("step", 0), config.first_step)
@@ -221,7 +222,7 @@ def _go(run: Run, *, begin: bool, paused: bool = False) -> int:
     with bar:
         run.go(lambda step: bar.update(step - bar.n))
     if run.diverged:
-        last = RunReader(run.home, inherited=False).newest("diverged")
+        last = RunReader(run.home, inherited=False).newest(EventKind.DIVERGED)
         words = last.detail.get("error") if last is not None else None
         print(words or "The loss diverged.", file=sys.stderr)
         return DIVERGED
@@ -262,8 +263,8 @@ def _recorded(home: Path, build) -> Training:
         return build()
     except InputError as error:
         writer = RunWriter(home)
-        writer.event(0, "failed", {"error": str(error)})
-        writer.beat("failed", RunReader(home).meta("step", 0), {})
+        writer.event(0, EventKind.FAILED, {"error": str(error)})
+        writer.beat(State.FAILED, RunReader(home).meta("step", 0), {})
         writer.flush()
         writer.close()
         raise

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted(p for folder in ("engine", "app", "pages") for p in (ROOT / folder).rglob("*.py"))
 STANDARD = set(sys.stdlib_module_names)
 ARRAYS = {"torch", "numpy", "scipy"}
-PLAIN = {f"engine.core.{m}" for m in ("knobs", "needs", "records", "stability")} | {"engine.errors"}
+PLAIN = {f"engine.core.{m}" for m in ("knobs", "needs", "points", "records", "stability")} | {"engine.errors"}
 """The torch-free part of the core."""
 FILES = {"engine.config", "engine.store"} | PLAIN
 """What reads and writes the files of a run, free of torch."""
@@ -36,7 +36,7 @@ def allowed(path: Path) -> set[str] | None:
     if part[0] == "pages":
         return {"streamlit", "app"}
     if part[:2] == ("app", "figures"):
-        return {"numpy", "pandas", "plotly", "app.figures", "app.theme"}
+        return {"numpy", "pandas", "plotly", "app.figures", "app.theme", "engine.core.points"}
     if part[0] == "app":
         return {"streamlit", "starlette", "plotly", "numpy", "pandas", "app"} | CLIENT
     if part[:3] == ("engine", "store", "export"):

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from modalscape.engine.core.knobs import checked
-from modalscape.engine.core.method import POINTS, Method, MethodConflict, Stack, knob
+from modalscape.engine.core.method import Method, MethodConflict, Stack, knob
+from modalscape.engine.core.points import Point
 from modalscape.engine.core.rng import Rng
 from modalscape.engine.core.step import train_step
 from modalscape.engine.errors import InputError
@@ -313,7 +314,7 @@ def test_a_misspelt_point_fails_where_it_is_written():
 
 
 def test_points_are_the_seven():
-    assert POINTS == ("features", "losses", "gradients", "fuse", "around", "update", "commit")
+    assert tuple(Point) == ("features", "losses", "gradients", "fuse", "around", "update", "commit")
     assert Everywhere.points() == ("features", "losses", "fuse", "commit")
     assert "everywhere" not in METHODS
 

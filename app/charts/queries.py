@@ -21,12 +21,13 @@ from modalscape.app.theme import Look
 from modalscape.engine.errors import InputError
 from modalscape.engine.store.lineage import fork_of, parent_of
 from modalscape.engine.store.reader import RunReader, thinned
+from modalscape.engine.store.words import EventKind
 
 POINTS = 1000
 """Points of one curve on the page; the store keeps each bucket's minimum and maximum."""
 ERRORS = 150
 """Measurements whose error is read for one curve."""
-MARKED = ("started", "applied", "resumed", "diverged", "failed", "note")
+MARKED = (EventKind.STARTED, EventKind.APPLIED, EventKind.RESUMED, EventKind.DIVERGED, EventKind.FAILED, EventKind.NOTE)
 """Kinds of event that belong on a time axis."""
 
 
@@ -34,19 +35,19 @@ def marks(reader, look: Look) -> list[Mark]:
     """Return the events of a run that belong on a time axis."""
     found, titles, forks = [], catalog.titles(), set()
     for event in reader.events(kinds=MARKED):
-        if event.kind == "started" and "of" in event.detail:
+        if event.kind == EventKind.STARTED and "of" in event.detail:
             forks.add(event.step)
             found.append(Mark(event.step, "fork", look.muted))
-        elif event.kind == "applied":
+        elif event.kind == EventKind.APPLIED:
             command = event.detail.get("command", {})
             if command.get("do") in ("toggle", "tune"):
                 colour = look.methods.get(command["method"], look.muted)
                 found.append(Mark(event.step, sentence(command, titles), colour))
-        elif event.kind == "resumed" and event.step not in forks:
+        elif event.kind == EventKind.RESUMED and event.step not in forks:
             found.append(Mark(event.step, "resumed", look.muted))
-        elif event.kind in ("diverged", "failed"):
+        elif event.kind in (EventKind.DIVERGED, EventKind.FAILED):
             found.append(Mark(event.step, event.kind, look.alarm))
-        elif event.kind == "note":
+        elif event.kind == EventKind.NOTE:
             found.append(Mark(event.step, str(event.detail.get("text", ""))[:24], look.muted))
     return found
 

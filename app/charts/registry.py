@@ -33,11 +33,12 @@ from modalscape.app.charts.request import Chart, ChartError, Drawing, arguments
 from modalscape.app.charts.stability_edge import edges, noisy_edges, told, within
 from modalscape.app.figures.bars import beside
 from modalscape.app.figures.curves import Line, Scale, history, named_values, overlay, series
-from modalscape.app.figures.pipeline import POINTS_IN_ORDER, pipeline
+from modalscape.app.figures.pipeline import pipeline
 from modalscape.app.figures.spectrum import density, sharpness, top
 from modalscape.app.figures.styles import in_order, styles
 from modalscape.app.figures.surface import surface
 from modalscape.app.theme import Look
+from modalscape.engine.core.points import Point
 
 FAR = 4.0
 """Times the largest eigenvalue beyond which the edge of stability is told rather than drawn."""
@@ -259,7 +260,7 @@ def _pipeline(reader, args, look) -> Drawing:
     order = reader.meta("pipeline", {}) or {}
     places = {
         point: [(known[n]["title"] if n in known else n, look.methods.get(n, look.muted)) for n in order.get(point, [])]
-        for point in POINTS_IN_ORDER
+        for point in Point
     }
     words = ", ".join(known[n]["title"] if n in known else n for n in on) or "none"
     return Drawing(pipeline(places, look), f"methods on: {words}")

@@ -23,6 +23,7 @@ from modalscape.app.theme import Look
 from modalscape.engine.client.handle import UNREADABLE, RunHandle
 from modalscape.engine.config import RunConfig, read, resolved
 from modalscape.engine.errors import InputError
+from modalscape.engine.store.words import EventKind
 from modalscape.engine.store.writer import RunReader
 
 NEWEST = 200
@@ -160,5 +161,5 @@ def _changed(home: Path) -> bool:
     """Return whether methods or values were changed while the run trained, or it goes on from a step of another."""
     if read(home).fork:
         return True
-    applied = RunReader(home).events(kinds=("applied",))
+    applied = RunReader(home).events(kinds=(EventKind.APPLIED,))
     return any(event.detail.get("command", {}).get("do") in ("toggle", "tune") for event in applied)

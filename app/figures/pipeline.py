@@ -8,8 +8,8 @@ import plotly.graph_objects as go
 
 from modalscape.app.figures.base import blank
 from modalscape.app.theme import Look
+from modalscape.engine.core.points import Point
 
-POINTS_IN_ORDER = ("features", "losses", "gradients", "fuse", "around", "update", "commit")
 WORDS = {
     "features": "change the<br>features",
     "losses": "add a<br>loss",
@@ -25,8 +25,8 @@ BOLD = {"weight": 700}
 def pipeline(places: Mapping[str, Sequence[tuple[str, str]]], look: Look) -> go.Figure:
     """Return the seven points as boxes joined by arrows; `places` maps each to its (title, colour)s in order."""
     figure = blank(look, revision="pipeline")
-    deepest = max([len(places.get(point, ())) for point in POINTS_IN_ORDER] + [1])
-    for i, point in enumerate(POINTS_IN_ORDER):
+    deepest = max([len(places.get(point, ())) for point in Point] + [1])
+    for i, point in enumerate(Point):
         held = places.get(point, ())
         figure.add_shape(
             type="rect",

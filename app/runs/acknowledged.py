@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from modalscape.app.runs.status import ALIVE, DEAD, Standing, tag
+from modalscape.engine.store.words import State
 
 ONCE = ("pause", "stop", "save")
 """Commands that say nothing new while one of their kind still waits."""
@@ -30,7 +31,7 @@ def why(now: Standing) -> str:
         return ""
     if now.state in DEAD:
         return "Resume the run to switch methods."
-    if now.state == "unreadable":
+    if now.state == State.UNREADABLE:
         return "This run cannot be read, so it cannot be steered."
     return "Switches work once the run has started and written its settings."
 
@@ -53,7 +54,7 @@ def controls(now: Standing) -> dict[str, Any]:
         "measurable": measurable(now),
         "pace": now.pace,
         "kept": list(now.kept),
-        "forks": bool(now.kept) and now.state != "unreadable",
+        "forks": bool(now.kept) and now.state != State.UNREADABLE,
     }
     return found | {"tag": tag(found)}
 

@@ -16,30 +16,28 @@ from modalscape.engine.errors import InputError
 from modalscape.engine.store.home import kept_steps
 from modalscape.engine.store.lineage import fork_of
 from modalscape.engine.store.reader import RunReader
+from modalscape.engine.store.words import EventKind, State
 
-ALIVE = ("starting", "running", "paused", "stopping", "stalled")
+ALIVE = (State.STARTING, State.RUNNING, State.PAUSED, State.STOPPING, State.STALLED)
 DEAD = OVER
 
 WORDS = {
-    "queued": "waiting for a free core",
-    "starting": "starting",
-    "running": "training",
-    "paused": "paused",
-    "stopping": "stopping",
-    "finished": "finished",
-    "stopped": "stopped",
-    "failed": "failed",
-    "crashed": "crashed",
-    "stalled": "not responding",
-    "unreadable": "cannot be read",
+    State.QUEUED: "waiting for a free core",
+    State.STARTING: "starting",
+    State.RUNNING: "training",
+    State.PAUSED: "paused",
+    State.STOPPING: "stopping",
+    State.FINISHED: "finished",
+    State.STOPPED: "stopped",
+    State.FAILED: "failed",
+    State.CRASHED: "crashed",
+    State.STALLED: "not responding",
+    State.UNREADABLE: "cannot be read",
 }
 """State to what a page says."""
 
 
-EVENTS = (
-    *("started", "resumed", "applied", "refused", "checkpoint", "paused", "stopped", "finished", "failed", "diverged"),
-    *("note", "probe", "probe failed", "idle", "lost", "unsaved", "trouble", "mended"),
-)
+EVENTS = tuple(EventKind)
 """Kinds of event that a run leaves."""
 
 
@@ -230,7 +228,7 @@ def _standing(run: str, engine: RunHandle, status: Status) -> Standing:
     reader, own = engine.reader(), RunReader(engine.home, inherited=False)
     waiting = engine.pending()
     pending = [_json(command) for _, command in waiting]
-    events = own.events(kinds=("applied", "refused"))
+    events = own.events(kinds=(EventKind.APPLIED, EventKind.REFUSED))
     numbers = [number for number, _ in waiting] + [event.detail.get("id", 0) for event in events[-1:]]
     newest = own.newest(*EVENTS)
     known = reader.names()["records"]
@@ -286,7 +284,7 @@ def stands(
     """
     since = {}
     for event in events:
-        command = event.detail.get("command") if event.kind == "applied" else None
+        command = event.detail.get("command") if event.kind == EventKind.APPLIED else None
         if command and command.get("do") == "toggle":
             since[command["method"]] = event.step
     asked = {c["method"]: c["on"] for c in pending if c.get("do") == "toggle"}
@@ -342,7 +340,7 @@ def _asked(pending: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _refused(events: Sequence) -> tuple[int, str] | None:
     last = events[-1] if events else None
-    return (last.id, last.detail.get("error", "")) if last is not None and last.kind == "refused" else None
+    return (last.id, last.detail.get("error", "")) if last is not None and last.kind == EventKind.REFUSED else None
 
 
 def _json(command: Any) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from modalscape.engine.config import read
 from modalscape.engine.errors import InputError
 from modalscape.engine.store.files import brief, text_of
 from modalscape.engine.store.lineage import fork_of
+from modalscape.engine.store.words import State
 
 _LOOK = 0.3
 """Seconds between two looks at the engines that run while others wait."""
@@ -135,7 +136,7 @@ class Supervisor:
         found = []
         for run, home in reversed(listed(folder())):
             status = RunHandle(home).status()
-            if status.state == "queued":
+            if status.state == State.QUEUED:
                 found.append(run)
             elif not status.over:
                 with self._change:

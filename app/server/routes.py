@@ -33,6 +33,7 @@ from modalscape.app.text import harmless
 from modalscape.app.theme import Look, look
 from modalscape.engine.errors import InputError, sentence
 from modalscape.engine.store.files import brief, value_of
+from modalscape.engine.store.words import State
 from modalscape.engine.store.writer import RunReader
 
 BASE = "/modalscape"
@@ -149,7 +150,7 @@ class Desk:
 
 def _head(stands: Standing) -> tuple[bytes, str, bytes]:
     """Return the start of a tick, and the tag and JSON of what the run acknowledges to its controls."""
-    hurry = stands.pending or stands.state == "starting"
+    hurry = stands.pending or stands.state == State.STARTING
     wait = FAST if hurry else RESTING if stands.state in DEAD and not stands.busy else SLOW
     head = json.dumps({"next": wait, "tags": stands.tags, "status": stands.to_json()})[:-1].encode()
     found = controls(stands)
@@ -243,7 +244,9 @@ def plotly_script() -> bytes:
 def live_files() -> dict[str, bytes]:
     """Return name to content, gzipped, of the live component's scripts and style sheet."""
     folder = Path(__file__).parent / "js"
-    return {path.name: gzip.compress(path.read_bytes(), 9, mtime=0) for path in sorted(folder.glob("*.*s"))}
+    found = {path.name: path.read_bytes() for path in sorted(folder.glob("*.*s"))}
+    found["words.js"] = f"export const STATE = {json.dumps({state.name: state for state in State})};".encode()
+    return {name: gzip.compress(content, 9, mtime=0) for name, content in found.items()}
 
 
 def _served(name: str) -> Callable[[Request], Response]:

@@ -22,27 +22,31 @@ from modalscape.engine.config import read
 from modalscape.engine.errors import InputError
 from modalscape.engine.store.export import file_of
 from modalscape.engine.store.files import brief, opened, text_of, value_of
+from modalscape.engine.store.words import EventKind
 
 ICONS = {
-    "started": "▶",
-    "resumed": "▶",
-    "applied": "✓",
-    "refused": "✕",
-    "checkpoint": "▪",
-    "paused": "‖",
-    "stopped": "■",
-    "finished": "■",
-    "failed": "✕",
-    "diverged": "✕",
-    "note": "✎",
-    "probe": "◦",
-    "probe failed": "✕",
-    "idle": "○",
-    "lost": "✕",
-    "unsaved": "✕",
-    "trouble": "✕",
-    "mended": "✓",
+    EventKind.STARTED: "▶",
+    EventKind.RESUMED: "▶",
+    EventKind.APPLIED: "✓",
+    EventKind.REFUSED: "✕",
+    EventKind.CHECKPOINT: "▪",
+    EventKind.PAUSED: "‖",
+    EventKind.STOPPED: "■",
+    EventKind.FINISHED: "■",
+    EventKind.FAILED: "✕",
+    EventKind.DIVERGED: "✕",
+    EventKind.NOTE: "✎",
+    EventKind.PROBE: "◦",
+    EventKind.PROBE_FAILED: "✕",
+    EventKind.IDLE: "○",
+    EventKind.LOST: "✕",
+    EventKind.UNSAVED: "✕",
+    EventKind.TROUBLE: "✕",
+    EventKind.MENDED: "✓",
 }
+WRONG = (EventKind.FAILED, EventKind.DIVERGED, EventKind.PROBE_FAILED)
+WRONG += (EventKind.LOST, EventKind.UNSAVED, EventKind.TROUBLE)
+"""Kinds of event that say what went wrong."""
 MOST = 2000
 
 
@@ -63,7 +67,7 @@ def events(run: str) -> None:
             with st.expander(f"Traceback of step {event.step:,}"):
                 st.code(event.detail["traceback"], language=None)
     kinds = sorted({e.kind for e in found})
-    telling = [kind for kind in kinds if kind not in ("probe", "checkpoint")]
+    telling = [kind for kind in kinds if kind not in (EventKind.PROBE, EventKind.CHECKPOINT)]
     shown = st.pills(
         "Kinds",
         kinds,
@@ -106,7 +110,7 @@ def troubles(events) -> list[tuple[Any, int]]:
     """Return what went wrong, the last of a kind and how often, in the order of the last."""
     found: dict[tuple[str, str], tuple[Any, int]] = {}
     for event in events:
-        if event.kind in ("failed", "diverged", "probe failed", "lost", "unsaved", "trouble"):
+        if event.kind in WRONG:
             key = (event.kind, event.detail.get("error") or told(event))
             found[key] = (event, found.pop(key, (event, 0))[1] + 1)
     return list(found.values())
@@ -115,16 +119,16 @@ def troubles(events) -> list[tuple[Any, int]]:
 def told(event) -> str:
     """Return what an event says in words."""
     detail = event.detail
-    if event.kind in ("applied", "refused"):
+    if event.kind in (EventKind.APPLIED, EventKind.REFUSED):
         said = sentence(detail.get("command", {}), catalog.titles())
         return f"{said}: {detail['error']}" if "error" in detail else said
-    if event.kind == "probe":
+    if event.kind == EventKind.PROBE:
         return f"{detail.get('name')} took {detail.get('seconds', 0):.3g} s"
     if "error" in detail:
         return str(detail["error"])
-    if event.kind == "mended":
+    if event.kind == EventKind.MENDED:
         return str(detail["text"])
-    if event.kind == "idle":
+    if event.kind == EventKind.IDLE:
         title = catalog.titles().get(detail.get("method"), detail.get("method"))
         return f"{title} leaves training as it is: {detail.get('text')}"
     return ", ".join(f"{k} {v}" for k, v in detail.items() if k != "traceback")

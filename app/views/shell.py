@@ -18,6 +18,7 @@ from modalscape.app.views import steering
 from modalscape.engine.client.handle import RunHandle
 from modalscape.engine.config import read
 from modalscape.engine.errors import InputError
+from modalscape.engine.store.words import State
 from modalscape.engine.store.writer import RunReader
 
 PAGES = Path(__file__).resolve().parents[2] / "pages"
@@ -143,7 +144,7 @@ def page(title: str, purpose: str) -> str:
     st.title(title, anchor=False)
     st.caption(purpose)
     run = st.session_state.get("run")
-    if run and home_of(folder(), run) is not None and now(run).state == "unreadable":
+    if run and home_of(folder(), run) is not None and now(run).state == State.UNREADABLE:
         st.error(literal(now(run).error), icon=":material/error:")
         st.stop()
     if not run or home_of(folder(), run) is None:

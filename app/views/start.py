@@ -20,14 +20,15 @@ from modalscape.app.text import literal
 from modalscape.app.views import controls, shell, steering
 from modalscape.engine.config import RunConfig, validated
 from modalscape.engine.errors import InputError
+from modalscape.engine.store.words import State
 
 COLOURS = {
-    "running": "green",
-    "starting": "blue",
-    "queued": "blue",
-    "paused": "orange",
-    "stopping": "orange",
-} | dict.fromkeys(("failed", "crashed", "stalled"), "red")
+    State.RUNNING: "green",
+    State.STARTING: "blue",
+    State.QUEUED: "blue",
+    State.PAUSED: "orange",
+    State.STOPPING: "orange",
+} | dict.fromkeys((State.FAILED, State.CRASHED, State.STALLED), "red")
 SHOWN = 40
 """Runs listed at first."""
 INDENT, DEEPEST = 0.05, 6
@@ -290,7 +291,7 @@ def _row(run: str, now, depth: int, forks: int) -> None:
             st.text_input("Note", note, key=key, max_chars=500, on_change=_noted, args=(run, key, note))
             if now.state in DEAD:
                 st.button(
-                    "Resume" if now.state != "finished" else f"Train on to step {2 * now.steps:,}",
+                    "Resume" if now.state != State.FINISHED else f"Train on to step {2 * now.steps:,}",
                     key=f"again-{run}",
                     icon=":material/play_arrow:",
                     on_click=steering.resumed,
@@ -315,7 +316,7 @@ def _row(run: str, now, depth: int, forks: int) -> None:
                 args=(run,),
                 width="stretch",
             )
-        wrong = now.error if now.state in ("failed", "crashed", "unreadable") else ""
+        wrong = now.error if now.state in (State.FAILED, State.CRASHED, State.UNREADABLE) else ""
         for said in filter(None, (wrong, steering.supervisor().problems.get(run))):
             st.caption(f":red[{literal(said)}]")
 

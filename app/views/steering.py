@@ -40,6 +40,7 @@ from modalscape.engine.store.commands import (
     Watch,
     from_json,
 )
+from modalscape.engine.store.words import State
 
 MOST = 100
 """Requests taken from a page at once, and tokens remembered of those taken before."""
@@ -99,7 +100,7 @@ def forked(now: Standing, step: Any, token: str = "") -> None:
 def resumed(now: Standing) -> None:
     """Go on with a run: from its last checkpoint when its engine has ended, else from its pause."""
     if now.state in DEAD:
-        supervisor().resume(now.id, 2 * now.steps if now.state == "finished" else None)
+        supervisor().resume(now.id, 2 * now.steps if now.state == State.FINISHED else None)
     else:
         send(now.id, Resume())
 
@@ -306,15 +307,15 @@ def _step(knob: Mapping[str, Any], value: Any) -> int | float:
 
 def buttons(now: Standing) -> None:
     """Draw Streamlit's buttons of a run: always in the same places, disabled where they make no sense."""
-    if now.state == "queued":
+    if now.state == State.QUEUED:
         st.button("Leave the queue", key="cancel-queued", on_click=leave, args=(now,), width="stretch")
         return
     on, dead, (first, second), (third, fourth) = now.state in ALIVE, now.state in DEAD, st.columns(2), st.columns(2)
     offered = (
-        (first, "Resume", dead or now.state == "paused", resumed, (now,)),
-        (second, "Pause", on and now.state not in ("paused", "stopping"), send, (now.id, Pause())),
-        (third, "Step", now.state == "paused", send, (now.id, Resume(1))),
-        (fourth, "Stop", on and now.state != "stopping", send, (now.id, Stop())),
+        (first, "Resume", dead or now.state == State.PAUSED, resumed, (now,)),
+        (second, "Pause", on and now.state not in (State.PAUSED, State.STOPPING), send, (now.id, Pause())),
+        (third, "Step", now.state == State.PAUSED, send, (now.id, Resume(1))),
+        (fourth, "Stop", on and now.state != State.STOPPING, send, (now.id, Stop())),
     )
     for column, name, may, pressed, given in offered:
         column.button(name, key=name.lower(), disabled=not may, on_click=pressed, args=given, width="stretch")

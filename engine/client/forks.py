@@ -17,6 +17,7 @@ from modalscape.engine.store.files import whole
 from modalscape.engine.store.home import kept_steps
 from modalscape.engine.store.lineage import fork_of, reference, within
 from modalscape.engine.store.reader import RunReader
+from modalscape.engine.store.words import EventKind
 
 NETWORK = (
     *("encoder", "fusion", "width", "hidden", "depth", "activation"),
@@ -104,7 +105,7 @@ def stood(config: RunConfig, reader: RunReader, step: int, newest: int) -> RunCo
     Of the log those events count that are not after number `newest`.
     """
     methods, settings, probes = set(config.methods), dict(config.settings), dict(config.probes)
-    for event in reader.events(kinds=("applied",)):
+    for event in reader.events(kinds=(EventKind.APPLIED,)):
         if event.step > step or event.id > newest:
             continue
         command = from_json(event.detail["command"])

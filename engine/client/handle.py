@@ -21,6 +21,7 @@ from modalscape.engine.store.commands import Command, Mailbox, set_meta
 from modalscape.engine.store.files import brief, opened, text_of, value_of
 from modalscape.engine.store.home import ROOT, RUN_ID, Busy, founded, held_since, is_locked, lock, runs, runs_folder
 from modalscape.engine.store.schema import Unreadable
+from modalscape.engine.store.words import EventKind, State
 from modalscape.engine.store.writer import RunReader
 
 __all__ = [
@@ -51,11 +52,11 @@ LOAD_WITHIN = 120.0
 """Seconds an engine that holds its lock may take to give the first sign, reading its data meanwhile, or for one breath
 of a measurement."""
 
-OVER = ("finished", "stopped", "failed", "crashed")
+OVER = (State.FINISHED, State.STOPPED, State.FAILED, State.CRASHED)
 """States in which no engine is at work."""
-UNREADABLE = "unreadable"
+UNREADABLE = State.UNREADABLE
 """State of a run of which some file cannot be read."""
-ENDED = ("finished", "stopped", "failed")
+ENDED = (State.FINISHED, State.STOPPED, State.FAILED)
 """States that an engine leaves behind when it ends of its own will."""
 
 
@@ -113,15 +114,15 @@ class Signs:
         silent = self.launched is not None and self.launched > beat
         if self.held is not None:
             if self.held > beat or (silent and self.code is None):
-                return "starting" if now - max(self.held, beat) < LOAD_WITHIN else "stalled"
+                return State.STARTING if now - max(self.held, beat) < LOAD_WITHIN else State.STALLED
             quiet = now - beat > (LOAD_WITHIN if self.activity else STALL_AFTER)
-            return "stalled" if quiet and self.said not in ENDED else self.said
+            return State.STALLED if quiet and self.said not in ENDED else self.said
         if silent and self.code is None and now - self.launched < START_WITHIN:
-            return "starting"
+            return State.STARTING
         if silent and self.code:
-            return "failed" if self.code > 0 else "crashed"
+            return State.FAILED if self.code > 0 else State.CRASHED
         if self.said is None:
-            return "crashed" if self.begun or self.launched is not None else "queued"
+            return State.CRASHED if self.begun or self.launched is not None else State.QUEUED
         return self.said if self.said in ENDED else "crashed"
 
 
@@ -262,7 +263,7 @@ class RunHandle:
     def pending(self) -> list[tuple[int, Command]]:
         """Return the commands that were sent and neither applied nor refused yet, with their numbers, in order."""
         reader = RunReader(self.home, measured=False)
-        answered = [reader.newest("applied"), reader.newest("refused")]
+        answered = [reader.newest(EventKind.APPLIED), reader.newest(EventKind.REFUSED)]
         obeyed = max((event.detail.get("id") or 0 for event in answered if event), default=0)
         measured = max((facts.get("read_up_to", 0) for facts in self._own().observing().values()), default=0)
         if reader.meta("measure", "inline") == "inline":
@@ -317,7 +318,7 @@ class RunHandle:
         reader = self._own()
         signs, facts = self._signs(reader)
         state = signs.state(time.time())
-        if state == "crashed":  # perhaps an engine took the lock between two looks; a second look tells
+        if state == State.CRASHED:  # perhaps an engine took the lock between two looks; a second look tells
             signs, facts = self._signs(reader)
             state = signs.state(time.time())
         alive = signs.held is not None
@@ -327,7 +328,7 @@ class RunHandle:
         rate = taken / seconds if seconds > 0.5 and taken > 0 else None
         pace = facts.get("pace") or 0.0
         rate = min(rate, pace) if rate and pace > 0 else rate
-        eta = (steps - step) / rate if rate and state == "running" else None
+        eta = (steps - step) / rate if rate and state == State.RUNNING else None
         error = self._error(reader, state, step, age, signs.code) or facts.get("waiting") or None
         return Status(state, step, steps, rate, eta, age, signs.activity if alive else "", error, alive, signs.code)
 
@@ -354,18 +355,18 @@ class RunHandle:
 
     def _error(self, reader: RunReader, state: str, step: int, age: float | None, code: int | None) -> str | None:
         """Return what went wrong and what to do about it, or None."""
-        if state == "stalled":
+        if state == State.STALLED:
             return f"The engine has given no sign for {age or 0.0:.0f} s; wait, or end its process and resume."
-        if state == "crashed":
+        if state == State.CRASHED:
             how = "" if code is None else f" (killed by signal {-code})" if code < 0 else f" (exit code {code})"
             return f"The engine ended without a word{how}; what it recorded is safe. Resume goes on from a checkpoint."
-        if state == "failed":
-            last = reader.newest("failed", "started", "resumed")
-            if last is not None and last.kind == "failed":
+        if state == State.FAILED:
+            last = reader.newest(EventKind.FAILED, EventKind.STARTED, EventKind.RESUMED)
+            if last is not None and last.kind == EventKind.FAILED:
                 return last.detail.get("error")
             return self._last_words() or f"The engine ended with exit code {code}; see {self.home / 'log.txt'}."
         if state in ("paused", "stopped"):
-            last = reader.newest("diverged")
+            last = reader.newest(EventKind.DIVERGED)
             return last.detail.get("error") if last is not None and last.step == step else None
         return None
 

@@ -13,13 +13,11 @@ from torch import Tensor
 
 from modalscape.engine.core.knobs import checked, describe, knob
 from modalscape.engine.core.needs import Need
+from modalscape.engine.core.points import Point
 from modalscape.engine.core.records import Record
 from modalscape.engine.errors import InputError
 
-__all__ = ["POINTS", "Method", "MethodConflict", "Stack", "knob"]
-
-POINTS = ("features", "losses", "gradients", "fuse", "around", "update", "commit")
-"""The seven points, in the order in which a step passes them."""
+__all__ = ["Method", "MethodConflict", "Stack", "knob"]
 
 _OTHERS = ("init", "report", "idle")
 
@@ -87,8 +85,8 @@ class Method:
     def __init_subclass__(cls) -> None:
         """Refuse a public function that is no point, so that a misspelt hook is found at import."""
         for name, value in vars(cls).items():
-            if inspect.isfunction(value) and not name.startswith("_") and name not in POINTS + _OTHERS:
-                raise TypeError(f"{cls.__name__}.{name} is no point of a step; the points are {', '.join(POINTS)}.")
+            if inspect.isfunction(value) and not name.startswith("_") and name not in (*Point, *_OTHERS):
+                raise TypeError(f"{cls.__name__}.{name} is no point of a step; the points are {', '.join(Point)}.")
 
     def init(self, view) -> dict[str, Any]:
         """Return fresh state, whenever the method is switched on; `view` has step, theta, batch, problem, rng, rate."""
@@ -124,7 +122,7 @@ class Method:
     @classmethod
     def points(cls) -> tuple[str, ...]:
         """Return the points this method acts at, in the order of the step."""
-        return tuple(point for point in POINTS if hasattr(cls, point))
+        return tuple(point.value for point in Point if hasattr(cls, point))
 
     @classmethod
     def knobs(cls) -> list[dict[str, Any]]:
@@ -168,7 +166,7 @@ class Stack:
             names += ready
             order.done(*ready)
         self.methods: dict[str, Method] = {name: named[name] for name in names if name in named}
-        self._at = {point: [m for m in self.methods.values() if hasattr(m, point)] for point in POINTS}
+        self._at = {point: [m for m in self.methods.values() if hasattr(m, point)] for point in Point}
         owners = self._at["fuse"]
         if len(owners) > 1:
             listed = " and ".join(sorted(m.name for m in owners))

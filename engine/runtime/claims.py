@@ -29,6 +29,7 @@ from modalscape.engine.core.lesson import Lesson
 from modalscape.engine.errors import InputError
 from modalscape.engine.registry import named
 from modalscape.engine.store.reader import RunReader
+from modalscape.engine.store.words import State
 
 
 def claim(
@@ -172,7 +173,7 @@ def _run(config: RunConfig, home: Path, say: Callable[[str], None]) -> dict[str,
     if not (home / "config.json").exists():
         handle.prepare(config)
         command = "run"
-    if handle.status().state != "finished":
+    if handle.status().state != State.FINISHED:
         line = [sys.executable, "-m", "modalscape.engine", command, str(home.absolute())]
         ended = subprocess.run(
             line,

@@ -17,6 +17,7 @@ from modalscape.engine.runtime.replay import branch
 from modalscape.engine.runtime.session import Training
 from modalscape.engine.store.files import brief
 from modalscape.engine.store.home import founded, is_locked, lock, rewritten
+from modalscape.engine.store.words import State
 
 _STAGE = ".fork-"
 _STALE = 60.0
@@ -59,7 +60,7 @@ def made(config: RunConfig, home: Path) -> None:
                 run = Run(training, place)
                 with closing(run.mailbox):
                     run.begin()
-                    run.keeping.close("stopped")
+                    run.keeping.close(State.STOPPED)
                 if run.keeping.unwritten:
                     raise InputError(f"{run.keeping.unwritten} So no fork was made.")
                 vacant(home)

@@ -19,6 +19,7 @@ from modalscape.engine.runtime.schedule import Schedule
 from modalscape.engine.runtime.session import Training
 from modalscape.engine.store.commands import shortened
 from modalscape.engine.store.reader import RunReader
+from modalscape.engine.store.words import EventKind
 from modalscape.engine.store.writer import RunWriter
 
 
@@ -61,7 +62,7 @@ class Measuring:
 
     def recall(self, reader: RunReader) -> None:
         """Go on with the probes that a recorded run watched, and with what was measured."""
-        for event in reader.events(kinds=("probe", "probe failed")):
+        for event in reader.events(kinds=(EventKind.PROBE, EventKind.PROBE_FAILED)):
             self.schedule.measured(event.detail["name"], event.step)
         probes = reader.meta("probes", None)
         if probes is not None:

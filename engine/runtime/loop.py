@@ -23,6 +23,7 @@ from modalscape.engine.runtime.signals import stopped_by_signals
 from modalscape.engine.runtime.snapshots import Offer
 from modalscape.engine.store.commands import Cancel, Command, Mailbox, Stop, garbled, shortened
 from modalscape.engine.store.home import Gone
+from modalscape.engine.store.words import EventKind, State
 from modalscape.engine.store.writer import RunReader
 
 _IDLE = 0.05
@@ -82,7 +83,7 @@ class Run:
         config = self.training.config
         about = {"of": config.fork["of"]} if config.fork else {}
         about |= {"seed": config.seed, "device": str(self.training.device)}
-        self.writer.event(self.training.state.step, "started", about)
+        self.writer.event(self.training.state.step, EventKind.STARTED, about)
         self._evaluate()
         self._tell_idle()
         self.keeping.save()
@@ -94,11 +95,11 @@ class Run:
         step, recorded = self.training.state.step, reader.meta("step", 0)
         for words in passed:
             checkpoint.said(words)
-            self.writer.event(step, "trouble", {"error": words})
+            self.writer.event(step, EventKind.TROUBLE, {"error": words})
         checkpoint.set_aside(self.home, after=step if found is not None else -1)
         self.script = deque(remaining(reader, self.training))
         self.caught_up = max([recorded, step, *(at for at, _ in self.script)])
-        answers = reader.events(kinds=("applied", "refused"))
+        answers = reader.events(kinds=(EventKind.APPLIED, EventKind.REFUSED))
         self.read_up_to = max((event.detail.get("id", 0) for event in answers), default=0)
         self.seconds = reader.meta("seconds", 0.0)
         self.keeping.resumed(found, reader, self.caught_up)
@@ -111,7 +112,7 @@ class Run:
         self.measuring.recall(everything)
         self.rate = reader.meta("pace", self.rate)
         self._describe()
-        self.writer.event(step, "resumed", {"from": step, "recorded": self.caught_up})
+        self.writer.event(step, EventKind.RESUMED, {"from": step, "recorded": self.caught_up})
         if not self.script:
             self._tell_idle()
 
@@ -187,7 +188,7 @@ class Run:
             raise Cancelled
 
     def _trouble(self, words: str) -> None:
-        self.writer.event(self.training.state.step, "trouble", {"error": words})
+        self.writer.event(self.training.state.step, EventKind.TROUBLE, {"error": words})
 
     def _step(self) -> bool:
         """Take one step and record it; a step whose numbers are not finite is taken back. Return whether it holds."""
@@ -235,7 +236,7 @@ class Run:
         now = self.training.idle()
         for name, text in now.items():
             if self._idle.get(name) != text:
-                self.writer.event(self.training.state.step, "idle", {"method": name, "text": text})
+                self.writer.event(self.training.state.step, EventKind.IDLE, {"method": name, "text": text})
         self._idle = now
         self.writer.meta("idle", now)
 
@@ -271,11 +272,11 @@ class Run:
         except sqlite3.Error as error:
             if not self._deaf:
                 words = f"Commands cannot be read ({error}); training goes on without them until control.db is mended."
-                self.writer.event(step, "trouble", {"error": words})
+                self.writer.event(step, EventKind.TROUBLE, {"error": words})
             self._deaf = True
             return []
         if self._deaf:
-            self.writer.event(step, "mended", {"text": "Commands can be read again."})
+            self.writer.event(step, EventKind.MENDED, {"text": "Commands can be read again."})
         self._deaf = False
         return found
 
@@ -293,7 +294,7 @@ class Run:
             refused = {"error": f"{type(error).__name__}: {shortened(str(error))}", "traceback": traceback.format_exc()}
         if refused and len(str(said)) > _LONG:
             said = garbled(str(said), refused["error"]).to_json()
-        kind = "refused" if refused else "applied"
+        kind = EventKind.REFUSED if refused else EventKind.APPLIED
         self.writer.event(self.training.state.step, kind, {"id": number, "command": said} | refused)
 
     def _rest(self) -> None:
@@ -305,7 +306,7 @@ class Run:
     def _diverge(self, name: str, words: str) -> None:
         step = self.training.state.step
         self.diverged = True
-        self.writer.event(step, "diverged", {"name": name, "error": words})
+        self.writer.event(step, EventKind.DIVERGED, {"name": name, "error": words})
         if self.attended:
             self.pause()
         else:
@@ -313,7 +314,7 @@ class Run:
 
     def _close(self) -> str:
         state = self.training.state
-        final = "finished" if state.step >= self.steps and not self.diverged else "stopped"
+        final = State.FINISHED if state.step >= self.steps and not self.diverged else State.STOPPED
         self.stopping = True
         self.keeping.save()
         self.offer.close()
@@ -322,7 +323,7 @@ class Run:
 
     def _told(self) -> dict[str, Any]:
         """Return what a heartbeat says."""
-        state = "stopping" if self.stopping else "paused" if self.paused else "running"
+        state = State.STOPPING if self.stopping else State.PAUSED if self.paused else State.RUNNING
         seconds = self.seconds + self.measuring.spent
         return {"state": state, "seconds": seconds, "activity": self.measuring.activity}
 
@@ -345,7 +346,7 @@ class Run:
         if not self.paused:
             self.paused, self.stop_at = True, None
             self.keeping.save()
-            self.writer.event(self.training.state.step, "paused", {})
+            self.writer.event(self.training.state.step, EventKind.PAUSED, {})
 
     def resume(self, steps: int | None = None) -> None:
         """Go on, for `steps` more steps or without end.
@@ -393,4 +394,4 @@ class Run:
 
     def note(self, text: str) -> None:
         """Write a note into the log."""
-        self.writer.event(self.training.state.step, "note", {"text": text})
+        self.writer.event(self.training.state.step, EventKind.NOTE, {"text": text})

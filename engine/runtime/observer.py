@@ -29,6 +29,7 @@ from modalscape.engine.store.files import brief
 from modalscape.engine.store.home import Busy, Place, held_since, is_locked, lock
 from modalscape.engine.store.reader import RunReader
 from modalscape.engine.store.schema import Unreadable
+from modalscape.engine.store.words import EventKind
 from modalscape.engine.store.writer import RunWriter, create_observed
 
 LOOK_EVERY = 0.2
@@ -124,7 +125,7 @@ class Observer:
         kind, detail = ending
         self.begun.add(job.probe)
         self.shown[job.probe] = time.monotonic()
-        if kind == "probe":
+        if kind == EventKind.PROBE:
             self._said.pop(job.probe, None)
             self.ends.pop(job.probe, None)
             self.costs[job.probe] = round(job.seconds, 3)
@@ -179,7 +180,7 @@ class Observer:
 
     def _obey(self, number: int, command: Command) -> None:
         detail = {"id": number, "command": command.to_json()}
-        kind = "applied"
+        kind = EventKind.APPLIED
         try:
             if isinstance(command, Cancel):
                 self._cancel(command.probe)
@@ -331,7 +332,7 @@ class Observer:
                 (self.home / f"{name}{end}").unlink(missing_ok=True)
             made = RunWriter(self.home, create_observed(self.home, self.number))
             words = f"What was measured before is damaged ({brief(error)}); it lies in {name}.aside now."
-            made.event(0, "trouble", {"error": words})
+            made.event(0, EventKind.TROUBLE, {"error": words})
         return made
 
     def _beat(self) -> None:
@@ -353,18 +354,19 @@ class Observer:
         """Record a sentence once."""
         if self._said.get(about) != words:
             self._said[about] = words
-            self.writer.event(max(self.step, 0), "trouble", {"error": words})
+            self.writer.event(max(self.step, 0), EventKind.TROUBLE, {"error": words})
 
     def _recall(self) -> None:
         """Take up what an earlier observer left: what it measured, answered, and was at when it ended."""
         facts = self.reader.observing().get(self.number, {})
-        events = self.reader.events(kinds=("applied", "refused", "probe", "probe failed"))
-        self._answered = {e.detail.get("id") for e in events if e.kind in ("applied", "refused")}
+        answers, measured = (EventKind.APPLIED, EventKind.REFUSED), (EventKind.PROBE, EventKind.PROBE_FAILED)
+        events = self.reader.events(kinds=answers + measured)
+        self._answered = {e.detail.get("id") for e in events if e.kind in answers}
         for event in events:
-            if event.kind in ("probe", "probe failed"):
+            if event.kind in measured:
                 self.schedule.measured(event.detail["name"], event.step)
                 self.begun.add(event.detail["name"])
-            if event.kind == "probe":
+            if event.kind == EventKind.PROBE:
                 self.costs[event.detail["name"]] = event.detail["seconds"]
         self.read_up_to = facts.get("read_up_to", 0)
         self.ends = dict(facts.get("ends", {}))
@@ -387,4 +389,4 @@ class Observer:
             self.writer.meta("ends", self.ends)
             going_on = "the next one is tried" if self.ends[probe] < TRIES else "it is measured on request only"
         words = f"The process that measured {probe} ended on the way (killed, or out of memory); {going_on}."
-        self.writer.event(max(self.step, 0), "probe failed", {"name": probe, "error": words})
+        self.writer.event(max(self.step, 0), EventKind.PROBE_FAILED, {"name": probe, "error": words})

@@ -20,6 +20,7 @@ from modalscape.engine.runtime.streams import FULL
 from modalscape.engine.store.home import Gone, Place, tidy
 from modalscape.engine.store.pulse import Pulse
 from modalscape.engine.store.reader import RunReader
+from modalscape.engine.store.words import EventKind, State
 from modalscape.engine.store.writer import RETRY_EVERY, RunWriter
 
 PATIENCE = 30.0
@@ -134,7 +135,7 @@ class Keeping:
         detail = {"error": str(error)}
         if not isinstance(error, Gone):
             detail["traceback"] = "".join(traceback.format_exception(error))
-        self.last_word("failed", detail)
+        self.last_word(State.FAILED, detail)
 
     def last_word(self, final: str, detail: dict[str, Any]) -> None:
         """Write the last event and state, and let go of the home."""
@@ -186,7 +187,7 @@ class Keeping:
             self.writer.meta("theta", {"step": state.step, "sha256": checkpoint.sha256(state.theta)})
         if name not in self._files:
             self._files.add(name)
-            self.writer.event(state.step, "checkpoint", {"file": name})
+            self.writer.event(state.step, EventKind.CHECKPOINT, {"file": name})
 
     def _refused(self, error: OSError) -> None:
         self._refusal = error
@@ -201,13 +202,13 @@ class Keeping:
         if self.writer.error is None and self._refusal is None:
             if self.words:
                 self.words = ""
-                self.writer.event(step, "mended", {"text": "What waited to be written is written."})
+                self.writer.event(step, EventKind.MENDED, {"text": "What waited to be written is written."})
             return
         begun = not self.words
-        going_on = "Training goes on." if self.told()["state"] in ("running", "paused") else "Training is over."
+        going_on = "Training goes on." if self.told()["state"] in (State.RUNNING, State.PAUSED) else "Training is over."
         self.words = f"{self._reason()}: {self._sentence()} wait to be written{self._remedy()}. {going_on}"
         if begun:
-            self.writer.event(step, "unsaved", {"error": self.words})
+            self.writer.event(step, EventKind.UNSAVED, {"error": self.words})
         if self.writer.error is not None:
             self._pulse(self.told()["state"], self.words)
 

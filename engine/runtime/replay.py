@@ -15,6 +15,7 @@ from modalscape.engine.runtime import checkpoint
 from modalscape.engine.runtime.session import Training
 from modalscape.engine.store.commands import Command, from_json
 from modalscape.engine.store.lineage import missing, parent_of, within
+from modalscape.engine.store.words import EventKind
 from modalscape.engine.store.writer import RunReader
 
 
@@ -34,7 +35,7 @@ def recorded_commands(reader: RunReader, newest: int | None = None) -> Iterator[
 
     Only events up to number `newest` count, where that is given.
     """
-    for event in reader.events(kinds=("applied",)):
+    for event in reader.events(kinds=(EventKind.APPLIED,)):
         if newest is not None and event.id > newest:
             return
         command = from_json(event.detail["command"])

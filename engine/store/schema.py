@@ -14,6 +14,7 @@ from modalscape.engine.core.records import KINDS, Record
 from modalscape.engine.errors import InputError, shown
 from modalscape.engine.store.archive import arrays_of
 from modalscape.engine.store.files import anything, brief, finite, fits, misfit, moment, number, value_of, whole
+from modalscape.engine.store.words import EventKind
 
 JOB = {"probe": str, "step": int, "asked": bool, "seconds": finite, "what": str, "done": whole, "planned": whole}
 """What an observer says of a measurement under way, to its shape."""
@@ -125,7 +126,7 @@ def detail(what: str, kind: Any, text: str) -> dict[str, Any]:
     except ValueError as error:
         raise Unreadable(what, brief(error)) from None
     held = isinstance(found, dict) and not misfit(found, DETAIL)
-    if held and kind in ("applied", "refused"):
+    if held and kind in (EventKind.APPLIED, EventKind.REFUSED):
         command = found.get("command")
         held = isinstance(command, dict) and fits(command, COMMANDS.get(str(command.get("do")), dict))
     if not held:

@@ -26,6 +26,7 @@ from modalscape.engine.core.records import Record, Scalar
 from modalscape.engine.errors import InputError
 from modalscape.engine.store import commands
 from modalscape.engine.store.reader import Event, RunReader, observed, thinned
+from modalscape.engine.store.words import EventKind
 
 __all__ = ["Event", "RunReader", "RunWriter", "create", "thinned"]
 
@@ -216,7 +217,7 @@ class RunWriter:
             if self._unsaid:
                 step = self._meta.get("step", json.loads(self._written.get("step", "0")))
                 detail = _text({"rows": self._unsaid, "error": self._loss()})
-                self._db.execute(_EVENT, (step, time.time(), "lost", detail))
+                self._db.execute(_EVENT, (step, time.time(), EventKind.LOST, detail))
             self._db.executemany(_META, [*changed.items(), ("version", str(version))])
             self._db.execute("COMMIT")
         except sqlite3.ProgrammingError:  # a fault of the program, which no retry mends

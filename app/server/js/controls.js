@@ -3,6 +3,7 @@
 import { child, element, help, icon, span, theme } from "./dom.js";
 import { ask, asked, forget, listen, lost } from "./outbox.js";
 import { pace, time } from "./remote.js";
+import { STATE } from "./words.js";
 
 const TONES = {
   running: "#2B8A3E", starting: "#2F6FDE", queued: "#2F6FDE", paused: "#C77700", stopping: "#C77700",
@@ -124,17 +125,17 @@ function buttonsOf(host, run) {
   return (status, controls) => {
     const waits = new Set(asked(run).map((act) => (act.steps ? "step" : act.do))), state = status.state;
     over = controls.over;
-    made.Resume.disabled = !(over || state === "paused") || waits.has("resume") || waits.has("go on");
-    made.Resume.classList.toggle("ms-primary", over || state === "paused");
-    made.Resume.title = state === "finished" ? `Train on, to step ${(2 * status.steps).toLocaleString("en")}` : over ? "Go on from the last checkpoint" : "Resume";
-    made.Pause.disabled = !controls.alive || ["paused", "stopping"].includes(state) || waits.has("pause");
+    made.Resume.disabled = !(over || state === STATE.PAUSED) || waits.has("resume") || waits.has("go on");
+    made.Resume.classList.toggle("ms-primary", over || state === STATE.PAUSED);
+    made.Resume.title = state === STATE.FINISHED ? `Train on, to step ${(2 * status.steps).toLocaleString("en")}` : over ? "Go on from the last checkpoint" : "Resume";
+    made.Pause.disabled = !controls.alive || [STATE.PAUSED, STATE.STOPPING].includes(state) || waits.has("pause");
     made.Pause.title = "Pause before the next step";
-    made.Step.disabled = state !== "paused";
+    made.Step.disabled = state !== STATE.PAUSED;
     made.Step.title = "Take one step";
-    made.Stop.disabled = !controls.alive || state === "stopping" || waits.has("stop");
+    made.Stop.disabled = !controls.alive || state === STATE.STOPPING || waits.has("stop");
     made.Stop.title = "Stop the run; it can be resumed";
-    for (const [name] of BUTTONS) made[name].hidden = state === "queued";
-    leave.hidden = state !== "queued";
+    for (const [name] of BUTTONS) made[name].hidden = state === STATE.QUEUED;
+    leave.hidden = state !== STATE.QUEUED;
     leave.disabled = waits.has("leave");
   };
 }
@@ -157,11 +158,11 @@ function panel(box, now, unsent) {
   const bar = element("div", "ms-bar");
   bar.style.width = `${100 * share}%`;
   const facts = [];
-  if (now.state === "running" && now.rate) facts.push(`${now.rate >= 10 ? Math.round(now.rate) : now.rate.toFixed(1)} steps/s`);
-  if (now.state === "running" && now.eta !== null) facts.push(`${span(now.eta)} left`);
+  if (now.state === STATE.RUNNING && now.rate) facts.push(`${now.rate >= 10 ? Math.round(now.rate) : now.rate.toFixed(1)} steps/s`);
+  if (now.state === STATE.RUNNING && now.eta !== null) facts.push(`${span(now.eta)} left`);
   if (now.activity) facts.push(now.activity);
   const lines = [element("div", "ms-row", state, step), element("div", "ms-track", bar)];
-  if (facts.length || now.state === "running") lines.push(element("div", "ms-quiet", facts.join(" · ") || "\u00a0"));
+  if (facts.length || now.state === STATE.RUNNING) lines.push(element("div", "ms-quiet", facts.join(" · ") || "\u00a0"));
   const waits = [...now.pending, ...unsent];
   if (waits.length) lines.push(element("div", "ms-quiet ms-asked", `requested: ${waits.join(", ")}`));
   if (now.error) lines.push(element("div", "ms-error", now.error));
