@@ -21,7 +21,7 @@ from modalscape.engine.client.handle import RunHandle, lock
 from modalscape.engine.client.observers import dismissed
 from modalscape.engine.config import read
 from modalscape.engine.errors import InputError
-from modalscape.engine.store.files import brief, text_of
+from modalscape.engine.store.files import brief, replace_text, text_of
 from modalscape.engine.store.lineage import fork_of
 
 _LOOK = 0.3
@@ -231,6 +231,4 @@ def note_of(home: Path) -> str:
 
 def write_note(home: Path, text: str) -> None:
     """Leave a note on a run."""
-    partial = home / f"note.{secrets.token_hex(4)}.partial"
-    partial.write_text(text.strip()[:500])
-    partial.replace(home / "note.txt")
+    replace_text(home / "note.txt", text.strip()[:500])
