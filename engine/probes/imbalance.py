@@ -24,6 +24,7 @@ from modalscape.engine.core.problem import Batch
 from modalscape.engine.maths.modalities import imbalance
 from modalscape.engine.maths.modalities.robustness import majority
 from modalscape.engine.maths.progress import tracked
+from modalscape.engine.maths.standard_error import mean_and_error
 from modalscape.engine.reports import contribution
 from modalscape.engine.reports.motion import motion
 
@@ -205,7 +206,7 @@ def _scores(snap: Snapshot, seen: Seen) -> Iterator[Record]:
         yield Scalar("imbalance/chance", majority(y), n=n, mode="share of the largest class among the validation rows")
     values = {m: _scored_rows(z, y) for m, z in own.items()}
     for m, rows in values.items():
-        value, error = imbalance.mean_and_error(rows)
+        value, error = mean_and_error(rows)
         yield Scalar(f"imbalance/{name}/{m}", value.item(), error.item(), **about, draw=draw)
     means = [rows.mean().item() for rows in values.values()]
     yield Scalar("imbalance/gap", max(means) - min(means), **about, draw={"y": f"gap of {name}"})
@@ -313,7 +314,7 @@ def _squares(snap: Snapshot, grads: Tensor) -> dict[str, Tensor]:
 def _traces(snap: Snapshot, name: str, squares: list[dict[str, Tensor]], n: int, mode: str) -> Iterator[Record]:
     """Yield the mean of squared gradients by modality, and the share of each."""
     joined = {m: torch.cat([piece[m] for piece in squares]) for m in snap.problem.modalities if m in squares[0]}
-    traces = {m: imbalance.mean_and_error(values) for m, values in joined.items()}
+    traces = {m: mean_and_error(values) for m, values in joined.items()}
     draw = {"y": "Fisher trace", "ylog": True}
     for m, (value, error) in traces.items():
         yield Scalar(f"imbalance/{name}_trace/{m}", value.item(), error.item(), n=n, mode=mode, draw=draw)
