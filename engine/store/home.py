@@ -26,9 +26,6 @@ from modalscape.engine.store.schema import Unreadable
 from modalscape.engine.store.writer import create
 
 ROOT = Path(__file__).resolve().parents[2]
-RUN_ID = re.compile(r"^[a-z0-9][a-z0-9-]{2,60}$")
-"""What a run's id, the name of its folder, looks like."""
-
 _CHECKPOINT = re.compile(r"[0-9]{8,18}\.pt")
 LEFTOVERS = ("*.partial", ".new-*", "checkpoints/*.partial", "path/*.partial", "snapshot.pt", "snapshot.wanted")
 """What is there only while it is being written."""
