@@ -17,7 +17,7 @@ from modalscape.app.charts import curvature, landscapes, learning_windows, scatt
 from modalscape.app.charts.labels import colours, matching, named, part_of, ranked
 from modalscape.app.charts.queries import (
     ERRORS,
-    POINTS,
+    MOST_DRAWN,
     about,
     located,
     marked,
@@ -33,11 +33,12 @@ from modalscape.app.charts.request import Chart, ChartError, Drawing, arguments
 from modalscape.app.charts.stability_edge import edges, noisy_edges, told, within
 from modalscape.app.figures.bars import beside
 from modalscape.app.figures.curves import Line, Scale, history, named_values, overlay, series
-from modalscape.app.figures.pipeline import POINTS_IN_ORDER, pipeline
+from modalscape.app.figures.pipeline import pipeline
 from modalscape.app.figures.spectrum import density, sharpness, top
 from modalscape.app.figures.styles import in_order, styles
 from modalscape.app.figures.surface import surface
 from modalscape.app.theme import Look
+from modalscape.engine.core.names import POINTS
 
 FAR = 4.0
 """Times the largest eigenvalue beyond which the edge of stability is told rather than drawn."""
@@ -89,7 +90,7 @@ def _series(reader, args, look) -> Drawing:
         caption += f" · thin up to step {lines[0].own_from:,}: shared with the parent"
         caption += ", whose own way is grey" if beside else ""
     if any(line.thinned for line in lines):
-        caption += f" · thinned to at most {POINTS:,} points, extremes kept"
+        caption += f" · thinned to at most {MOST_DRAWN:,} points, extremes kept"
     if args["half"] > 0:
         caption += f" · smoothed with a half-life of {args['half']:g} steps, measured values behind"
     return Drawing(figure, caption)
@@ -259,7 +260,7 @@ def _pipeline(reader, args, look) -> Drawing:
     order = reader.meta("pipeline", {}) or {}
     places = {
         point: [(known[n]["title"] if n in known else n, look.methods.get(n, look.muted)) for n in order.get(point, [])]
-        for point in POINTS_IN_ORDER
+        for point in POINTS
     }
     words = ", ".join(known[n]["title"] if n in known else n for n in on) or "none"
     return Drawing(pipeline(places, look), f"methods on: {words}")

@@ -9,7 +9,6 @@ import plotly.graph_objects as go
 from modalscape.app.figures.base import blank
 from modalscape.app.theme import Look
 
-POINTS_IN_ORDER = ("features", "losses", "gradients", "fuse", "around", "update", "commit")
 WORDS = {
     "features": "change the<br>features",
     "losses": "add a<br>loss",
@@ -19,14 +18,15 @@ WORDS = {
     "update": "change the<br>step",
     "commit": "remember",
 }
+"""Point to what a method does there, in the order of a step."""
 BOLD = {"weight": 700}
 
 
 def pipeline(places: Mapping[str, Sequence[tuple[str, str]]], look: Look) -> go.Figure:
     """Return the seven points as boxes joined by arrows; `places` maps each to its (title, colour)s in order."""
     figure = blank(look, revision="pipeline")
-    deepest = max([len(places.get(point, ())) for point in POINTS_IN_ORDER] + [1])
-    for i, point in enumerate(POINTS_IN_ORDER):
+    deepest = max([len(places.get(point, ())) for point in WORDS] + [1])
+    for i, (point, words) in enumerate(WORDS.items()):
         held = places.get(point, ())
         figure.add_shape(
             type="rect",
@@ -42,9 +42,7 @@ def pipeline(places: Mapping[str, Sequence[tuple[str, str]]], look: Look) -> go.
         figure.add_annotation(
             x=i + 0.46, y=0.72, text=point, showarrow=False, font=BOLD | {"size": 12.5, "color": strong}, yshift=4
         )
-        figure.add_annotation(
-            x=i + 0.46, y=0.36, text=WORDS[point], showarrow=False, font={"size": 10.5, "color": look.muted}
-        )
+        figure.add_annotation(x=i + 0.46, y=0.36, text=words, showarrow=False, font={"size": 10.5, "color": look.muted})
         if i:
             figure.add_annotation(
                 x=i + 0.045,

@@ -12,14 +12,12 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from modalscape.engine.core.knobs import checked, describe, knob
+from modalscape.engine.core.names import POINTS
 from modalscape.engine.core.needs import Need
 from modalscape.engine.core.records import Record
 from modalscape.engine.errors import InputError
 
 __all__ = ["POINTS", "Method", "MethodConflict", "Stack", "knob"]
-
-POINTS = ("features", "losses", "gradients", "fuse", "around", "update", "commit")
-"""The seven points, in the order in which a step passes them."""
 
 _OTHERS = ("init", "report", "idle")
 

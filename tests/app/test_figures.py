@@ -8,10 +8,11 @@ from modalscape.app.charts.stability_edge import edges
 from modalscape.app.figures.base import symlog, symlog_ticks
 from modalscape.app.figures.curves import Line, Scale, series, smoothed
 from modalscape.app.figures.marks import Mark
-from modalscape.app.figures.pipeline import POINTS_IN_ORDER, pipeline
+from modalscape.app.figures.pipeline import pipeline
 from modalscape.app.figures.spectrum import density, sharpness, top
 from modalscape.app.figures.surface import surface
 from modalscape.app.theme import MODALITY_HUES, look
+from modalscape.engine.core.names import POINTS
 from modalscape.engine.core.records import KINDS, Bars, Curve, Matrix, Scalar, Surface
 
 X = np.linspace(-1, 1, 51)
@@ -188,8 +189,8 @@ def test_log_height_shows_the_true_loss_on_hover():
 def test_the_pipeline_shows_seven_points_in_order_and_the_methods_on_them():
     figure = pipeline({"update": [("GANI", "#112233")]}, LOOKS[0])
     words = [a.text for a in figure.layout.annotations]
-    heads = [w for w in words if w in POINTS_IN_ORDER]
-    assert heads == list(POINTS_IN_ORDER)
+    heads = [w for w in words if w in POINTS]
+    assert heads == list(POINTS)
     assert "GANI" in words
 
 

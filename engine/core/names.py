@@ -1,0 +1,9 @@
+"""Names that the engine and the dashboard have in common. Free of torch."""
+
+from __future__ import annotations
+
+POINTS = ("features", "losses", "gradients", "fuse", "around", "update", "commit")
+"""The seven points at which methods act, in the order in which a step passes them."""
+
+OBJECTIVES = ("auto", "cross_entropy", "squared_error", "info_nce")
+"""What a run may minimise; `auto` is cross-entropy for classes and squared error for real targets."""
