@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from modalscape.engine.core.probe import Bars, Matrix, Probe, Record, Scalar, Snapshot, knob, several
-from modalscape.engine.core.problem import Batch
+from modalscape.engine.core.problem import Batch, join
 from modalscape.engine.maths.modalities import imbalance
 from modalscape.engine.maths.modalities.robustness import majority
 from modalscape.engine.maths.progress import tracked
@@ -71,7 +71,7 @@ class Seen:
         held_out, probe = encoded[: len(batches)], encoded[len(batches) :]
         one = batches[0].rows(slice(0, 1))
         self.rows = Batch({}, torch.cat([piece.y for piece in batches]))
-        self.features, self.probe = _joined(held_out), _joined(probe)
+        self.features, self.probe = join(held_out), join(probe)
         self.neutral = {m: _encoded(snap, snap.problem.without(one, m))[m] for m in snap.problem.modalities}
 
 
@@ -380,10 +380,6 @@ def _scored(logits: dict[str, Tensor], y: Tensor) -> Tensor:
 def _scored_rows(z: Tensor, y: Tensor) -> Tensor:
     """Return for each row 1 where it is right and 0 where not, or its squared error."""
     return (z[:, 0] - y).square().double() if y.is_floating_point() else (z.argmax(-1) == y).double()
-
-
-def _joined(pieces: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {m: torch.cat([piece[m] for piece in pieces]) for m in pieces[0]}
 
 
 @torch.no_grad()
