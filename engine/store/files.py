@@ -11,7 +11,6 @@ import math
 import os
 import secrets
 import stat
-import sys
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -163,12 +162,12 @@ def brief(error: BaseException) -> str:
     return (words.splitlines() or [""])[0].rstrip(".")[:120] or type(error).__name__
 
 
-def memory() -> int:
-    """Return the bytes of memory of this machine."""
+def memory() -> int | None:
+    """Return the bytes of memory of this machine, or None where the system does not say."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):  # a system that does not say
-        return sys.maxsize
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 # The shape of a JSON value: a type; [shape], a list of such; {str: shape}, such by name; {"key": shape, …}, at least
