@@ -43,3 +43,5 @@ def test_an_error_that_is_not_known_is_drawn_as_none():
     record = Bars("a", np.array(["x", "y"]), np.arange(2.0), np.full(2, math.nan))
     drawn = bars(record, look(False, [], [])).data[0]
     assert drawn.error_y.array is None and "±" not in drawn.hovertemplate
+    record = Bars("a", np.array(["x", "y"]), np.arange(2.0), np.array([math.nan, 0.5]))
+    assert ["±" in words for words in bars(record, look(False, [], [])).data[0].hovertemplate] == [False, True]
