@@ -15,6 +15,7 @@ from typing import Any
 
 from modalscape.engine.client.launch import stamp
 from modalscape.engine.errors import InputError
+from modalscape.engine.store.files import replace_text
 
 ROOT = Path(__file__).resolve().parents[1]
 LOOK_AGAIN = 5.0
@@ -53,9 +54,7 @@ def _read(mark: str) -> dict[str, Any]:
     found = json.loads(text)
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        partial = kept.with_suffix(f".{os.getpid()}")
-        partial.write_text(text)
-        partial.replace(kept)
+        replace_text(kept, text)
         for old in kept.parent.glob("catalog-*.json"):
             if old != kept:
                 old.unlink(missing_ok=True)

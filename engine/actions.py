@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import secrets
 import signal
 import sqlite3
 import sys
@@ -16,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from modalscape.engine.catalog import catalog
-from modalscape.engine.client.forks import new_id, planned
+from modalscape.engine.client.forks import planned
 from modalscape.engine.client.handle import mailbox
 from modalscape.engine.client.observers import locked
 from modalscape.engine.config import MOST_STEPS, RunConfig, read, validated
@@ -31,6 +30,7 @@ from modalscape.engine.runtime.replay import Differs, recreated
 from modalscape.engine.runtime.session import Training, deterministic
 from modalscape.engine.store.files import brief
 from modalscape.engine.store.home import cleared, founded, lock
+from modalscape.engine.store.ids import fork_id
 from modalscape.engine.store.words import EventKind, State
 from modalscape.engine.store.writer import RunReader, RunWriter, create
 
@@ -38,13 +38,6 @@ DIVERGED = 4
 """Exit code of a run that nobody attends and whose loss is no longer finite."""
 UNWRITTEN = 6
 """Exit code of a run that came to its end while the disk refused what it recorded."""
-
-
-def new_home(folder: Path, config: RunConfig) -> Path:
-    """Return the path of a new run: what is trained, the time, and four letters against collisions."""
-    stem = Path(config.data).stem if config.data else config.problem or "run"
-    stem = "".join(c if c.isalnum() and c.isascii() else "-" for c in stem.lower()).strip("-")[:24] or "run"
-    return Path(folder) / f"{stem}-{time.strftime('%y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
 def run_new(config: RunConfig, home: Path, *, attended: bool = False) -> int:
@@ -108,7 +101,7 @@ def fork(home: Path, step: int, new: Path | None, **changes: Any) -> Path:
     deterministic()
     read(home)
     parent = Path(home).resolve()
-    new = Path(new or parent.with_name(new_id(parent.name, max(step, 0), secrets.token_hex(2)))).absolute()
+    new = Path(new or parent.with_name(fork_id(parent.name, max(step, 0)))).absolute()
     vacant(new)
     made(planned(parent, step, catalog(), beside=new.parent, **changes), new)
     return new

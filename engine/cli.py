@@ -21,6 +21,7 @@ from modalscape.engine.errors import InputError, sentence, shown
 from modalscape.engine.runtime import streams
 from modalscape.engine.store.files import brief
 from modalscape.engine.store.home import Gone
+from modalscape.engine.store.ids import new_id
 
 LOGGED = "modalscape-fault-"
 """How the name of a file begins in which the traceback of a fault of the program lies."""
@@ -78,7 +79,7 @@ def run(prepared, problem, data, methods, pairs, probes, steps, seed, device, ho
     made = RunConfig(
         problem, data and str(data.absolute()), methods, _intervals(probes), steps, seed, device, _settings(pairs)
     )
-    home = Path(home or actions.new_home(runs_folder(), made)).absolute()
+    home = Path(home or runs_folder() / new_id(made.problem, made.data)).absolute()
     _end(actions.run_new(made, home, attended=attended), home, as_json)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from modalscape.engine.core.knobs import checked, knob
+from modalscape.engine.core.names import OBJECTIVES
 from modalscape.engine.core.needs import met
 from modalscape.engine.errors import InputError, nearest, shown
 from modalscape.engine.store.files import brief, fits, text_of, value_of
@@ -54,7 +55,7 @@ class RunSettings:
     objective: str = knob(
         "auto",
         help="What is minimised; auto fits the labels.",
-        choices=("auto", "cross_entropy", "squared_error", "info_nce"),
+        choices=OBJECTIVES,
     )
     unimodal: str = knob(
         "heads",

@@ -1,11 +1,12 @@
 """Landscape: the loss around the parameters, along the way they came, and between runs."""
 
+from functools import partial
 from itertools import combinations
 
 import streamlit as st
 
 from modalscape.app.server import live
-from modalscape.app.views import controls, shell
+from modalscape.app.views import controls, rows, shell
 
 TITLE = "Landscape"
 ICON = ":material/landscape:"
@@ -24,13 +25,7 @@ EXPLAINED = {
 }
 
 
-def row(run, *charts, height=280):
-    """Draw charts side by side: title, kind, names of records, options."""
-    for column, (title, chart, names, options) in zip(st.columns(len(charts), gap="medium"), charts, strict=True):
-        with column:
-            key = f"landscape/{title}/{options.get('of', run)}"
-            options = {"height": height, "empty": EMPTY} | options
-            live.chart(options.pop("of", run), chart, key=key, title=title, names=names, **options)
+row = partial(rows.row, page="landscape", empty=EMPTY)
 
 
 def flat_and_space(run, what, names, **options):

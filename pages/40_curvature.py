@@ -1,9 +1,11 @@
 """Curvature: the Hessian's spectrum, whole and per modality, other matrices and measures beside it, over time."""
 
+from functools import partial
+
 import streamlit as st
 
 from modalscape.app.server import live
-from modalscape.app.views import controls, shell
+from modalscape.app.views import controls, rows, shell
 
 TITLE = "Curvature"
 ICON = ":material/ssid_chart:"
@@ -12,14 +14,7 @@ TRACES = {"as it is": "trace", "per parameter": "trace_mean", "per parameter, ti
 ABSENT = "This has not been measured in this run. Choose an interval above, or press Measure now."
 
 
-def row(run, *charts, height=280, widths=None):
-    """Draw charts side by side: title, kind, names of records, options."""
-    for column, (title, chart, names, options) in zip(
-        st.columns(widths or len(charts), gap="medium"), charts, strict=True
-    ):
-        with column:
-            key = f"curvature/{title}/{run}"
-            live.chart(run, chart, key=key, title=title, names=names, height=height, **{"empty": ABSENT} | options)
+row = partial(rows.row, page="curvature", empty=ABSENT)
 
 
 def scheduled(run, name, **options):
@@ -52,7 +47,7 @@ def spectrum(run):
         ("Spectral density (click a part to add it)", "density", density, held),
         ("Largest eigenvalues, residuals as bars", "top", ["hessian/top", "hessian/*/top"], held),
         height=360,
-        widths=[3, 2],
+        columns=[3, 2],
     )
     row(
         run,

@@ -4,6 +4,7 @@ import streamlit as st
 
 from modalscape.app.server import live
 from modalscape.app.views import controls, shell, start
+from modalscape.app.views.rows import EMPTY
 
 TITLE = "Gradients"
 ICON = ":material/call_split:"
@@ -14,7 +15,6 @@ if probe:
     controls.measuring(run, probe)
 start.heads(run)
 
-EMPTY = "Nothing has been measured here. Choose an interval above, or press Measure now."
 HEADS = "This comes with a measurement of a run that has a loss for each modality."
 MAPS = {
     "precision_map": "precision, log10",

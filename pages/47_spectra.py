@@ -1,22 +1,24 @@
 """Spectra: how many directions the features fill, which of them noise hides, and what the weights look like."""
 
+from functools import partial
 from itertools import combinations
 
 import streamlit as st
 
 from modalscape.app.server import live
 from modalscape.app.text import literal
-from modalscape.app.views import controls, shell
+from modalscape.app.views import controls, rows, shell
 
 TITLE = "Spectra"
 ICON = ":material/equalizer:"
-EMPTY = "Nothing has been measured here. Choose an interval above, or press Measure now."
 QUIET = "No method changed these features where they were measured. Switch on FANoise or ModDrop, then measure."
 SHOWN = {
     "clean and changed": ("singular", "changed/singular", "expected", "instead", "noise", "random"),
     "clean": ("singular", "random"),
     "changed": ("changed/singular", "expected", "instead", "noise"),
 }
+SCRUBBED = {"group": "spectra"}
+"""Options of charts that show one step, which they share."""
 SIZES = {
     "effective rank": "exp of the entropy of the energy shares",
     "participation": "one over the sum of the squared energy shares",
@@ -25,12 +27,7 @@ SIZES = {
 }
 
 
-def row(run, *charts, height=250):
-    """Draw charts side by side: title, kind, names of records, options."""
-    for column, (title, chart, names, options) in zip(st.columns(2, gap="medium"), charts, strict=False):
-        with column:
-            options = {"empty": EMPTY, "group": "spectra" if chart == "spectrum" else ""} | options
-            live.chart(run, chart, key=f"{title}/{run}", title=title, names=names, height=height, **options)
+row = partial(rows.row, page="spectra", columns=2, height=250)
 
 
 def features(run, modalities):
@@ -68,7 +65,7 @@ def features(run, modalities):
             f"Singular values of the features: {m}",
             "spectrum",
             [f"{base[m]}/{end}" for end in SHOWN[which]],
-            {"empty": QUIET if which == "changed" else EMPTY},
+            {"empty": QUIET if which == "changed" else rows.EMPTY} | SCRUBBED,
         )
         for m in chosen
     ]
@@ -81,8 +78,8 @@ def features(run, modalities):
     kept, key = "How much of the leading directions is kept", size.replace(" ", "_")
     row(
         run,
-        ("Signal to noise of each direction", "spectrum", named("snr"), {"empty": QUIET}),
-        (kept, "spectrum", named("kept", "kept_by_chance"), {"empty": QUIET}),
+        ("Signal to noise of each direction", "spectrum", named("snr"), {"empty": QUIET} | SCRUBBED),
+        (kept, "spectrum", named("kept", "kept_by_chance"), {"empty": QUIET} | SCRUBBED),
     )
     row(
         run,
@@ -107,7 +104,7 @@ def between(run, chosen):
     cosines = [f"spectra/cosine/{k}/{p}" for k in ("pairs", "others") for p in pairs]
     row(
         run,
-        ("Canonical correlations of the features", "spectrum", [f"spectra/canonical/{p}" for p in pairs], {}),
+        ("Canonical correlations of the features", "spectrum", [f"spectra/canonical/{p}" for p in pairs], SCRUBBED),
         ("Modality gap: distance of the centroids", "series", [f"spectra/gap/{p}" for p in pairs], {}),
     )
     row(
@@ -126,7 +123,7 @@ def weights(run, layers):
     alike = [name for name in layers if name.partition("/")[0] == part][:24]
     row(
         run,
-        ("Singular values of the weights (of no Hessian)", "spectrum", own, {}),
+        ("Singular values of the weights (of no Hessian)", "spectrum", own, SCRUBBED),
         (
             f"Singular values beyond the edge, layers of {part} (0 or 1: chance)",
             "series",
@@ -150,7 +147,9 @@ def body(run):
     modalities = list(reader.meta("modalities", []) or [])
     measured = reader.names()["records"]
     if not modalities or not any(name.startswith("spectra/") for name in measured):
-        live.chart(run, "spectrum", key=f"spectra/{run}", title="Singular values", names=["spectra/*"], empty=EMPTY)
+        live.chart(
+            run, "spectrum", key=f"spectra/{run}", title="Singular values", names=["spectra/*"], empty=rows.EMPTY
+        )
         return
     between(run, features(run, modalities))
     layers = [name.removeprefix("spectra/weights/") for name in measured if name.startswith("spectra/weights/")]

@@ -6,10 +6,10 @@ from modalscape.app.charts import unimodal_gap
 from modalscape.app.server import live
 from modalscape.app.text import literal
 from modalscape.app.views import controls, shell, start
+from modalscape.app.views.rows import EMPTY
 
 TITLE = "Balance"
 ICON = ":material/balance:"
-EMPTY = "Nothing has been measured here. Choose an interval above, or press Measure now."
 PROTOCOLS = {
     "own": "its own head or slice",
     "inputs": "others' inputs at zero",

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted(p for folder in ("engine", "app", "pages") for p in (ROOT / folder).rglob("*.py"))
 STANDARD = set(sys.stdlib_module_names)
 ARRAYS = {"torch", "numpy", "scipy"}
-PLAIN = {f"engine.core.{m}" for m in ("knobs", "needs", "points", "records", "stability")} | {"engine.errors"}
+PLAIN = {f"engine.core.{m}" for m in ("knobs", "names", "needs", "points", "records", "stability")} | {"engine.errors"}
 """The torch-free part of the core."""
 FILES = {"engine.config", "engine.store"} | PLAIN
 """What reads and writes the files of a run, free of torch."""

@@ -97,9 +97,11 @@ def opinions(reader, args: Mapping[str, Any], look: Look) -> Drawing:
             bars(shown, look), f"step {step:,} · time spent in these calls, training not counted", steps=steps
         )
     values = np.array([record.value for _, record in found.values()])
-    errors = np.array([np.nan if record.error is None else record.error for _, record in found.values()])
-    shown = Bars(first.name, np.array(whose), values, errors, draw=first.draw)
-    told = ", ".join(f"{w} {short(v)} ± {short(e)}" for w, v, e in zip(whose, values, errors, strict=True))
+    errors = [record.error for _, record in found.values()]
+    known = np.array([np.nan if error is None else error for error in errors])
+    shown = Bars(first.name, np.array(whose), values, known, draw=first.draw)
+    spreads = ["" if error is None else f" ± {short(error)}" for error in errors]
+    told = ", ".join(f"{w} {short(v)}{spread}" for w, v, spread in zip(whose, values, spreads, strict=True))
     return Drawing(bars(shown, look), f"step {step:,} · {told}{about(first, cost=False)}", steps=steps)
 
 

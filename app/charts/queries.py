@@ -23,7 +23,7 @@ from modalscape.engine.store.lineage import fork_of, parent_of
 from modalscape.engine.store.reader import RunReader, thinned
 from modalscape.engine.store.words import EventKind
 
-POINTS = 1000
+MOST_DRAWN = 1000
 """Points of one curve on the page; the store keeps each bucket's minimum and maximum."""
 ERRORS = 150
 """Measurements whose error is read for one curve."""
@@ -60,9 +60,9 @@ def recorded(reader, names: Sequence[str], look: Look, *, log: bool = False) -> 
     found, since = [], own_from(reader)
     for name in names:
         at, values = reader.scalars(name, points=None)
-        whole, (at, values) = len(at), thinned(at, values, POINTS, log=log)
+        whole, (at, values) = len(at), thinned(at, values, MOST_DRAWN, log=log)
         if whole:
-            sparse = 1 < whole < POINTS and (at[-1] - at[0]) >= 2 * (len(at) - 1)
+            sparse = 1 < whole < MOST_DRAWN and (at[-1] - at[0]) >= 2 * (len(at) - 1)
             error = errors(reader, name, at) if sparse else None
             line = Line(name, at, values, look.ink, error, sparse=sparse or whole == 1, thinned=len(at) < whole)
             found.append(replace(line, own_from=since))
@@ -97,7 +97,7 @@ def parents_way(reader, names: Sequence[str], look: Look, *, log: bool = False) 
         for name in names if other is not None else ():
             at, values = other.scalars(name, points=None)
             first = int(np.searchsorted(at, since))
-            at, values = thinned(at[first:], values[first:], POINTS, log=log)
+            at, values = thinned(at[first:], values[first:], MOST_DRAWN, log=log)
             if len(at) > 1:
                 found.append(Line(f"{name} of the parent", at, values, look.muted, width=1.0, beside=True))
     except InputError:  # a parent that is damaged only takes its line away

@@ -17,7 +17,7 @@ from modalscape.app.charts import curvature, landscapes, learning_windows, scatt
 from modalscape.app.charts.labels import colours, matching, named, part_of, ranked
 from modalscape.app.charts.queries import (
     ERRORS,
-    POINTS,
+    MOST_DRAWN,
     about,
     located,
     marked,
@@ -90,7 +90,7 @@ def _series(reader, args, look) -> Drawing:
         caption += f" · thin up to step {lines[0].own_from:,}: shared with the parent"
         caption += ", whose own way is grey" if beside else ""
     if any(line.thinned for line in lines):
-        caption += f" · thinned to at most {POINTS:,} points, extremes kept"
+        caption += f" · thinned to at most {MOST_DRAWN:,} points, extremes kept"
     if args["half"] > 0:
         caption += f" · smoothed with a half-life of {args['half']:g} steps, measured values behind"
     return Drawing(figure, caption)

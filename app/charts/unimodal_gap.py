@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from modalscape.app.charts.labels import spoken
-from modalscape.app.charts.queries import POINTS, marked, marks
+from modalscape.app.charts.queries import MOST_DRAWN, marked, marks
 from modalscape.app.charts.request import Drawing
 from modalscape.app.figures.curves import Line, series
 from modalscape.app.runs.status import folder, home_of, listed
@@ -101,7 +101,7 @@ def gap(reader: RunReader, args: Mapping[str, Any], look: Look) -> Drawing:
         values, error = (joint - alone if score == "error" else alone - joint), None
         if score == "accuracy" and rows:
             error = np.sqrt(np.clip(alone * (1 - alone) + joint * (1 - joint), 0, None) / rows)
-        every = slice(None, None, -(-len(steps) // POINTS))
+        every = slice(None, None, -(-len(steps) // MOST_DRAWN))
         error = None if error is None else error[every]
         lines.append(Line(name, steps[every], values[every], look.part(name), error, sparse=True))
         runs.append(f"{name} alone: {spoken(other.path.parent.name)}")

@@ -38,7 +38,7 @@ def bars(record, look: Look) -> go.Figure:
             textfont={"size": 11, "color": look.muted},
             cliponaxis=False,
             customdata=np.full(len(labels), np.nan, np.float32) if error is None else error,
-            hovertemplate="%{x}: %{y:.5~g}" + ("" if error is None else " ± %{customdata:.2~g}") + "<extra></extra>",
+            hovertemplate=_hover(error, len(labels)),
         )
     )
     figure.update_layout(bargap=0.45 if len(labels) < 8 else 0.25)
@@ -146,6 +146,13 @@ def scalar(record, look: Look) -> go.Figure:
         )
     )
     return figure
+
+
+def _hover(error: np.ndarray | None, count: int) -> str | list[str]:
+    """Return the words for each of `count` bars, with its error where that is known; once where they are all alike."""
+    known = np.broadcast_to(False if error is None else np.isfinite(error), count)
+    words = [f"%{{x}}: %{{y:.5~g}}{' ± %{customdata:.2~g}' if one else ''}<extra></extra>" for one in known]
+    return words[0] if len(set(words)) == 1 else words
 
 
 def _whiskers(error: np.ndarray, look: Look) -> dict:

@@ -19,6 +19,7 @@ WORDS = {
     "update": "change the<br>step",
     "commit": "remember",
 }
+"""Point to what a method does there, in the order of a step."""
 BOLD = {"weight": 700}
 
 
@@ -26,7 +27,7 @@ def pipeline(places: Mapping[str, Sequence[tuple[str, str]]], look: Look) -> go.
     """Return the seven points as boxes joined by arrows; `places` maps each to its (title, colour)s in order."""
     figure = blank(look, revision="pipeline")
     deepest = max([len(places.get(point, ())) for point in Point] + [1])
-    for i, point in enumerate(Point):
+    for i, (point, words) in enumerate(WORDS.items()):
         held = places.get(point, ())
         figure.add_shape(
             type="rect",
@@ -42,9 +43,7 @@ def pipeline(places: Mapping[str, Sequence[tuple[str, str]]], look: Look) -> go.
         figure.add_annotation(
             x=i + 0.46, y=0.72, text=point, showarrow=False, font=BOLD | {"size": 12.5, "color": strong}, yshift=4
         )
-        figure.add_annotation(
-            x=i + 0.46, y=0.36, text=WORDS[point], showarrow=False, font={"size": 10.5, "color": look.muted}
-        )
+        figure.add_annotation(x=i + 0.46, y=0.36, text=words, showarrow=False, font={"size": 10.5, "color": look.muted})
         if i:
             figure.add_annotation(
                 x=i + 0.045,

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import os
-import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +18,8 @@ import numpy as np
 
 from modalscape.engine.config import RunSettings
 from modalscape.engine.errors import InputError
+from modalscape.engine.store import files
+from modalscape.engine.store.archive import Archive
 
 MIB = 2**20
 _COPIES = 12
@@ -74,12 +76,10 @@ def _working() -> int:
     return max(1, _cores() - 1)
 
 
-def _memory() -> int:
+def _half_of_memory() -> int:
     """Return half of the machine's memory in MiB, 2,048 where that is not known."""
-    try:
-        return max(256, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // (2 * MIB))
-    except (AttributeError, OSError, ValueError):
-        return 2048
+    held = files.memory()
+    return 2048 if held is None else max(256, held // (2 * MIB))
 
 
 LIMITS = {
@@ -91,7 +91,7 @@ LIMITS = {
     "threads": Limit(_cores, "MODALSCAPE_MAX_THREADS", "threads", "the cores"),
     "observers": Limit(_cores, "MODALSCAPE_MAX_OBSERVERS", "observers", "the cores"),
     "file": Limit(1024, "MODALSCAPE_MAX_FILE", "MiB of unpacked data"),
-    "memory": Limit(_memory, "MODALSCAPE_MAX_MEMORY", "MiB of memory", "half of the machine's"),
+    "memory": Limit(_half_of_memory, "MODALSCAPE_MAX_MEMORY", "MiB of memory", "half of the machine's"),
 }
 """Name to limit."""
 
@@ -137,25 +137,19 @@ def contents(path: str | Path) -> tuple[dict[str, tuple[tuple[int, ...], bool]],
     try:
         about = os.stat(path)
         return _contents(str(path), about.st_mtime_ns, about.st_size)
-    except (OSError, ValueError, zipfile.BadZipFile, RuntimeError, EOFError):
+    except (OSError, ValueError):
         return {}, 0
 
 
 @lru_cache(maxsize=64)
 def _contents(path: str, changed: int, size: int) -> tuple[dict[str, tuple[tuple[int, ...], bool]], int]:
-    found, total = {}, 0
-    with zipfile.ZipFile(path) as archive:
-        for entry in archive.infolist():
-            total += entry.file_size
-            if not entry.filename.endswith(".npy"):
-                continue
-            with archive.open(entry) as file:
-                first = np.lib.format.read_magic(file) == (1, 0)
-                read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
-                shape, _, dtype = read(file)
-            words = dtype.kind in "iu" and dtype.itemsize > 1 and len(shape) == 2
-            found[entry.filename.removesuffix(".npy")] = (shape, words)
-    return found, total
+    found = {}
+    with files.opened(path) as file, Archive(file) as archive:
+        for name in archive.files:
+            with suppress(ValueError):  # no array, or one that the engine refuses if it is asked for
+                shape, dtype = archive.header(name)
+                found[name] = shape, dtype.kind in "iu" and dtype.itemsize > 1 and len(shape) == 2
+        return found, archive.unpacked
 
 
 def shapes(held: Mapping[str, tuple[tuple[int, ...], bool]], settings: Mapping[str, Any]) -> list[tuple]:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
-import secrets
 import shutil
 import sqlite3
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -21,7 +18,8 @@ from modalscape.engine.client.handle import RunHandle, lock
 from modalscape.engine.client.observers import dismissed
 from modalscape.engine.config import read
 from modalscape.engine.errors import InputError
-from modalscape.engine.store.files import brief, text_of
+from modalscape.engine.store.files import brief, replace_text, text_of
+from modalscape.engine.store.ids import new_id
 from modalscape.engine.store.lineage import fork_of
 from modalscape.engine.store.words import State
 
@@ -32,13 +30,6 @@ _LOOK = 0.3
 def parallel() -> int:
     """Return how many engines may run at once: all cores but one, at least one, unless the server says otherwise."""
     return limits.LIMITS["working"].most
-
-
-def new_id(config: Mapping[str, Any]) -> str:
-    """Return an id for a run: what is trained, the time, four letters against collisions."""
-    stem = Path(config["data"]).stem if config.get("data") else config.get("problem") or "run"
-    stem = re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")[:24] or "run"
-    return f"{stem}-{time.strftime('%y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
 def launched(handle: RunHandle) -> None:
@@ -78,7 +69,7 @@ class Supervisor:
             InputError: the folder of runs cannot be written, or this server takes no such run, or none now.
         """
         limits.bounded(config)
-        run = new_id(config)
+        run = new_id(config.get("problem"), config.get("data"))
         handle = RunHandle(folder() / run)
         with self._change:
             limits.room(len(self._queue))
@@ -232,6 +223,4 @@ def note_of(home: Path) -> str:
 
 def write_note(home: Path, text: str) -> None:
     """Leave a note on a run."""
-    partial = home / f"note.{secrets.token_hex(4)}.partial"
-    partial.write_text(text.strip()[:500])
-    partial.replace(home / "note.txt")
+    replace_text(home / "note.txt", text.strip()[:500])

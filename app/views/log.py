@@ -20,7 +20,7 @@ from modalscape.app.text import literal
 from modalscape.app.views import controls, shell
 from modalscape.engine.config import read
 from modalscape.engine.errors import InputError
-from modalscape.engine.store.export import file_of
+from modalscape.engine.store import export as tables
 from modalscape.engine.store.files import brief, opened, text_of, value_of
 from modalscape.engine.store.words import EventKind
 
@@ -213,8 +213,22 @@ def export(run: str) -> None:
     """Offer the run's numbers, events and configuration as files."""
     st.markdown("Every number, event and setting of this run, to keep or to draw elsewhere.")
     files = (
-        ("Numbers as CSV", lambda: numbers_csv(run), f"{run}.csv", "text/csv", "csv", ":material/table:"),
-        ("Events as CSV", lambda: events_csv(run), f"{run}-events.csv", "text/csv", "events", ":material/event_note:"),
+        (
+            "Numbers as CSV",
+            lambda: numbers_csv(run),
+            f"{run}.csv",
+            "text/csv",
+            "csv",
+            ":material/table:",
+        ),
+        (
+            "Events as CSV",
+            lambda: events_csv(run),
+            f"{run}-events.csv",
+            "text/csv",
+            "events",
+            ":material/event_note:",
+        ),
         (
             "Records as NPZ files",
             lambda: records_zip(run),
@@ -239,19 +253,13 @@ def export(run: str) -> None:
 
 
 def numbers_csv(run: str) -> str:
-    """Return every recorded number, long form: name, step, value; in full, nothing thinned."""
-    reader = shell.reader(run)
-    parts = []
-    for name in reader.names()["scalars"]:
-        at, values = reader.scalars(name, points=None)
-        parts.append(pd.DataFrame({"name": name, "step": at, "value": values}))
-    return (pd.concat(parts) if parts else pd.DataFrame(columns=["name", "step", "value"])).to_csv(index=False)
+    """Return every recorded number as `numbers` of the engine's export has them."""
+    return tables.csv(tables.numbers(shell.reader(run)))
 
 
 def events_csv(run: str) -> str:
-    """Return the events, one a line, details as JSON."""
-    rows = [(e.id, e.step, e.time, e.kind, json.dumps(e.detail)) for e in shell.reader(run).events()]
-    return pd.DataFrame(rows, columns=["id", "step", "time", "kind", "detail"]).to_csv(index=False)
+    """Return the events as `events` of the engine's export has them."""
+    return tables.csv(tables.events(shell.reader(run)))
 
 
 def records_zip(run: str) -> bytes:
@@ -259,7 +267,7 @@ def records_zip(run: str) -> bytes:
     reader, made = shell.reader(run), io.BytesIO()
     with zipfile.ZipFile(made, "w") as bundle:
         for name in reader.names()["records"]:
-            path = file_of(name)
+            path = tables.file_of(name)
             try:
                 step, record = reader.latest(name)
             except InputError as error:

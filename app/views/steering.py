@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import secrets
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +23,7 @@ from modalscape.app.runs.status import ALIVE, DEAD, Standing, folder, home_of, s
 from modalscape.app.runs.supervisor import Supervisor
 from modalscape.app.server import live
 from modalscape.app.text import literal
-from modalscape.engine.client.forks import new_id, planned
+from modalscape.engine.client.forks import planned
 from modalscape.engine.client.handle import RunHandle
 from modalscape.engine.errors import InputError
 from modalscape.engine.store.commands import (
@@ -40,6 +39,7 @@ from modalscape.engine.store.commands import (
     Watch,
     from_json,
 )
+from modalscape.engine.store.ids import fork_id
 from modalscape.engine.store.words import State
 
 MOST = 100
@@ -89,8 +89,8 @@ def forked(now: Standing, step: Any, token: str = "") -> None:
     parent = home_of(folder(), now.id)
     if parent is None:
         raise InputError(f"There is no run {now.id} any more.")
-    four = hashlib.sha256(token.encode()).hexdigest()[:4] if token else secrets.token_hex(2)
-    run = new_id(now.id, max(step, 0), four)
+    four = hashlib.sha256(token.encode()).hexdigest()[:4] if token else None
+    run = fork_id(now.id, max(step, 0), four)
     if not token or home_of(folder(), run) is None:  # else another session has handed it over already
         config = planned(parent, step, catalog.load(), beside=folder())
         supervisor().fork(config.to_json(), run)

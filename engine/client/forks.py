@@ -1,9 +1,8 @@
-"""What a fork is to be: its configuration, from its parent's as that stood at a step, and its name. Free of torch."""
+"""What a fork is to be: its configuration, from its parent's as that stood at a step. Free of torch."""
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,9 +25,6 @@ NETWORK = (
 """Settings by which the network is built."""
 DATA = ("split", "label_noise", "corrupt")
 """Settings by which the data are made, beside the knobs of the problem."""
-LONGEST = 61
-"""Characters of a run's id."""
-_FORKED = re.compile(r"(-fork-\d+-[0-9a-f]{4})+$")
 
 
 def planned(
@@ -119,17 +115,6 @@ def stood(config: RunConfig, reader: RunReader, step: int, newest: int) -> RunCo
             probes.pop(command.probe, None)
             probes |= {command.probe: command.every} if command.on else {}
     return replace(config, methods=tuple(sorted(methods)), settings=settings, probes=probes)
-
-
-def new_id(parent: str, step: int, four: str) -> str:
-    """Return the id of a fork: the parent's, the step and four hexadecimal digits against collisions.
-
-    >>> new_id("planted-261128-050112-ab12", 200, "0f3c"), new_id("a" * 80, 7, "0f3c")[-16:]
-    ('planted-261128-050112-ab12-fork-200-0f3c', 'aaaa-fork-7-0f3c')
-    """
-    end = f"-fork-{step}-{four}"
-    stem = re.sub(r"[^a-z0-9]+", "-", _FORKED.sub("", parent.lower())).strip("-") or "run"
-    return stem[: LONGEST - len(end)].rstrip("-") + end
 
 
 def _switched(

@@ -19,7 +19,8 @@ from modalscape.engine.errors import InputError
 from modalscape.engine.store import commands, pulse
 from modalscape.engine.store.commands import Command, Mailbox, set_meta
 from modalscape.engine.store.files import brief, opened, text_of, value_of
-from modalscape.engine.store.home import ROOT, RUN_ID, Busy, founded, held_since, is_locked, lock, runs, runs_folder
+from modalscape.engine.store.home import ROOT, Busy, founded, held_since, is_locked, lock, runs, runs_folder
+from modalscape.engine.store.ids import RUN_ID
 from modalscape.engine.store.schema import Unreadable
 from modalscape.engine.store.words import EventKind, State
 from modalscape.engine.store.writer import RunReader

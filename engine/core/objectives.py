@@ -7,12 +7,10 @@ from itertools import combinations
 from torch import Tensor
 from torch.nn import functional as F
 
+from modalscape.engine.core.names import OBJECTIVES
 from modalscape.engine.data.dataset import Dataset
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.features.contrastive import info_nce, matching, recall_at, similarity
-
-OBJECTIVES = ("auto", "cross_entropy", "squared_error", "info_nce")
-"""What a run may ask for; `auto` is cross-entropy for classes and squared error for real targets."""
 
 RECALLS = (1, 5, 10)
 """The k of the recalls that InfoNCE is scored by."""

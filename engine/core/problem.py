@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -37,6 +37,16 @@ class Batch:
         if not 0 < size < len(self):
             return [self]
         return [self.rows(slice(start, start + size)) for start in range(0, len(self), size)]
+
+
+def join(pieces: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return name to the rows of all pieces below each other, (ΣB, …), from name to (B, …) of one piece or more."""
+    return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+
+
+def join_batches(batches: Sequence[Batch]) -> Batch:
+    """Return the rows of one batch or more as one."""
+    return Batch(join([batch.x for batch in batches]), torch.cat([batch.y for batch in batches]))
 
 
 class Problem(Protocol):
@@ -270,7 +280,7 @@ class Multimodal:
         other modalities at zero; `protocol` says which.
         """
         batches = list(self.held_out(part))
-        features = _joined([self.encode(theta, batch) for batch in batches])
+        features = join([self.encode(theta, batch) for batch in batches])
         y = torch.cat([batch.y for batch in batches])
         logits = self.logits(theta, features)
         losses = list(self._objective.losses(logits, features, y).items())
@@ -295,7 +305,7 @@ class Multimodal:
             for other in self.modalities:
                 batch = batch if other == modality else self.without(batch, other)
             pieces.append(self.encode(theta, batch))
-        return _joined(pieces)
+        return join(pieces)
 
     def _drawn(self, purpose: str, count: int) -> Batch:
         rows = self.rows["train"]
@@ -317,10 +327,6 @@ def _moved(batch: Batch, device: torch.device | str, dtype: torch.dtype) -> Batc
         return value.to(device, dtype if value.is_floating_point() else value.dtype)
 
     return Batch({name: move(value) for name, value in batch.x.items()}, move(batch.y))
-
-
-def _joined(pieces: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
 def _placed(name: str, part: str) -> str:

@@ -44,10 +44,16 @@ class Record:
     matrix are rates, 0 to 1, and `z` what its values are.
     """
 
+    def __post_init__(self) -> None:
+        """Hold an error that is nan throughout, such as that of a single sample, as what it is: not known."""
+        error = np.asarray(getattr(self, "error", None))
+        if error.dtype.kind == "f" and error.size and np.isnan(error).all():
+            object.__setattr__(self, "error", None)
+
 
 @dataclass(frozen=True)
 class Scalar(Record):
-    """One number; `error` is one standard error or a rigorous bound, as `mode` says."""
+    """One number; `error` is one standard error or a rigorous bound, as `mode` says, or None where none is known."""
 
     kind: ClassVar[str] = "scalar"
     arrays: ClassVar[tuple[str, ...]] = ("value", "error")

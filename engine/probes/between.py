@@ -24,6 +24,7 @@ from modalscape.engine.maths.landscape.directions import direction_pair
 from modalscape.engine.maths.landscape.evaluate import at_once
 from modalscape.engine.maths.landscape.slices import axis_over, line, refine, rise
 from modalscape.engine.maths.progress import Tally, tracked
+from modalscape.engine.maths.standard_error import mean_and_error
 from modalscape.engine.reports.planes import Cutting, under
 
 LEAST = 25
@@ -152,7 +153,7 @@ def _errors(snap: Snapshot, names: tuple[str, ...], d: Tensor, places: list[floa
         theta = snap.theta.add(d, alpha=t)
         top, apart = (_rows(snap, theta, (name,), rows)[name] for rows in (batch, half))
         risen = top - (1 - t) * start[name] - t * end[name]
-        error = (risen.std() / len(batch) ** 0.5).item() if len(batch) > 1 else math.nan
+        error = mean_and_error(risen)[1].item()
         alone = torch.allclose(apart, top[: len(half)], rtol=1e-3, atol=1e-5)
         found.append(error if alone and math.isfinite(error) else None)
     return found

@@ -24,8 +24,9 @@ from torch import Tensor
 from modalscape.engine.core.probe import Curve, Probe, Record, Scalar, Snapshot, knob
 from modalscape.engine.core.step import gradient, settled
 from modalscape.engine.maths.curvature.krylov import Products
-from modalscape.engine.maths.curvature.noise_alignment import alignment, mean_error
+from modalscape.engine.maths.curvature.noise_alignment import alignment
 from modalscape.engine.maths.progress import Tally
+from modalscape.engine.maths.standard_error import mean_and_error
 
 WORDS = {"added": "noise that methods add", "batch": "difference between training batches"}
 
@@ -60,7 +61,7 @@ class Escape(Probe):
             image = signs * product(signs)
             found.append(image.double().sum())
             diagonal += image / draws
-        trace = mean_error(torch.stack(found))
+        trace, error = (v.item() for v in mean_and_error(torch.stack(found)))
         if self.params.batches:
             sources["batch"] = []
             for i in range(draws):
@@ -71,7 +72,7 @@ class Escape(Probe):
             products = [z.double() @ product(z).double() for z in vectors]
             mode = f"{WORDS[source]}, in gradient units; Hessian of the training loss, no method active"
             about = {"n": draws, "mode": f"{mode}; error: one standard error"}
-            yield from _records(source, torch.stack(products), torch.stack(vectors), trace, rate.lr, about)
+            yield from _records(source, torch.stack(products), torch.stack(vectors), (trace, error), rate.lr, about)
             power = _layers(snap, torch.stack(vectors).square().mean(0))
             yield from _scatter(source, power, layers, list(snap.problem.layout.shapes), about)
 
@@ -104,7 +105,7 @@ def _layers(snap: Snapshot, vector: Tensor) -> np.ndarray:
 def _records(
     source: str, products: Tensor, vectors: Tensor, trace: tuple[float, float], lr: float, about: dict
 ) -> Iterator[Record]:
-    value, error = mean_error(products)
+    value, error = (v.item() for v in mean_and_error(products))
     draw = {"title": "Escape indicator tr(HΣ)", "y": "tr(HΣ)"}
     yield Scalar(f"escape/indicator/{source}", value, error, **about, draw=draw)
     lift = 0.5 * lr**2

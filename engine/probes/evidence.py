@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from modalscape.engine.core.probe import Curve, Probe, Record, Scalar, Snapshot, knob
-from modalscape.engine.core.problem import Batch
+from modalscape.engine.core.problem import Batch, join
 from modalscape.engine.core.step import per_objective
 from modalscape.engine.maths.gradients import calibration as maths
 from modalscape.engine.maths.gradients.evidence import EVIDENCE, READINGS, SIZES
@@ -78,7 +78,7 @@ class Evidence(Probe):
         problem, p = snap.problem, self.params
         with torch.no_grad():
             encoded = [problem.encode(snap.theta, piece) for piece in tracked(batch.chunks(problem.micro), "pieces")]
-        features = {m: torch.cat([e[m] for e in encoded]) for m in problem.modalities}
+        features = join(encoded)
         heads = linear_heads(lambda f, y: problem.objectives(snap.theta, f, Batch({}, y)), features, batch.y)
         total = sum(len(part) for part in problem.held_out("train"))
         posterior, factors = maths.posteriors(heads, features, batch.y, total / len(batch), p)

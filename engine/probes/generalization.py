@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from modalscape.engine.core.probe import Probe, Record, Scalar, Snapshot, knob
-from modalscape.engine.core.problem import Batch
+from modalscape.engine.core.problem import Batch, join_batches
 from modalscape.engine.maths.progress import Tally
 
 PIECE = 1024
@@ -64,9 +64,7 @@ class Generalization(Probe):
 
 def _rows(snap: Snapshot, part: str, most: int) -> Batch:
     """Return up to `most` rows of a part in a fixed random order."""
-    pieces = list(snap.problem.held_out(part))
-    x = {name: torch.cat([piece.x[name] for piece in pieces]) for name in pieces[0].x}
-    whole = Batch(x, torch.cat([piece.y for piece in pieces]))
+    whole = join_batches(list(snap.problem.held_out(part)))
     order = torch.randperm(len(whole), generator=snap.rng.generator(f"generalization/{part}"))[:most]
     return whole.rows(order.to(whole.y.device))
 

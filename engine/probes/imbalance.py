@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from modalscape.engine.core.probe import Bars, Matrix, Probe, Record, Scalar, Snapshot, knob, several
-from modalscape.engine.core.problem import Batch
+from modalscape.engine.core.problem import Batch, join
 from modalscape.engine.maths.modalities import imbalance
 from modalscape.engine.maths.modalities.robustness import majority
 from modalscape.engine.maths.progress import tracked
+from modalscape.engine.maths.standard_error import mean_and_error
 from modalscape.engine.reports import contribution
 from modalscape.engine.reports.motion import motion
 
@@ -70,7 +71,7 @@ class Seen:
         held_out, probe = encoded[: len(batches)], encoded[len(batches) :]
         one = batches[0].rows(slice(0, 1))
         self.rows = Batch({}, torch.cat([piece.y for piece in batches]))
-        self.features, self.probe = _joined(held_out), _joined(probe)
+        self.features, self.probe = join(held_out), join(probe)
         self.neutral = {m: _encoded(snap, snap.problem.without(one, m))[m] for m in snap.problem.modalities}
 
 
@@ -205,7 +206,7 @@ def _scores(snap: Snapshot, seen: Seen) -> Iterator[Record]:
         yield Scalar("imbalance/chance", majority(y), n=n, mode="share of the largest class among the validation rows")
     values = {m: _scored_rows(z, y) for m, z in own.items()}
     for m, rows in values.items():
-        value, error = imbalance.mean_and_error(rows)
+        value, error = mean_and_error(rows)
         yield Scalar(f"imbalance/{name}/{m}", value.item(), error.item(), **about, draw=draw)
     means = [rows.mean().item() for rows in values.values()]
     yield Scalar("imbalance/gap", max(means) - min(means), **about, draw={"y": f"gap of {name}"})
@@ -313,7 +314,7 @@ def _squares(snap: Snapshot, grads: Tensor) -> dict[str, Tensor]:
 def _traces(snap: Snapshot, name: str, squares: list[dict[str, Tensor]], n: int, mode: str) -> Iterator[Record]:
     """Yield the mean of squared gradients by modality, and the share of each."""
     joined = {m: torch.cat([piece[m] for piece in squares]) for m in snap.problem.modalities if m in squares[0]}
-    traces = {m: imbalance.mean_and_error(values) for m, values in joined.items()}
+    traces = {m: mean_and_error(values) for m, values in joined.items()}
     draw = {"y": "Fisher trace", "ylog": True}
     for m, (value, error) in traces.items():
         yield Scalar(f"imbalance/{name}_trace/{m}", value.item(), error.item(), n=n, mode=mode, draw=draw)
@@ -379,10 +380,6 @@ def _scored(logits: dict[str, Tensor], y: Tensor) -> Tensor:
 def _scored_rows(z: Tensor, y: Tensor) -> Tensor:
     """Return for each row 1 where it is right and 0 where not, or its squared error."""
     return (z[:, 0] - y).square().double() if y.is_floating_point() else (z.argmax(-1) == y).double()
-
-
-def _joined(pieces: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {m: torch.cat([piece[m] for piece in pieces]) for m in pieces[0]}
 
 
 @torch.no_grad()

@@ -11,7 +11,6 @@ trace is computed here, from the samples that it returns.
 from __future__ import annotations
 
 import importlib.metadata
-import math
 import time
 import warnings
 from collections.abc import Generator, Iterator
@@ -28,6 +27,7 @@ from modalscape.engine.core.probe import Bars, Probe, Record, Scalar, Snapshot, 
 from modalscape.engine.maths.curvature.hessian_spectrum import planned, spectrum_in_stages
 from modalscape.engine.maths.curvature.krylov import Loss, twice_differentiable
 from modalscape.engine.maths.progress import Tally
+from modalscape.engine.maths.standard_error import mean_and_error
 
 THEIRS = f"PyHessian {importlib.metadata.version('pyhessian')}"
 OURS = "Hessian of the training loss, no method active"
@@ -82,7 +82,7 @@ class PyHessian(Probe):
                 theirs = np.array(module.eigenvalues(k, p.most, p.tol))
                 eigen_seconds, products = time.perf_counter() - started, module.products
                 started = time.perf_counter()
-                samples = np.array(module.trace(p.most, p.tol))
+                samples = torch.tensor(module.trace(p.most, p.tol), dtype=torch.float64)
                 trace_seconds = time.perf_counter() - started
             finally:
                 module.theta.grad = None  # ends the cycle that its gradient makes
@@ -96,8 +96,8 @@ class PyHessian(Probe):
         yield Bars("pyhessian/difference", labels, theirs - values, residuals, mode=mode, **about, draw=draw)
         mode = f"{THEIRS}, Hutchinson on one batch, until two means agree to {p.tol:g}, {len(samples)} products"
         about = {"n": n, "seconds": trace_seconds, "draw": {"y": "trace"}}
-        mean, deviation = float(samples.mean()), _standard_error(samples)
-        yield Scalar("pyhessian/trace", mean, deviation, mode=f"{mode}; {ONE}, computed here", **about)
+        mean, error = mean_and_error(samples)
+        yield Scalar("pyhessian/trace", mean.item(), error.item(), mode=f"{mode}; {ONE}, computed here", **about)
         names = np.array(["PyHessian, eigenvalues", "PyHessian, trace", "ours, both"])
         counts = np.array([products, len(samples), steps + probes])
         seconds, draw = eigen_seconds + trace_seconds + own_seconds, {"y": "products with the Hessian"}
@@ -141,7 +141,3 @@ def _own_draws(seed: int, device: torch.device) -> Generator[None]:
         for generator in [torch.default_generator, *(torch.cuda.default_generators[d.index or 0] for d in devices)]:
             generator.manual_seed(seed)
         yield
-
-
-def _standard_error(samples: np.ndarray) -> float:
-    return float(samples.std(ddof=1)) / math.sqrt(len(samples)) if len(samples) > 1 else math.nan

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from modalscape.engine.core.probe import Matrix, Probe, Record, Scalar, Snapshot, knob
-from modalscape.engine.core.problem import Batch
+from modalscape.engine.core.problem import Batch, join, join_batches
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.features.reconstruction import FEWEST, Sources, explained
 from modalscape.engine.maths.progress import tracked
@@ -91,10 +91,9 @@ class Reconstruction(Probe):
             raise InputError(
                 f"There are no {part} rows to score a reconstruction on; set reconstruction.part to another."
             )
-        x = {m: torch.cat([piece.x[m] for piece in pieces]) for m in pieces[0].x}
-        y = torch.cat([piece.y for piece in pieces])
+        whole = join_batches(pieces)
         order = torch.randperm(count, generator=snap.rng.generator("reconstruction/rows"))[: self.params.rows]
-        return Batch(x, y).rows(order.sort().values.to(y.device))
+        return whole.rows(order.sort().values.to(whole.y.device))
 
 
 @torch.no_grad()
@@ -105,7 +104,7 @@ def _encoded(snap: Snapshot, batch: Batch, what: str) -> dict[str, Tensor]:
         InputError: some are not finite.
     """
     pieces = [snap.problem.encode(snap.theta, piece) for piece in tracked(batch.chunks(PIECE), f"pieces to {what}")]
-    features = {m: torch.cat([piece[m] for piece in pieces]) for m in pieces[0]}
+    features = join(pieces)
     for m, h in features.items():
         if not h.isfinite().all():
             raise InputError(f"The features of {m} are not finite at step {snap.step}; see the loss.")

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from modalscape.engine.core.probe import Bars, Curve, Matrix, Probe, Record, Scalar, Snapshot, knob, several
-from modalscape.engine.core.problem import Batch
+from modalscape.engine.core.problem import Batch, join_batches
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.modalities import robustness
 from modalscape.engine.maths.progress import tracked
@@ -196,9 +196,7 @@ class Robustness(Probe):
 
     def _batch(self, snap: Snapshot) -> Batch:
         """Return the rows that are scored, drawn once and for all where there are more than wanted."""
-        pieces = list(snap.problem.held_out(self.params.part))
-        x = {m: torch.cat([piece.x[m] for piece in pieces]) for m in pieces[0].x}
-        whole = Batch(x, torch.cat([piece.y for piece in pieces]))
+        whole = join_batches(list(snap.problem.held_out(self.params.part)))
         order = torch.randperm(len(whole), generator=snap.rng.generator("robustness/rows"))[: self.params.rows]
         return whole.rows(order.to(whole.y.device))
 

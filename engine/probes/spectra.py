@@ -28,6 +28,7 @@ from modalscape.engine.errors import InputError
 from modalscape.engine.maths.features import feature_noise as noise, singular_values as maths
 from modalscape.engine.maths.features.contrastive import normalised
 from modalscape.engine.maths.progress import tracked
+from modalscape.engine.maths.standard_error import mean_and_error
 
 PIECE = 64
 """Rows that are encoded at once."""
@@ -147,11 +148,10 @@ class Spectra(Probe):
         started, values = time.perf_counter(), []
         for i in tracked(range(self.params.draws), "draws"):
             values.append(maths.with_noise(x, delta, draw(f"{base}/{i}", x), centre=centre))
-        spread = torch.stack(values).std(0) / math.sqrt(len(values))
+        mean, error = mean_and_error(torch.stack(values))
         words = f"{how}; {len(values)} draws of i.i.d. noise of the same energy instead; one standard error"
         alike = about | {"mode": words, "seconds": time.perf_counter() - started}
-        mean = torch.stack(values).mean(0)
-        yield _curve(f"{base}/instead", mean, {"label": "had it been i.i.d. noise"}, alike, spread)
+        yield _curve(f"{base}/instead", mean, {"label": "had it been i.i.d. noise"}, alike, error)
         kept = maths.kept(found, after)
         place, axes = np.arange(1, len(kept) + 1), {"x": "leading directions", "y": "share kept", "range": [0, 1.02]}
         words = about | {"mode": f"{how}; mean squared cosine of clean and changed leading directions; one draw"}

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from modalscape.engine.core.records import Bars, Matrix, Record, Scalar
 from modalscape.engine.maths.modalities import contribution
-from modalscape.engine.maths.modalities.imbalance import mean_and_error, shapley
+from modalscape.engine.maths.modalities.imbalance import shapley
 from modalscape.engine.maths.modalities.unimodal import ratio, score
+from modalscape.engine.maths.standard_error import mean_and_error
 
 
 def about(prefix: str, names: Sequence[str], right: Mapping[frozenset[str], Tensor], how: str) -> Iterator[Record]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
 import re
 import sys
 import zipfile
@@ -18,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from modalscape.engine.store.files import replacement
 
 _MOST = 40
 _STEP = re.compile(r"[0-9]{8,18}")
@@ -79,20 +80,13 @@ def save(home: Path, content: dict[str, Any]) -> Path:
     folder = Path(home) / "checkpoints"
     folder.mkdir(exist_ok=True)
     path = _path(home, content["step"])
-    partial = path.with_suffix(f".{os.getpid()}.partial")
     content = {key: value for key, value in content.items() if key != _DIGEST}
-    try:
-        with partial.open("wb") as raw:
-            file = _Remembering(raw)
-            try:
-                torch.save(content | {_DIGEST: digest(content)}, file)
-            except RuntimeError as error:  # torch's own words for whatever the file said
-                raise file.refusal or OSError(errno.EIO, str(error).splitlines()[0]) from None
-            raw.flush()
-            os.fsync(raw.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacement(path, durable=True) as raw:
+        file = _Remembering(raw)
+        try:
+            torch.save(content | {_DIGEST: digest(content)}, file)
+        except RuntimeError as error:  # torch's own words for whatever the file said
+            raise file.refusal or OSError(errno.EIO, str(error).splitlines()[0]) from None
     _thin(home)
     return path
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import subprocess
 import sys
@@ -113,7 +112,7 @@ def interval(values: Sequence[float]) -> dict[str, float | None]:
     mean = float(values.mean())
     if len(values) < 2:
         return {"mean": mean, "low": None, "high": None}
-    half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from modalscape.engine.runtime import checkpoint
+from modalscape.engine.store.files import replacement
 from modalscape.engine.store.lineage import ancestors
 
 MOST = 48
@@ -75,16 +75,11 @@ class Trail:
         self.folder.mkdir(exist_ok=True)
         for step in list(self.waiting):
             path = self._path(step)
-            partial = path.with_suffix(f".{os.getpid()}.partial")
             buffer = io.BytesIO()
             np.save(buffer, self.waiting[step], allow_pickle=False)
-            try:
-                with partial.open("wb") as file:
-                    file.write(buffer.getbuffer())
-                    file.write(_MARK + hashlib.sha256(buffer.getbuffer()).digest())
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
+            with replacement(path) as file:
+                file.write(buffer.getbuffer())
+                file.write(_MARK + hashlib.sha256(buffer.getbuffer()).digest())
             del self.waiting[step]
 
     def forget(self, after: int) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from modalscape.engine.runtime import checkpoint
+from modalscape.engine.store.files import replacement
 
 WANTED, SNAPSHOT = "snapshot.wanted", "snapshot.pt"
 LOOK_EVERY = 0.01
@@ -40,16 +41,12 @@ class Offer:
         self._next = now + LOOK_EVERY
         if not os.path.exists(self._wanted):
             return
-        partial = self._path.with_suffix(".partial")
         try:
-            with partial.open("wb") as file:
+            with replacement(self._path) as file:
                 torch.save(content(), file)
-            partial.replace(self._path)
             os.unlink(self._wanted)
         except (OSError, RuntimeError):  # a full disk: observers wait, and `recorder` tells what the disk refuses
             self._next = now + RETRY_EVERY
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Take back what is offered: from now on the last checkpoint is the newest state."""

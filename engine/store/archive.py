@@ -7,6 +7,7 @@ before memory is taken. Nothing is unpickled.
 from __future__ import annotations
 
 import math
+import sys
 import zipfile
 from types import TracebackType
 from typing import BinaryIO
@@ -47,6 +48,29 @@ class Archive:
         """Names of the arrays."""
         return list(self._members)
 
+    @property
+    def unpacked(self) -> int:
+        """Bytes of all members when unpacked, as the archive claims."""
+        return sum(member.file_size for member in self._zip.infolist())
+
+    def header(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
+        """Return an array's shape and type; nothing else of it is read.
+
+        Raises:
+            ValueError: it is damaged, holds Python objects, or is none.
+        """
+        member = self._members[name]
+        if not member.filename.endswith(".npy"):
+            raise Refused("it is no array")
+        try:
+            with self._zip.open(member) as file:
+                shape, _, dtype = _header(file)
+        except Refused:
+            raise
+        except Exception as error:  # as above, and numpy's reader of headers fails in as many
+            raise ValueError(brief(error)) from None
+        return shape, dtype
+
     def __enter__(self) -> Archive:
         return self
 
@@ -71,7 +95,7 @@ class Archive:
                 return self._read(name, member, file)
         except Refused:
             raise
-        except Exception as error:  # as above, and numpy's reader of headers fails in as many
+        except Exception as error:
             raise ValueError(brief(error)) from None
 
     def _read(self, name: str, member: zipfile.ZipInfo, file: BinaryIO) -> np.ndarray:
@@ -79,20 +103,12 @@ class Archive:
             if member.file_size > MOST_BYTES:
                 raise Refused(f"it is no array and has {member.file_size:,} bytes")
             return np.asarray(file.read())
-        version = np.lib.format.read_magic(file)
-        reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
-        if reader is None:
-            raise Refused(f"its format {version[0]}.{version[1]} is not known")
-        shape, by_columns, dtype = reader(file)
-        if dtype.hasobject:
-            raise Refused("it holds Python objects")
-        if not all(isinstance(length, int) and 0 <= length < 2**62 for length in shape):
-            raise Refused(f"its shape is {str(shape)[:60]}")
+        shape, by_columns, dtype = _header(file)
         size, rest = math.prod(shape) * dtype.itemsize, member.file_size - file.tell()
         if size != rest:
             raise Refused(f"its header claims {size:,} bytes, and it has {max(rest, 0):,}")
         self._taken[name] = size
-        most = int(SHARE * memory())
+        most = int(SHARE * (memory() or sys.maxsize))
         if sum(self._taken.values()) > most:
             raise Refused(
                 f"it would take {sum(self._taken.values()):,} bytes of memory, and at most {most:,} may be taken"
@@ -104,6 +120,20 @@ class Archive:
 
 class Refused(ValueError):
     """An array that is not read, with the reason."""
+
+
+def _header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Return the shape of the array that begins here, whether it lies by columns, and its type."""
+    version = np.lib.format.read_magic(file)
+    reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+    if reader is None:
+        raise Refused(f"its format {version[0]}.{version[1]} is not known")
+    shape, by_columns, dtype = reader(file)
+    if dtype.hasobject:
+        raise Refused("it holds Python objects")
+    if not all(isinstance(length, int) and 0 <= length < 2**62 for length in shape):
+        raise Refused(f"its shape is {str(shape)[:60]}")
+    return shape, by_columns, dtype
 
 
 def _fill(values: np.ndarray, file: BinaryIO) -> None:

@@ -37,7 +37,7 @@ def export(home: Path | str, to: str, folder: Path | str) -> list[Path]:
     reader, folder = RunReader(home), Path(folder)
     names = reader.names()
     written, missing = [], []
-    tables = {"scalars": lambda: _scalars(reader, names["scalars"]), "events": lambda: _events(reader)}
+    tables = {"scalars": lambda: numbers(reader), "events": lambda: events(reader)}
     tables |= {f"records/{file_of(name)}": lambda name=name: _record(reader, name) for name in names["records"]}
     for stem, table in tables.items():
         path = folder / f"{stem}.{to}"
@@ -59,8 +59,16 @@ def export(home: Path | str, to: str, folder: Path | str) -> list[Path]:
     return written
 
 
+_CSV = {"index": False, "na_rep": "nan"}
+
+
+def csv(table: pd.DataFrame) -> str:
+    """Return a table as CSV, in which what is no number is `nan`."""
+    return table.to_csv(**_CSV)
+
+
 WRITE: dict[str, Callable[[pd.DataFrame, Path], None]] = {
-    "csv": lambda table, path: table.to_csv(path, index=False, na_rep="nan"),
+    "csv": lambda table, path: table.to_csv(path, **_CSV),
     "parquet": lambda table, path: table.to_parquet(path, index=False),
 }
 """Format to what writes a table in it."""
@@ -71,9 +79,15 @@ def file_of(name: str) -> str:
     return "/".join(quote(part, safe=" @").replace(".", "%2E") or "%" for part in name.split("/"))
 
 
-def _scalars(reader: RunReader, names: list[str]) -> pd.DataFrame:
+def numbers(reader: RunReader) -> pd.DataFrame:
+    """Return every recorded number in full, nothing thinned: name, step, value.
+
+    Raises:
+        Unreadable: the run is damaged.
+    """
     import pandas as pd
 
+    names = reader.names()["scalars"]
     series = [(name, *reader.scalars(name, points=None)) for name in names]
     return pd.DataFrame(
         {
@@ -84,7 +98,12 @@ def _scalars(reader: RunReader, names: list[str]) -> pd.DataFrame:
     )
 
 
-def _events(reader: RunReader) -> pd.DataFrame:
+def events(reader: RunReader) -> pd.DataFrame:
+    """Return the events, one a row: id, step, time (seconds since 1970), kind, detail as JSON.
+
+    Raises:
+        Unreadable: the run is damaged.
+    """
     import pandas as pd
 
     rows = [(e.id, e.step, e.time, e.kind, json.dumps(e.detail)) for e in reader.events()]

@@ -1,6 +1,6 @@
-"""What comes from outside the program: files and JSON texts, which may be anything, read within bounds. Free of torch.
+"""Files and JSON texts from outside the program, read within bounds, and files written whole or not at all.
 
-Whatever is wrong with one is an OSError or a ValueError with a few words; the caller makes the sentence.
+Whatever is wrong with one is an OSError or a ValueError with a few words; the caller makes the sentence. Free of torch.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ import errno
 import json
 import math
 import os
+import secrets
 import stat
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -74,6 +75,65 @@ def text_of(path: Path | str, most: int = MOST_BYTES) -> str:
     return content.decode()
 
 
+@contextmanager
+def replacement(path: Path, *, durable: bool = False) -> Generator[BinaryIO]:
+    """Give a file to write to, which takes the place of `path` once it is complete; until then a reader sees the old.
+
+    Where writing fails nothing is left of it. A `durable` file is on the disk, not only in its cache, before it gets
+    its name, so that a power cut leaves the old file or the new one.
+
+    Raises:
+        OSError: the folder cannot be written, or the disk is full.
+    """
+    partial = partial_of(path)
+    try:
+        with partial.open("wb") as file:
+            yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text to a file in UTF-8, whole or not at all.
+
+    Raises:
+        OSError: the folder cannot be written, or the disk is full.
+        ValueError: the text has half a character.
+    """
+    content = text.encode()
+    with replacement(path) as file:
+        file.write(content)
+
+
+def partial_of(path: Path) -> Path:
+    """Return a new name beside `path`, under which it is written until it is complete."""
+    return path.with_suffix(f".{secrets.token_hex(4)}.partial")
+
+
+def give_name(new: Path, path: Path) -> bool:
+    """Give a complete file the name `path` unless something has it; return whether it got it, of several writers one.
+
+    Where it got it, `new` may or may not be left.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    try:
+        os.link(new, path)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links
+        if os.path.lexists(path):
+            return False
+        new.rename(path)
+    return True
+
+
 def value_of(text: str | bytes) -> Any:
     """Return the value of a JSON text.
 
@@ -102,12 +162,12 @@ def brief(error: BaseException) -> str:
     return (words.splitlines() or [""])[0].rstrip(".")[:120] or type(error).__name__
 
 
-def memory() -> int:
-    """Return the bytes of memory of this machine."""
+def memory() -> int | None:
+    """Return the bytes of memory of this machine, or None where the system does not say."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):  # a system that does not say
-        return sys.maxsize
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 # The shape of a JSON value: a type; [shape], a list of such; {str: shape}, such by name; {"key": shape, …}, at least

@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import sqlite3
-import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -22,14 +21,11 @@ import platformdirs
 
 from modalscape.engine.config import DEFAULTS
 from modalscape.engine.errors import InputError
-from modalscape.engine.store.files import brief, opened, regular
+from modalscape.engine.store.files import brief, give_name, opened, partial_of, regular, replace_text
 from modalscape.engine.store.schema import Unreadable
 from modalscape.engine.store.writer import create
 
 ROOT = Path(__file__).resolve().parents[2]
-RUN_ID = re.compile(r"^[a-z0-9][a-z0-9-]{2,60}$")
-"""What a run's id, the name of its folder, looks like."""
-
 _CHECKPOINT = re.compile(r"[0-9]{8,18}\.pt")
 LEFTOVERS = ("*.partial", ".new-*", "checkpoints/*.partial", "path/*.partial", "snapshot.pt", "snapshot.wanted")
 """What is there only while it is being written."""
@@ -123,21 +119,12 @@ def _claim(home: Path, values: Mapping[str, Any]) -> None:
         InputError: there is one.
         OSError: the folder cannot be written.
     """
-    partial, path = home / f"config.{os.getpid()}-{threading.get_ident()}.partial", home / "config.json"
+    path = home / "config.json"
+    partial = partial_of(path)
     try:
         partial.write_text(json.dumps(values, indent=1))
-        try:
-            os.link(partial, path)
-        except FileExistsError:
-            raise
-        except OSError:  # a file system without hard links
-            if os.path.lexists(path):
-                raise FileExistsError from None
-            partial.rename(path)
-    except FileExistsError:
-        raise InputError(
-            f"{home} already holds a run; resume it with `resume {home}` or give another --home."
-        ) from None
+        if not give_name(partial, path):
+            raise InputError(f"{home} already holds a run; resume it with `resume {home}` or give another --home.")
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
@@ -149,15 +136,10 @@ def rewritten(home: Path, values: Mapping[str, Any]) -> None:
     Raises:
         InputError: the folder cannot be written.
     """
-    partial = home / f"config.{os.getpid()}.partial"
     try:
-        partial.write_text(json.dumps(dict(values), indent=1))
-        partial.replace(home / "config.json")
+        replace_text(home / "config.json", json.dumps(dict(values), indent=1))
     except OSError as error:
         raise InputError(f"The home {home} cannot be written ({brief(error)}); see its permissions.") from None
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 def _given_back(home: Path) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import sqlite3
 import tempfile
 import time
@@ -25,6 +24,7 @@ import numpy as np
 from modalscape.engine.core.records import Record, Scalar
 from modalscape.engine.errors import InputError
 from modalscape.engine.store import commands
+from modalscape.engine.store.files import give_name
 from modalscape.engine.store.reader import Event, RunReader, observed, thinned
 from modalscape.engine.store.words import EventKind
 
@@ -87,7 +87,7 @@ def create(home: Path | str) -> None:
         commands.create(folder)
         _founded(Path(folder) / "run.db", home)
         for name in ("control.db", "run.db"):
-            _placed(Path(folder) / name, home / name)
+            give_name(Path(folder) / name, home / name)
 
 
 def create_observed(home: Path | str, number: int) -> str:
@@ -100,7 +100,7 @@ def create_observed(home: Path | str, number: int) -> str:
     if not (Path(home) / name).exists():
         with tempfile.TemporaryDirectory(dir=home, prefix=".new-") as folder:
             _founded(Path(folder) / name, Path(home))
-            _placed(Path(folder) / name, Path(home) / name)
+            give_name(Path(folder) / name, Path(home) / name)
     return name
 
 
@@ -118,17 +118,6 @@ def _founded(path: Path, home: Path) -> None:
         db.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
     finally:
         db.close()
-
-
-def _placed(new: Path, target: Path) -> None:
-    """Give the file its name unless another process was faster."""
-    try:
-        os.link(new, target)
-    except FileExistsError:
-        return
-    except OSError:  # a file system without hard links
-        if not target.exists():
-            new.rename(target)
 
 
 class RunWriter:

@@ -1,6 +1,7 @@
 """What the dashboard may be asked for: each limit says its sentence, in the form and where runs are begun."""
 
 import threading
+import zipfile
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,6 +84,19 @@ def test_a_file_that_cannot_be_read_is_left_to_the_engine(tmp_path, content):
         (tmp_path / "x.npz").write_bytes(content)
     assert contents(tmp_path / "x.npz") == ({}, 0)
     bounded(asked(problem=None, data=str(tmp_path / "x.npz")))
+
+
+def test_what_the_engine_would_refuse_hides_nothing_beside_it(tmp_path, monkeypatch):
+    path = tmp_path / "odd.npz"
+    arrays = {"audio": np.zeros((4096, 1024), np.float32), "labels": np.arange(4096) % 2}
+    np.savez_compressed(path, notes=np.array([{}], object), **arrays)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("broken.npy", b"\x93NUMPY\x01\x00rubbish")
+        archive.writestr("about.txt", b"a text")
+    held, size = contents(path)
+    assert held == {"audio": ((4096, 1024), False), "labels": ((4096,), False)} and size > 2**24
+    monkeypatch.setenv("MODALSCAPE_MAX_FILE", "15")
+    assert "MiB of unpacked data" in refusal(asked(problem=None, data=str(path)))
 
 
 @pytest.mark.parametrize("text", ["many", "-3", "0", "1e9", "9" * 5000, "²"])

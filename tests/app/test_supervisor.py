@@ -5,9 +5,10 @@ import pytest
 
 from modalscape.app.runs import supervisor
 from modalscape.app.runs.status import RUN_ID, folder, standing
-from modalscape.app.runs.supervisor import Supervisor, delete, new_id, note_of, write_note
+from modalscape.app.runs.supervisor import Supervisor, delete, note_of, write_note
 from modalscape.engine.client.handle import Busy, RunHandle, lock
 from modalscape.engine.errors import InputError
+from modalscape.engine.store.ids import new_id
 from modalscape.engine.store.writer import RunWriter
 from tests.fixture_run import write_run
 from tests.homes import wait_for
@@ -113,9 +114,9 @@ def test_an_engine_that_cannot_start_says_why_and_frees_its_place(monkeypatch):
 
 
 def test_ids_are_well_formed_and_never_alike():
-    names = [new_id({"data": "/any where/My Données.npz"}) for _ in range(50)]
+    names = [new_id(None, "/any where/My Données.npz") for _ in range(50)]
     assert len(set(names)) == 50 and all(RUN_ID.fullmatch(name) for name in names)
-    assert re.match(r"planted-\d{6}-\d{6}-", new_id(CONFIG))
+    assert re.match(r"planted-\d{6}-\d{6}-", new_id("planted"))
 
 
 def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from modalscape.engine.maths.curvature.hypergradient import GaussNewton
+from modalscape.engine.maths.curvature.hypergradient import gauss_newton
 from modalscape.engine.methods.modalimmune import collapse
 from tests.maths import nets
 
@@ -332,7 +332,7 @@ def test_so_it_is_with_networks_wherever_their_parameters_are():
         rows = torch.func.vmap(torch.func.grad(single), (None, 0, 0, 0))(at.detach(), x["a"], x["b"], y)
         fisher = collapse.fisher_ends(rows, len(theta))
         logits = torch.func.functional_call(net, layout.unpack(at), (x,))
-        product = GaussNewton(at, [(logits, torch.nn.functional.cross_entropy(logits, y))])
+        product = gauss_newton(at, [(logits, torch.nn.functional.cross_entropy(logits, y))])
         ggn = torch.linalg.eigvalsh(torch.stack([product(row) for row in torch.eye(len(theta), dtype=DOUBLE)]))
         assert min(fisher[0], ggn[0].item()) > -1e-12
         assert not collapse.closed(*fisher, 1e-6) and not collapse.closed(ggn[0].item(), ggn[-1].item(), 1e-6)

@@ -287,3 +287,11 @@ def test_one_modality_or_no_fusion_gives_no_records():
             return {}, {}
 
     assert not measured(Robustness(), snap.__class__(**(vars(snap) | {"problem": Unfused(snap.problem)})))
+
+
+def test_the_score_of_one_row_has_no_known_error():
+    snap = snapshot(problem(heads=False), steps=1)
+    snap.problem.rows = snap.problem.rows | {"val": snap.problem.rows["val"].rows(slice(0, 1))}
+    records = {r.name: r for r in Robustness(Robustness.Params(levels=3, draws=2)).measure(snap)}
+    scored = [records[f"robustness/{name}"] for name in ("subsets", "missing", "severity/image", "clean", "worst")]
+    assert all(record.n == 1 and record.error is None for record in scored)

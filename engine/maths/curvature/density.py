@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from modalscape.engine.maths.standard_error import mean_and_error
+
 Quadrature = tuple[Tensor, Tensor]
 """Nodes (m,) and weights (m,) of a run."""
 
@@ -93,11 +95,10 @@ def smoothed(
         first.append(weight @ kernel)
         second.append(weight @ kernel**2)
     first, second = torch.stack(first), torch.stack(second)
-    if len(runs) > 1:
-        error = first.std(0) / math.sqrt(len(runs))
-    else:
+    mean, error = mean_and_error(first)
+    if len(runs) == 1:
         error = (2 * (second - first**2).clamp(min=0) / (n - len(atoms) + 2)).sqrt().squeeze(0)
-    density = Density(grid, share * first.mean(0), share * error, atoms, masses, width)
+    density = Density(grid, share * mean, share * error, atoms, masses, width)
     if not shorter:
         return density
     other = sum(_plain(grid, width, *run, n) for run in shorter) / len(shorter)

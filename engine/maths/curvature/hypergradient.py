@@ -29,6 +29,7 @@ from torch import Tensor
 
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.curvature.krylov import Krylov
+from modalscape.engine.maths.curvature.matrix_products import GaussNewtonGraph
 
 READINGS = ("ift", "literal")
 PATIENCE = 3
@@ -106,30 +107,12 @@ def residual_bound(reading: str, residual: float, margin: float) -> float:
     return residual / margin if margin > 0 else math.inf
 
 
-class GaussNewton:
-    """The map v -> Gv, G = Σ Jᵀ(∇²ℓ)J >= 0 over pairs of an output and a loss that is convex in it.
+def gauss_newton(theta: Tensor, pairs: Sequence[tuple[Tensor, Tensor]]) -> GaussNewtonGraph:
+    """Return the map v -> Gv, G = Σ Jᵀ(∇²ℓ)J >= 0 over pairs of an output and a loss () that is convex in it.
 
-    Reverse mode only, on a graph that is built once: Jv is the derivative of uᵀJ with respect to a dummy u.
+    A graph leads from `theta` (P,), which requires a gradient, over each output to its loss.
     """
-
-    def __init__(self, theta: Tensor, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Keep the graph that leads from `theta` (P,), which requires a gradient, over each output to its loss."""
-        self.theta, self.count = theta, 0
-        self.outputs = [output for output, _ in pairs]
-        with torch.enable_grad():
-            self.first = [torch.autograd.grad(loss, output, create_graph=True)[0] for output, loss in pairs]
-            self.dummies = [torch.zeros_like(output).requires_grad_() for output in self.outputs]
-            (self.back,) = torch.autograd.grad(self.outputs, theta, self.dummies, create_graph=True)
-
-    def __call__(self, v: Tensor) -> Tensor:
-        """Return Gv for v (P,)."""
-        self.count += 1
-        pushed = torch.autograd.grad(self.back, self.dummies, v, retain_graph=True)
-        images = [
-            torch.autograd.grad(first, output, part, retain_graph=True)[0]
-            for first, output, part in zip(self.first, self.outputs, pushed, strict=True)
-        ]
-        return torch.autograd.grad(self.outputs, self.theta, images, retain_graph=True)[0]
+    return GaussNewtonGraph(theta, [([output], [output], loss) for output, loss in pairs])
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,15 @@ class GaussNewton:
 
     def graph(self, theta: Tensor) -> Graph:
         """Return the matrix at `theta`."""
-        return _GaussNewtonGraph(self.outputs, self.loss, theta)
+        found, rebuilt = _taken_apart(self.outputs(theta))
+        moving = [i for i, value in enumerate(found) if value.requires_grad]
+        if not moving:
+            raise InputError(
+                "the outputs have no graph that leads to theta; compute them from theta without detach or no_grad."
+            )
+        fixed = [value.detach() for value in found]
+        places = [fixed[i].requires_grad_() for i in moving]
+        return GaussNewtonGraph(theta, [([found[i] for i in moving], places, checked(self.loss(rebuilt(fixed))))])
 
     def within(self, embed: Callable[[Tensor], Tensor]) -> GaussNewton:
         """Return the block that `embed` reaches."""
@@ -247,35 +255,45 @@ class _PartedGraph:
         return torch.cat(_pulled([g for g, _ in pairs], found, [piece for _, piece in pairs], batched), -1)
 
 
-class _GaussNewtonGraph:
-    """Three passes: J v as the derivative of uᵀJ with respect to a dummy u, then ∇²ℓ, then Jᵀ."""
+Bend = tuple[list[Tensor], list[Tensor], Tensor]
+"""Some outputs, the tensors in whose place a loss was computed, and that loss, a scalar (), which bends in them."""
 
-    def __init__(self, outputs: Callable[[Tensor], Any], loss: Callable[[Any], Tensor], theta: Tensor):
+
+class GaussNewtonGraph:
+    """Σ Jᵀ (∇²ℓ) J over losses ℓ, J the derivative of the outputs by `theta` (n,), which requires a gradient.
+
+    Three passes: J v as the derivative of uᵀJ with respect to a dummy u, then each ∇²ℓ by itself, then Jᵀ. The places
+    of a loss may be its outputs themselves, or others of their values; no loss sees the outputs of another.
+    """
+
+    def __init__(self, theta: Tensor, bends: Sequence[Bend]) -> None:
+        """Build the graph of uᵀJ, and those of the slopes of each loss."""
         self.theta = theta
-        found, rebuilt = _taken_apart(outputs(theta))
-        moving = [i for i, value in enumerate(found) if value.requires_grad]
-        if not moving:
-            raise InputError(
-                "the outputs have no graph that leads to theta; compute them from theta without detach or no_grad."
+        self.outputs = [output for outputs, _, _ in bends for output in outputs]
+        self.places = [places for _, places, _ in bends]
+        with torch.enable_grad():
+            self.slopes = [
+                torch.autograd.grad(loss, places, create_graph=True, materialize_grads=True)
+                for _, places, loss in bends
+            ]
+            self.dummies = [torch.zeros_like(value).requires_grad_() for value in self.outputs]
+            (self.back,) = torch.autograd.grad(
+                self.outputs, theta, self.dummies, create_graph=True, materialize_grads=True
             )
-        fixed = [value.detach() for value in found]
-        self.outputs = [found[i] for i in moving]
-        self.places = [fixed[i].requires_grad_() for i in moving]
-        self.slopes = torch.autograd.grad(
-            checked(loss(rebuilt(fixed))), self.places, create_graph=True, materialize_grads=True
-        )
-        self.bent = [slope.requires_grad for slope in self.slopes]
-        self.dummies = [torch.zeros_like(value).requires_grad_() for value in self.outputs]
-        (self.back,) = torch.autograd.grad(self.outputs, theta, self.dummies, create_graph=True, materialize_grads=True)
-        self.flow = _flow(self.back, *self.outputs, *self.slopes)
+        self.flow = _flow(self.back, *self.outputs, *(slope for slopes in self.slopes for slope in slopes))
 
     def __call__(self, v: Tensor, batched: bool = False) -> Tensor:
-        if not any(self.bent) or not self.back.requires_grad:
+        """Return the product with `v` (n,), or with each row of `v` (N, n) where it is `batched`."""
+        if not self.back.requires_grad:
             return torch.zeros_like(v)
-        pushed = _pulled([self.back], self.dummies, [v], batched)
-        slopes = [slope for slope, bent in zip(self.slopes, self.bent, strict=True) if bent]
-        pushed = [value for value, bent in zip(pushed, self.bent, strict=True) if bent]
-        images = _pulled(slopes, self.places, pushed, batched)
+        pushed, images = list(_pulled([self.back], self.dummies, [v], batched)), []
+        for slopes, places in zip(self.slopes, self.places, strict=True):
+            parts = pushed[len(images) : len(images) + len(places)]
+            bent = [(slope, part) for slope, part in zip(slopes, parts, strict=True) if slope.requires_grad]
+            if bent:
+                images += _pulled([slope for slope, _ in bent], places, [part for _, part in bent], batched)
+            else:
+                images += [torch.zeros_like(part) for part in parts]
         return _pulled(self.outputs, [self.theta], images, batched)[0]
 
 

@@ -11,12 +11,6 @@ import math
 from torch import Tensor
 
 
-def mean_error(values: Tensor) -> tuple[float, float]:
-    """Return the mean of `values` (n,), n > 1, and its standard error."""
-    values = values.double()
-    return float(values.mean()), float(values.std()) / math.sqrt(len(values))
-
-
 def alignment(
     products: Tensor, squares: Tensor, trace: float, trace_error: float, size: int
 ) -> tuple[float, float] | None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from modalscape.engine.errors import InputError
+from modalscape.engine.maths.standard_error import mean_and_error
 
 
 def true_class_score(logits: Tensor, y: Tensor) -> Tensor:
@@ -77,17 +78,6 @@ def per_sample_gradients(loss: Callable[..., Tensor], theta: Tensor, rows: Seque
 
     gradient = torch.func.vmap(torch.func.grad(single), (None, *(0 for _ in rows)), chunk_size=chunk)
     return gradient(theta.detach(), *rows)
-
-
-def mean_and_error(samples: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean of samples (B,) and its standard error, float64 scalars; of one sample the error is nan.
-
-    >>> [float(v) for v in mean_and_error(torch.tensor([2.0]))]
-    [2.0, nan]
-    """
-    samples = samples.double()
-    error = samples.std() / len(samples) ** 0.5 if len(samples) > 1 else torch.full_like(samples.sum(), nan)
-    return samples.mean(), error
 
 
 def fisher_trace(gradients: Tensor) -> tuple[Tensor, Tensor]:

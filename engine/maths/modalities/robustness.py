@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from modalscape.engine.errors import InputError
+from modalscape.engine.maths.standard_error import mean_and_error
 
 RULES = ("keep", "redraw", "none")
 """What happens where all modalities of a row would be missing: one stays, the row is drawn anew, or nothing."""
@@ -151,9 +152,12 @@ def majority(y: Tensor) -> float:
 
 
 def mean_over_rows(hits: Tensor) -> tuple[float, float]:
-    """Return the mean of hits (draws, B) and its standard error over rows, a row's draws being averaged first."""
-    rows = hits.double().mean(0)
-    return rows.mean().item(), (rows.std() / math.sqrt(len(rows))).item() if len(rows) > 1 else 0.0
+    """Return the mean of hits (draws, B) and its standard error over rows, a row's draws being averaged first.
+
+    The error of one row is nan.
+    """
+    mean, error = mean_and_error(hits.double().mean(0))
+    return mean.item(), error.item()
 
 
 def _redrawn(uniform: Tensor, p: float) -> Tensor:

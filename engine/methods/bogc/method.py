@@ -50,7 +50,7 @@ from torch import Tensor
 
 from modalscape.engine.core.method import Method, knob
 from modalscape.engine.core.needs import FUSED, Need
-from modalscape.engine.core.problem import Batch, Problem
+from modalscape.engine.core.problem import Batch, Problem, join, join_batches
 from modalscape.engine.core.records import Record, Scalar
 from modalscape.engine.core.step import View
 from modalscape.engine.errors import InputError
@@ -77,12 +77,10 @@ def objectives_of(problem: Problem, theta: Tensor):
 def recent_rows(problem: Problem, theta: Tensor, step: int, batches: int) -> tuple[dict[str, Tensor], Tensor]:
     """Return features and labels of the last `batches` batches up to `step` at theta (of the first, near the start)."""
     first = max(step + 1 - batches, 0)
-    seen = [problem.batch(s) for s in range(first, first + batches)]
-    x = {name: torch.cat([batch.x[name] for batch in seen]) for name in problem.modalities}
-    rows = Batch(x, torch.cat([batch.y for batch in seen]))
+    rows = join_batches([problem.batch(s) for s in range(first, first + batches)])
     with torch.no_grad():
         encoded = [problem.encode(theta.detach(), piece) for piece in rows.chunks(problem.micro or _AT_ONCE)]
-    return {name: torch.cat([e[name] for e in encoded]) for name in problem.modalities}, rows.y
+    return join(encoded), rows.y
 
 
 class Bogc(Method):

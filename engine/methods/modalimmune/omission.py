@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from modalscape.engine.maths.curvature.hessian_spectrum import Products, lanczos
-from modalscape.engine.maths.curvature.hypergradient import GaussNewton, HyperGradient, Operator, hypergradient
+from modalscape.engine.maths.curvature.hypergradient import HyperGradient, Operator, gauss_newton, hypergradient
 from modalscape.engine.maths.curvature.krylov import twice_differentiable
 from modalscape.engine.methods.modalimmune.collapse import fisher_ends
 
@@ -242,7 +242,7 @@ class Omission:
             if by_share:
                 mixed = torch.cat([mixed, self._by_share(theta, pairs)[None]])
             if p.matrix == "ggn":
-                product: Callable = GaussNewton(theta, convex)
+                product: Callable = gauss_newton(theta, convex)
             else:
                 product = Products(lambda at: self._trained(at, name, batch, collapse), theta)
         return hypergradient(

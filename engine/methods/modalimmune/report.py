@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from modalscape.engine.core.records import Bars, Curve, Matrix, Record, Scalar
+from modalscape.engine.maths.standard_error import mean_and_error
 from modalscape.engine.methods.modalimmune import collapse
 from modalscape.engine.methods.modalimmune.memory import (
     AVERAGE,
@@ -219,9 +220,9 @@ def about_the_rows(p: Any, count: int, kept: Tensor | None) -> Iterator[Record]:
     how = f"expected: the attacked one, and each of {others} others at the rate {chance:.3g}; one stays"
     yield Scalar("modalimmune/missing_expected", 1 + others * chance, mode=how, draw=_PANELS["rows"])
     if kept is not None:
-        gone = (~kept).sum(1).double()
-        how, error = "in the rows of this step", (gone.std() / math.sqrt(len(gone))).item() if len(gone) > 1 else 0.0
-        yield Scalar("modalimmune/missing", gone.mean().item(), error, n=len(gone), mode=how, draw=_PANELS["rows"])
+        mean, error = mean_and_error((~kept).sum(1))
+        how, draw = "in the rows of this step", _PANELS["rows"]
+        yield Scalar("modalimmune/missing", mean.item(), error.item(), n=len(kept), mode=how, draw=draw)
 
 
 def _spectrum(name: str, values: Tensor, n: int) -> Iterator[Record]:
