@@ -110,7 +110,9 @@ class Agm(Method):
         count = len(problem.modalities)
         if count > _MOST:
             sets = 2**count - 1
-            raise InputError(f"AGM would need {sets} passes for {count} modalities; use ogm_ge, or {_MOST} at most.")
+            raise InputError(
+                f"AGM would need {sets} passes for {count} modalities; use ogm_ge, or at most {_MOST} modalities."
+            )
         return {"mean": view.theta.new_zeros(count), "steps": 0, "last": view.theta.new_zeros(len(_ROWS), count)}
 
     def gradients(self, grads: Tensor, view: View) -> Tensor:
