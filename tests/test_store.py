@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -364,13 +365,11 @@ def test_measurements_wait_in_bounded_memory_too(home, writer, monkeypatch):
     assert RunReader(home).history("c")[-1] == 7
 
 
-def test_a_locked_file_holds_training_up_only_briefly(home, writer):
+def test_a_locked_file_is_not_waited_for_until_it_is_free(home, writer):
     writer.scalar(0, "a", 1.0)
     other = store.sqlite3.connect(home / "run.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    started = time.monotonic()
-    assert not writer.flush()
-    assert time.monotonic() - started < 3 and "locked" in writer.error
+    assert not writer.flush() and "locked" in writer.error
     other.execute("ROLLBACK")
     other.close()
     assert writer.flush() and RunReader(home).last() == {"a": 1.0}
@@ -388,15 +387,20 @@ def test_a_disk_that_refuses_is_asked_ever_less_often(writer):
     assert writer.flush() and writer._gap == store.FLUSH_EVERY
 
 
-def test_due_is_a_gate_in_time(writer):
+def test_due_is_a_gate_in_time(writer, monkeypatch):
+    now = [time.monotonic() + 60]
+    monkeypatch.setattr(store, "time", SimpleNamespace(monotonic=lambda: now[0], time=time.time))
     assert writer.due()
     writer.flush()
+    now[0] += store.FLUSH_EVERY - 0.01
     assert not writer.due()
-    writer._next = time.monotonic()
+    now[0] += 0.02
     assert writer.due()
 
 
+@pytest.mark.slow
 def test_a_step_side_costs_at_most_five_microseconds(home, writer):
+    """Slow, for it is about speed alone: the best of seven, in time of the processor, on a machine that is not full."""
     from modalscape.engine.store.commands import Mailbox
 
     mailbox, costs = Mailbox(home), []

@@ -1,7 +1,6 @@
 """Words and colours of charts: whose a quantity is, what captions keep, which ticks an axis has, what a log repeats."""
 
 import gzip
-import time
 
 import numpy as np
 import pytest
@@ -63,12 +62,10 @@ def test_the_same_trouble_is_said_once_with_its_count():
 def test_every_event_has_its_line_however_many_there_are(log):
     colours = [LOOK.muted, *LOOK.methods.values()]
     marks = [Mark(7 * i + 1, f"lr = {i}", colours[i % len(colours)]) for i in range(5000)]
-    began = time.process_time()
     figure = series(
         [Line("a", np.arange(1, 35_001, 35), np.ones(1000), LOOK.ink)], LOOK, scale=Scale(xlog=log), marks=marks
     )
     body = figure.to_json()
-    assert time.process_time() - began < 1.5
     lines = [t for t in figure.data if t.mode == "lines" and t.yaxis == "y2"]
     assert len(lines) == len(colours), "one trace a colour"
     assert {int(x) for t in lines for x in t.x} == {mark.step for mark in marks}
