@@ -133,17 +133,17 @@ def test_a_loss_that_is_no_number_takes_the_step_back_and_training_goes_on(name,
     create(home)
     run = Run(case, home, attended=True)
     for _ in range(6):
-        assert run._step()
+        assert run.take_step()
     good, theta = case.problem.rows["train"], case.state.theta.clone()
     states = {method.name: method.state for method in case.stack.methods.values()}
     case.problem.rows["train"] = Batch({m: x * float("nan") for m, x in good.x.items()}, good.y)
-    assert not run._step()
+    assert not run.take_step()
     assert torch.equal(case.state.theta, theta)
     assert all(method.state is states[method.name] for method in case.stack.methods.values())
     case.problem.rows["train"] = good
     run.resume()
     for _ in range(6):
-        assert run._step()
+        assert run.take_step()
     assert torch.isfinite(case.state.theta).all()
     run.writer.flush()
     (event,) = RunReader(home).events(kinds=("diverged",))

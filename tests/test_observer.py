@@ -239,13 +239,13 @@ def test_an_observer_sees_at_once_what_one_that_has_just_begun_claims(home):
     trained(home, small(steps=40, probes={"imbalance": 10}, settings=LIVE | {"observers": 2}))
     first = Observer(home, 1)
     first.step = 41
-    assert first._claim(Job("imbalance"))
+    assert first.claim(Job("imbalance"))
     with lock(home, locked(2), "watched"):
         writer = RunWriter(home, create_observed(home, 2))
         writer.beat("observing", 41, {"observing": {"jobs": [{"probe": "imbalance", "claimed": True}], "steps": {}}})
         writer.close()
-        assert not first._claim(Job("imbalance"))
-    assert first._claim(Job("imbalance")), "whoever is gone claims nothing"
+        assert not first.claim(Job("imbalance"))
+    assert first.claim(Job("imbalance")), "whoever is gone claims nothing"
     first.writer.close()
 
 

@@ -1,5 +1,6 @@
 """What a run records: nothing lost or doubled, spikes kept, numbers exact, and a full disk survived and owned up to."""
 
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from modalscape.engine.core.records import Bars, Curve, Matrix, Scalar, Surface
 from modalscape.engine.errors import InputError
 from modalscape.engine.store import writer as store
 from modalscape.engine.store.writer import RunReader, RunWriter, create, thinned
+from tests.full_disks import refuse, relent
 
 ROOT = Path(__file__).resolve().parent.parent
 EIGHT = {f"grad_norm/modality_{i}": i / 3 for i in range(8)}
@@ -30,16 +32,6 @@ def writer(home):
     writer = RunWriter(home)
     yield writer
     writer.close()
-
-
-def refuse(writer):
-    """Make the disk full for `writer`: the file may not grow, and what it holds is in use."""
-    (pages,) = writer._db.execute("PRAGMA page_count").fetchone()
-    writer._db.execute(f"PRAGMA max_page_count={pages}")
-
-
-def relent(writer):
-    writer._db.execute("PRAGMA max_page_count=1000000")
 
 
 @pytest.mark.parametrize("module", ["store.writer", "store.reader", "store.commands", "client.handle", "store.export"])
@@ -286,7 +278,7 @@ def test_creating_from_many_threads_makes_one_whole_run(tmp_path):
         thread.join(30)
     assert not errors
     assert sorted(p.name for p in tmp_path.iterdir() if "-" not in p.name) == ["control.db", "run.db"]
-    assert RunWriter(tmp_path)._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert sqlite3.connect(tmp_path / "run.db").execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
 def test_creating_again_keeps_what_is_there(home, writer):
@@ -358,8 +350,8 @@ def test_measurements_wait_in_bounded_memory_too(home, writer, monkeypatch):
     for step in range(8):
         writer.record(step, Curve("c", noise, noise))
     assert not writer.flush()
-    held = sum(len(row[3]) for row in writer._arrays)
-    assert held <= 3_000_000 and writer.lost == 8 - len(writer._arrays) > 0
+    held = writer.waiting()
+    assert held["bytes"] <= 3_000_000 and writer.lost == 8 - held["measurements"] > 0
     relent(writer)
     assert writer.flush()
     assert RunReader(home).history("c")[-1] == 7
@@ -381,10 +373,10 @@ def test_a_disk_that_refuses_is_asked_ever_less_often(writer):
     for step in range(6):
         writer.scalars(step, {f"{step}/{i}": 1.0 for i in range(3000)})
         writer.flush()
-        gaps.append(writer._gap)
+        gaps.append(writer.gap)
     assert gaps == sorted(gaps) and gaps[0] > store.FLUSH_EVERY and gaps[-1] == store.RETRY_EVERY
     relent(writer)
-    assert writer.flush() and writer._gap == store.FLUSH_EVERY
+    assert writer.flush() and writer.gap == store.FLUSH_EVERY
 
 
 def test_due_is_a_gate_in_time(writer, monkeypatch):

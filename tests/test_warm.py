@@ -212,7 +212,7 @@ def test_a_file_of_the_engine_that_changes_changes_the_mark(tmp_path):
     before = launch.stamp(tmp_path)
     os.utime(file, (1, 1))
     assert launch.stamp(tmp_path) != before
-    assert launch._mark() == launch._mark()
+    assert launch.mark() == launch.mark()
 
 
 def test_another_environment_needs_a_process_of_its_own(warm, tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from modalscape.app.charts.labels import labels
-from modalscape.app.charts.registry import WORDY, _told
+from modalscape.app.charts.registry import WORDY, protocols
 from modalscape.app.figures.bars import shortened
 from modalscape.app.figures.base import logarithmic
 from modalscape.app.figures.curves import Line, Scale, series
@@ -28,7 +28,7 @@ def test_a_quantity_that_bears_a_methods_name_has_the_colour_of_its_modality():
 def test_a_long_caption_keeps_what_all_lines_have_in_common():
     start = "training loss, no method active, "
     held = {name: Scalar(name, 1.0, mode=start + name * WORDY, n=256) for name in "ab"}
-    assert _told(held) == " · n = 256 · training loss, no method active"
+    assert protocols(held) == " · n = 256 · training loss, no method active"
 
 
 def test_ticks_follow_the_error_band_too():

@@ -90,7 +90,7 @@ def test_the_split_is_drawn_from_the_seed_and_the_pictures_are_not(kept, data):
 
 
 def test_pictures_in_the_cache_are_read_and_not_drawn_again(kept, data, monkeypatch):
-    monkeypatch.setattr(emoji_pictures, "_drawn", None)
+    monkeypatch.setattr(emoji_pictures, "drawn_anew", None)
     assert np.array_equal(emoji_names(Rng(0)).x["image"], data.x["image"])
 
 
@@ -113,7 +113,7 @@ def test_a_damaged_cache_is_drawn_anew(kept, tmp_path, monkeypatch, damage):
     assert np.array_equal(emoji_pictures.pictures(some), right)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
     if damage != "folder":
-        monkeypatch.setattr(emoji_pictures, "_drawn", None)
+        monkeypatch.setattr(emoji_pictures, "drawn_anew", None)
         assert np.array_equal(emoji_pictures.pictures(some), right)
 
 
