@@ -164,10 +164,10 @@ class RunConfig:
             if not fits(list(value) if isinstance(value, tuple) else value, shape):
                 raise InputError(f"In a run's configuration {key} must be {words}, not {shown(value)}.")
         made = cls(**{**values, "methods": tuple(values.get("methods") or ())})
-        return replace(made, settings=_defaults(number) | made.settings)
+        return replace(made, settings=former_defaults(number) | made.settings)
 
 
-def _defaults(number: int) -> dict[str, Any]:
+def former_defaults(number: int) -> dict[str, Any]:
     """Return the settings in which the defaults of that number differ from those that hold now."""
     found: dict[str, Any] = {}
     for former in range(DEFAULTS - 1, number - 1, -1):  # what is older has the last word

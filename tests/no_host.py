@@ -110,7 +110,7 @@ def steps_without_numbers(problem, methods: list[Method], steps: int, before: in
         state, _ = train_step(state, problem, optimizer, stack, rng)
     batch, probe = _batch(problem.batch(before)), _batch(problem.probe_batch())
     parts = {name: _batch(rows) for name, rows in problem.rows.items()}
-    problem.batch, problem._probe, problem.rows, problem._named = (lambda step: batch), probe, parts, None
+    problem.batch, problem.probe_rows, problem.rows, problem._named = (lambda step: batch), probe, parts, None
     stack = Stack(_without_numbers(m) for m in stack.methods.values())
     state = State(state.step, emptied(state.theta), emptied(state.moments))
     optimizer = Optimizer(SETTINGS, optimizer.horizon)

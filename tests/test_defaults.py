@@ -124,7 +124,7 @@ def test_the_former_defaults_are_settings_that_there_are():
 def test_older_defaults_keep_all_that_has_changed_since(monkeypatch):
     monkeypatch.setattr(configuration, "DEFAULTS", 3)
     monkeypatch.setattr(configuration, "_FORMER", {1: {"a": 1, "b": 1}, 2: {"b": 2, "c": 2}})
-    found = [configuration._defaults(number) for number in (1, 2, 3)]
+    found = [configuration.former_defaults(number) for number in (1, 2, 3)]
     assert found == [{"a": 1, "b": 1, "c": 2}, {"b": 2, "c": 2}, {}]
 
 

@@ -18,6 +18,7 @@ from modalscape.engine.runtime import checkpoint, recorder
 from modalscape.engine.store import writer as store
 from modalscape.engine.store.commands import Measure, Note, Pause, Resume, Toggle, post
 from modalscape.engine.store.writer import RunReader
+from tests.full_disks import refuse, relent
 from tests.homes import SMALL, small, trained, wait_for
 from tests.kills import forked
 
@@ -148,15 +149,14 @@ def test_events_that_a_replay_needs_are_never_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "MOST_NEEDED", 3)
     store.create(tmp_path)
     writer = store.RunWriter(tmp_path)
-    (pages,) = writer._db.execute("PRAGMA page_count").fetchone()
-    writer._db.execute(f"PRAGMA max_page_count={pages}")
+    refuse(writer)
     for step in range(20):
         writer.event(step, "probe", {"name": "x" * 400})
         assert not writer.crowded
     for number in range(3):
         writer.event(20, "applied", {"id": number, "command": {"do": "note", "text": "x" * 3000}})
     assert not writer.flush() and writer.crowded
-    writer._db.execute("PRAGMA max_page_count=1000000")
+    relent(writer)
     assert writer.flush() and writer.flush() and not writer.crowded
     found = RunReader(tmp_path).events()
     assert [e.step for e in found if e.kind == "probe"] == list(range(15, 20))

@@ -3,12 +3,14 @@
 import json
 import signal
 import threading
-import time
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from modalscape.engine.errors import InputError
+from modalscape.engine.runtime import loop
 from modalscape.engine.runtime.schedule import Schedule
 from modalscape.engine.store.commands import Cancel, Measure, Pace, Stop, Watch, post
 from modalscape.engine.store.writer import RunReader
@@ -73,46 +75,43 @@ def test_a_measurement_that_was_asked_for_leaves_training_as_it_was(tmp_path):
 
 
 @pytest.mark.parametrize("ending", [Cancel("landscape"), Stop()])
-def test_cancel_and_stop_end_a_measurement_within_a_second(tmp_path, ending):
-    asked, took = {}, []
-
-    def ask(number):
-        asked["at"] = time.monotonic()  # before, since the run may obey before this thread goes on
+def test_cancel_and_stop_end_a_measurement_that_has_only_its_first_picture(tmp_path, ending):
+    def ask():
+        wait_for(lambda: RunReader(tmp_path / "a").history("landscape/2d"), what="a first picture")
         post(tmp_path / "a", ending)
 
     def begin():
-        threading.Timer(1.0, ask, [1]).start()
+        threading.Thread(target=ask).start()
         return [Measure("landscape", LONG)]
 
-    def after():
-        took.append(time.monotonic() - asked["at"])
-
-    run = trained(tmp_path / "a", small(), {20: begin, 21: after} if ending == Cancel("landscape") else {20: begin})
-    took = took or [time.monotonic() - asked["at"]]
-    assert took[0] < 1.0, f"{took[0]:.2f} s"
+    run = trained(tmp_path / "a", small(), {20: begin})
+    assert run.training.state.step == (21 if ending == Stop() else 60), "a stop is obeyed after one step more"
     reader = RunReader(run.home)
     assert not reader.events(kinds=("probe", "probe failed")) and reader.meta("activity") == ""
     assert reader.history("landscape/2d") == [20], "its first picture stays"
 
 
 def test_while_it_measures_a_run_says_how_far_that_has_come(tmp_path):
-    seen = []
+    seen = set()
 
     def begin():
         def look():
             reader = RunReader(tmp_path / "a")
-            until = time.monotonic() + 2.0
-            while time.monotonic() < until:
-                seen.append(reader.meta("activity", ""))
-                time.sleep(0.05)
+
+            def counted():
+                words = reader.meta("activity", "")
+                if words.startswith("measuring landscape: ") and " of " in words:
+                    seen.add(words)
+                return len(seen) > 3
+
+            wait_for(counted, what="words that count up")
             post(tmp_path / "a", Stop())
 
         threading.Thread(target=look).start()
         return [Measure("landscape", LONG)]
 
     trained(tmp_path / "a", small(), {20: begin})
-    counted = [words for words in seen if " of " in words and words.startswith("measuring landscape: ")]
-    assert len(set(counted)) > 3, seen[-3:]
+    assert len(seen) > 3
 
 
 def test_what_is_scheduled_and_refused_says_so_once_and_again_when_it_is_asked_for(tmp_path):
@@ -129,14 +128,23 @@ def test_an_earlier_step_is_not_measured_between_two_steps(tmp_path):
     assert "step 20 cannot be measured while it trains" in refused[0].detail["error"]
 
 
-def test_a_pace_keeps_steps_apart_moves_while_the_run_goes_and_changes_no_number(tmp_path):
+def test_a_pace_keeps_steps_apart_moves_while_the_run_goes_and_changes_no_number(tmp_path, monkeypatch):
     plain = trained(tmp_path / "a", small())
-    times = {}
-    marks = {step: (lambda step=step: times.setdefault(step, time.monotonic()) and []) for step in (1, 20, 40)}
-    orders = marks | {21: [Pace(0)]}
-    orders[21] = lambda: times.setdefault(21, time.monotonic()) and [Pace(0)]
+    now, times = [0.0], {}
+
+    def sleep(seconds):
+        now[0] += max(seconds, 1e-6)
+
+    def passed(step):
+        times[step] = now[0]
+        return [Pace(0)] if step == 21 else []
+
+    read = lambda: now[0]  # noqa: E731
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=read, perf_counter=read, sleep=sleep))
+    orders = {step: partial(passed, step) for step in (1, 20, 21, 22, 40)}
     paced = trained(tmp_path / "b", small(settings={"pace": 20.0}), orders)
-    assert 0.8 < times[20] - times[1] < 2.5, "nineteen steps, twenty a second"
+    assert times[20] - times[1] == pytest.approx(19 / 20, abs=1e-4), "nineteen steps, twenty a second"
+    assert times[40] == times[22] == times[21], "at no pace, no step waits"
     assert RunReader(paced.home).meta("pace") == 0.0
     assert torch.equal(plain.training.state.theta, paced.training.state.theta)
 

@@ -165,16 +165,16 @@ def test_a_method_that_cannot_go_on_pauses_an_attended_run_where_it_is_and_ends_
         run = Run(Training(small(methods=("gani",))), home, attended=True)
         run.begin()
         for _ in range(5):
-            assert run._step()
+            assert run.take_step()
         theta, states = run.training.state.theta, {name: m.state for name, m in run.training.stack.methods.items()}
-        assert not run._step()
+        assert not run.take_step()
         run.writer.flush()
     assert run.paused and run.training.state.step == 5 and run.training.state.theta is theta
     assert all(m.state is states[name] for name, m in run.training.stack.methods.items())
     said = [e.detail["error"] for e in RunReader(home).events() if e.kind == "diverged"]
     assert said == ["Step 6 could not be taken: the averages are full; switch gani off."]
     run.resume()
-    assert run._step() and run.training.state.step == 6
+    assert run.take_step() and run.training.state.step == 6
 
 
 def test_an_error_in_the_loop_fails_the_run_with_its_traceback(tmp_path, monkeypatch):

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -213,7 +212,7 @@ def test_a_file_of_the_engine_that_changes_changes_the_mark(tmp_path):
     before = launch.stamp(tmp_path)
     os.utime(file, (1, 1))
     assert launch.stamp(tmp_path) != before
-    assert launch._mark() == launch._mark()
+    assert launch.mark() == launch.mark()
 
 
 def test_another_environment_needs_a_process_of_its_own(warm, tmp_path):
@@ -251,9 +250,7 @@ def test_a_request_that_makes_no_sense_is_passed_over(warm, request_, tmp_path):
 def test_one_that_does_not_answer_is_ended(warm, tmp_path, monkeypatch):
     monkeypatch.setattr(launch, "ANSWER_WITHIN", 0.2)
     os.kill(warm.process.pid, signal.SIGSTOP)
-    began = time.monotonic()
     assert ended(["list"], tmp_path / "log.txt")[:2] == (subprocess.Popen, 0)
-    assert time.monotonic() - began < 20
     assert warm.process.wait(10) == -signal.SIGKILL
     ready()
 

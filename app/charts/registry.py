@@ -119,10 +119,10 @@ def _measured_as(reader, words: Mapping[str, str]) -> str:
     """Return n and protocol where what is drawn, name to words, was measured by a probe or reported by a method."""
     known = reader.names()["records"]
     held = {words[n]: found[1] for n in words if known.get(n) == "scalar" and (found := reader.latest(n)) is not None}
-    return _told(held)
+    return protocols(held)
 
 
-def _told(held: Mapping[str, Any]) -> str:
+def protocols(held: Mapping[str, Any]) -> str:
     """Return n and modes of records by their labels, each mode once."""
     if not held:
         return ""
@@ -245,7 +245,7 @@ def _panel(reader, args, look) -> Drawing:
     alike = len(found) > 1 and all(other.kind == record.kind for _, _, other in found)
     together = {"curve": overlay, "bars": beside}.get(record.kind) if alike else None
     figure = together(blocks, look) if together else figures.default(record, look)
-    told = _told({label: other for label, other, _ in blocks}) if together else about(record)
+    told = protocols({label: other for label, other, _ in blocks}) if together else about(record)
     return Drawing(figure, f"step {step:,}{told}", steps=tuple(reader.history(name)))
 
 

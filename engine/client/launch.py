@@ -127,7 +127,7 @@ class _Warm:
         Raises:
             OSError: no process can be started.
         """
-        self.mark, self.variables = _mark(), _fixed({"OMP_NUM_THREADS": "1", **os.environ})
+        self.mark, self.variables = mark(), _fixed({"OMP_NUM_THREADS": "1", **os.environ})
         self.ready = False
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket.settimeout(ANSWER_WITHIN)
@@ -207,12 +207,12 @@ class _Kept:
     def _current(self) -> _Warm | None:
         """Return the warm process of the code as it is; start one where there is none."""
         if self.warm is not None:
-            alive, same = self.warm.alive(), self.warm.mark == _mark()
+            alive, same = self.warm.alive(), self.warm.mark == mark()
             if alive and same:
                 return self.warm
             self.useless = self.warm.mark if same and not self.warm.ready else ""
             self._drop()
-        if self.useless != _mark():
+        if self.useless != mark():
             with suppress(OSError):
                 self.warm = _Warm()
         return self.warm
@@ -223,7 +223,7 @@ class _Kept:
             self.warm = None
 
 
-def _mark() -> str:
+def mark() -> str:
     """Return a text that changes with the code of the engine and with what is installed."""
     try:
         return f"{stamp(ROOT / 'engine')} {os.stat(sysconfig.get_path('purelib')).st_mtime_ns}"

@@ -188,24 +188,24 @@ class Multimodal:
         dtype = next(iter(net.parameters())).dtype
         self._first = self.layout.pack(dict(net.named_parameters())).detach().to(device)
         net.to(device)
-        self._encoders = {name: Functional(net.encoders[name], f"encoders.{name}") for name in self.modalities}
-        self._trunk = Functional(net.trunk, "trunk")
-        self._objective = objective
+        self.encoders = {name: Functional(net.encoders[name], f"encoders.{name}") for name in self.modalities}
+        self.trunk = Functional(net.trunk, "trunk")
+        self.objective = objective
         self.rows = {part: _moved(piece, device, dtype) for part, piece in rows.items()}
         self.batch_size = min(batch, len(self.rows["train"]))
-        self._probe = self._drawn("probe", min(probe_rows, len(self.rows["train"])))
+        self.probe_rows = self._drawn("probe", min(probe_rows, len(self.rows["train"])))
         self._order: tuple[int, Tensor] | None = None
         self._named: tuple | None = None
 
     @property
     def score(self) -> str:
         """Name of the main score."""
-        return self._objective.score
+        return self.objective.score
 
     @property
     def temperature(self) -> float | None:
         """Temperature of a contrastive objective, None for any other."""
-        return getattr(self._objective, "temperature", None)
+        return getattr(self.objective, "temperature", None)
 
     def init(self) -> Tensor:
         """Return the first theta (P,)."""
@@ -227,7 +227,7 @@ class Multimodal:
 
     def probe_batch(self) -> Batch:
         """Return the training rows that every measurement uses."""
-        return self._probe
+        return self.probe_rows
 
     def held_out(self, part: str, size: int = 1024) -> Iterator[Batch]:
         """Return the rows of `train`, `val` or `test` in order, at most `size` at a time."""
@@ -240,19 +240,19 @@ class Multimodal:
     def encode(self, theta: Tensor | Named, batch: Batch) -> dict[str, Tensor]:
         """Return modality to features (B, D), of length 1 where the objective asks for that."""
         named = self._unpacked(theta)
-        features = {name: encoder(named, batch.x[name]) for name, encoder in self._encoders.items()}
-        if getattr(self._objective, "unit", False):
+        features = {name: encoder(named, batch.x[name]) for name, encoder in self.encoders.items()}
+        if getattr(self.objective, "unit", False):
             return {name: normalised(h) for name, h in features.items()}
         return features
 
     def logits(self, theta: Tensor | Named, features: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return `fused` and, where the network has them, modalities to logits (B, C)."""
-        return self._trunk(self._unpacked(theta), features)
+        return self.trunk(self._unpacked(theta), features)
 
     def objectives(self, theta: Tensor | Named, features: dict[str, Tensor], batch: Batch) -> tuple[dict, dict]:
         """Return the losses by objective and the logits."""
         logits = self.logits(theta, features)
-        return self._objective.losses(logits, features, batch.y), logits
+        return self.objective.losses(logits, features, batch.y), logits
 
     def loss(self, theta: Tensor | Named, batch: Batch) -> Tensor:
         """Return the sum of all losses, with no method active."""
@@ -262,15 +262,15 @@ class Multimodal:
     def outputs(self, theta: Tensor | Named, batch: Batch) -> dict[str, Tensor]:
         """Return what the loss is convex in, by name."""
         features = self.encode(theta, batch)
-        return self._objective.outputs(self.logits(theta, features), features)
+        return self.objective.outputs(self.logits(theta, features), features)
 
     def row_losses(self, outputs: dict[str, Tensor], batch: Batch) -> Tensor:
         """Return each row's loss (B,)."""
-        return sum(self._objective.row_losses(outputs, batch.y).values())
+        return sum(self.objective.row_losses(outputs, batch.y).values())
 
     def scores(self, logits: dict[str, Tensor], features: dict[str, Tensor], y: Tensor) -> dict[str, Tensor]:
         """Return the objective's scores, such as `accuracy`, as scalar tensors."""
-        return self._objective.scores(logits, features, y)
+        return self.objective.scores(logits, features, y)
 
     @torch.no_grad()
     def evaluate(self, theta: Tensor, part: str = "val") -> dict[str, float]:
@@ -283,7 +283,7 @@ class Multimodal:
         features = join([self.encode(theta, batch) for batch in batches])
         y = torch.cat([batch.y for batch in batches])
         logits = self.logits(theta, features)
-        losses = list(self._objective.losses(logits, features, y).items())
+        losses = list(self.objective.losses(logits, features, y).items())
         values = {f"loss/{part}": losses[0][1]} | {f"loss/{part}/{name}": value for name, value in losses[1:]}
         values |= {_placed(name, part): value for name, value in self.scores(logits, features, y).items()}
         for name in self.modalities:
@@ -297,7 +297,7 @@ class Multimodal:
     @property
     def protocol(self) -> str:
         """How `evaluate` scores one modality."""
-        return getattr(self._objective, "protocol", "") or "inputs of the other modalities at zero"
+        return getattr(self.objective, "protocol", "") or "inputs of the other modalities at zero"
 
     def _alone(self, theta: Tensor, batches: list[Batch], modality: str) -> dict[str, Tensor]:
         pieces = []

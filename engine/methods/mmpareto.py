@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from modalscape.engine.core.method import Method, knob
-from modalscape.engine.core.needs import Need
+from modalscape.engine.core.needs import FUSED, Need
 from modalscape.engine.core.records import Record, Scalar
 from modalscape.engine.core.step import View
 from modalscape.engine.errors import InputError
@@ -82,7 +82,7 @@ class MMPareto(Method):
 
     name = "mmpareto"
     title = "MMPareto"
-    needs = (Need("unimodal", ("heads", "slices")),)
+    needs = (FUSED, Need("unimodal", ("heads", "slices")))
     neutral = {"gamma": 1.0, "pareto": False}
     rescaled = "It divides each gradient by its running size, which cancels γ; the direction stays. Use sgd."
 

@@ -212,7 +212,7 @@ class Robustness(Probe):
         for m in problem.modalities:
             empty = problem.without(empty, m)
         if fill == "noise":
-            x = {m: _noisy(value, 1.0, 1.0, _numbers(snap, m, value)) for m, value in empty.x.items()}
+            x = {m: noisy(value, 1.0, 1.0, _numbers(snap, m, value)) for m, value in empty.x.items()}
             empty = Batch(x, batch.y)
         return problem.encode(snap.theta, empty)
 
@@ -223,7 +223,7 @@ class Robustness(Probe):
         for m, value in batch.x.items():
             numbers = _numbers(snap, m, value)
             if p.corruption == "noise":
-                x[m] = _noisy(value, level, p.reach, numbers)
+                x[m] = noisy(value, level, p.reach, numbers)
             elif p.corruption == "drop":
                 x[m] = torch.where(numbers.rank < level, torch.zeros_like(value), value)
             else:
@@ -261,7 +261,7 @@ def _pair(text: str, names: tuple[str, ...]) -> tuple[str, str]:
 
 
 @dataclass(frozen=True)
-class _Numbers:
+class Numbers:
     """Random numbers for one modality's input, the same at every level."""
 
     normal: Tensor
@@ -269,17 +269,17 @@ class _Numbers:
     rows: Tensor
 
 
-def _numbers(snap: Snapshot, modality: str, value: Tensor) -> _Numbers:
+def _numbers(snap: Snapshot, modality: str, value: Tensor) -> Numbers:
     def uniform(purpose: str, shape) -> Tensor:
         generator = snap.rng.generator(f"robustness/{purpose}/{modality}", 0, value.device)
         return torch.rand(shape, generator=generator, device=value.device)
 
     like = value if value.is_floating_point() else value.float()
     normal = snap.rng.normal(f"robustness/noise/{modality}", 0, like)
-    return _Numbers(normal, uniform("drop", value.shape), uniform("rows", (len(value),)))
+    return Numbers(normal, uniform("drop", value.shape), uniform("rows", (len(value),)))
 
 
-def _noisy(value: Tensor, level: float, reach: float, numbers: _Numbers) -> Tensor:
+def noisy(value: Tensor, level: float, reach: float, numbers: Numbers) -> Tensor:
     """Return the input with noise of level·reach; of token ids, a share `level` exchanged for ids of other places."""
     if value.is_floating_point():
         return value + level * reach * numbers.normal

@@ -89,9 +89,9 @@ def summaries(prefix: str, modality: str, found: Found, mode: str, choices: Choi
         "precision_high": (high, "95 % quantile of log10 precision", "log10 precision"),
         "uncertainty": (c.uncertainty.flatten(1).mean(1), "mean u of the source's opinion", "uncertainty u"),
         "weight": (c.weights.flatten(1).mean(1), "mean weight share; band: spread over rows and coordinates", "share"),
-        "shift": (_norms(m.mean - m.plain) / _norms(m.plain).clamp(min=tiny), "‖mean - plain‖/‖plain‖", "share"),
+        "shift": (norms(m.mean - m.plain) / norms(m.plain).clamp(min=tiny), "‖mean - plain‖/‖plain‖", "share"),
         "snr": ((m.mean.square() / m.variance).flatten(1).median(1).values, "median mean²/variance", "SNR"),
-        "cosine_to": (_cosines(gradient, m.plain), "cosine of calibrated and this source's gradient", "cosine"),
+        "cosine_to": (cosines(gradient, m.plain), "cosine of calibrated and this source's gradient", "cosine"),
         "sampling_to_posterior": (
             m.plain.var(1, correction=0).mean(1) / len(plain) / m.variance.flatten(1).mean(1),
             "variance of the batch mean by its rows / mean posterior variance",
@@ -169,9 +169,9 @@ def _whole(found: Found) -> dict[str, tuple[Tensor, str, str]]:
             "share of coordinates whose sources differ in sign",
             "share",
         ),
-        "cosine_to_sum": (_cosines(gradient, plain[None])[0], "cosine of calibrated and summed gradient", "cosine"),
+        "cosine_to_sum": (cosines(gradient, plain[None])[0], "cosine of calibrated and summed gradient", "cosine"),
         "norm_ratio": (
-            _norms(gradient[None])[0] / _norms(plain[None])[0].clamp(min=tiny),
+            norms(gradient[None])[0] / norms(plain[None])[0].clamp(min=tiny),
             "‖calibrated‖/‖sum‖",
             "ratio",
         ),
@@ -197,13 +197,13 @@ def _label(modality: str, source: str) -> str:
     return "own loss" if source == modality else f"{source} loss"
 
 
-def _norms(values: Tensor) -> Tensor:
+def norms(values: Tensor) -> Tensor:
     """Return the length of each of `values` (K, B, d), of small ones too, whose squares no float holds."""
     values = values.flatten(1)
     largest = values.abs().amax(1).clamp(min=torch.finfo(values.dtype).tiny)
     return (values / largest[:, None]).norm(dim=1) * largest
 
 
-def _cosines(one: Tensor, others: Tensor) -> Tensor:
+def cosines(one: Tensor, others: Tensor) -> Tensor:
     """Return the cosine of `one` (B, d) with each of `others` (K, B, d), 0 where one of them vanishes."""
     return torch.stack([cosine(one.flatten(), other.flatten()) for other in others])

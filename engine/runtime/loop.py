@@ -144,7 +144,7 @@ class Run:
                 self._rest()
                 continue
             started = time.perf_counter()
-            if self._step():
+            if self.take_step():
                 progress(training.state.step)
             self.seconds += time.perf_counter() - started
             self._measure()
@@ -190,7 +190,7 @@ class Run:
     def _trouble(self, words: str) -> None:
         self.writer.event(self.training.state.step, EventKind.TROUBLE, {"error": words})
 
-    def _step(self) -> bool:
+    def take_step(self) -> bool:
         """Take one step and record it; a step whose numbers are not finite is taken back. Return whether it holds."""
         training = self.training
         self.keeping.path()

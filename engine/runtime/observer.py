@@ -243,7 +243,7 @@ class Observer:
                     self.begun.add(probe)
         return found
 
-    def _claim(self, job: Job) -> bool:
+    def claim(self, job: Job) -> bool:
         """Return whether a scheduled measurement is this observer's to make, and let the others know."""
         if not self._several:
             return True
@@ -284,7 +284,7 @@ class Observer:
 
     def _opened(self, job: Job) -> Iterator[Record] | None:
         """Begin a measurement at the state that it is for; None where the engine does not hand one over in time."""
-        if job.asked is None and not self._claim(job):
+        if job.asked is None and not self.claim(job):
             return None
         content = self._content(job.wanted)
         if content is None:

@@ -137,7 +137,8 @@ class RunWriter:
         self._arrays: list[tuple] = []
         self._events: list[tuple] = []
         self._meta: dict[str, Any] = {}
-        self._gap = FLUSH_EVERY
+        self.gap = FLUSH_EVERY
+        """Seconds between two writes to disk at present: longer while the disk refuses."""
         self._next = 0.0
         self._opened = time.monotonic()
         self.lost = 0
@@ -217,9 +218,9 @@ class RunWriter:
         self._ids, self._version = ids, version
         self._written |= changed
         self._scalars, self._arrays, self._events, self._meta, self._unsaid = [], [], [], {}, 0
-        self.error, self._gap = None, FLUSH_EVERY
+        self.error, self.gap = None, FLUSH_EVERY
         now = time.monotonic()
-        self._next = now + min(self._gap, max(_FIRST, (now - self._opened) / 4))
+        self._next = now + min(self.gap, max(_FIRST, (now - self._opened) / 4))
         return True
 
     def close(self) -> bool:
@@ -255,8 +256,8 @@ class RunWriter:
         if self._db.in_transaction:
             self._db.rollback()
         self.error = reason
-        self._gap = min(2 * self._gap, RETRY_EVERY)
-        self._next = time.monotonic() + self._gap
+        self.gap = min(2 * self.gap, RETRY_EVERY)
+        self._next = time.monotonic() + self.gap
         lost = _overflow([len(values) for _, values in self._scalars], self._most)
         arrays = _overflow([len(row[3]) for row in self._arrays], MOST_BYTES)
         spare = [row for row in self._events if row[2] not in NEEDED]

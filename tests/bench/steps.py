@@ -82,7 +82,7 @@ def recorded(of: Training, folder: str) -> Callable[[], None]:
 
     def step() -> None:
         run._obey()
-        run._step()
+        run.take_step()
         if run.writer.due():
             run.writer.flush()
 

@@ -1,4 +1,4 @@
-"""What the tests of the two noise methods share."""
+"""Exact knobs for the tests of the two noise methods, GANI and isotropic noise."""
 
 from modalscape.engine.methods.gani import Gani
 

@@ -1,4 +1,4 @@
-"""Small real trainings with any number of modalities, for methods that compare modalities."""
+"""Small real trainings with several modalities, or any number of them, and data files in which something is odd."""
 
 import numpy as np
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from modalscape.engine.core.step import View, gradient, train_step
 from modalscape.engine.maths.modalities.unimodal import places
-from modalscape.engine.methods.agm import Agm, coefficient, cut, ratio, score
+from modalscape.engine.methods.agm import Agm, coefficient, cut, measured, ratio, score, shares
 from tests import tiny
 from tests.methods.several import training
 
@@ -35,7 +35,7 @@ def test_two_responses_are_those_of_zeroed_inputs_and_sum_to_the_fused_logits(ab
         if absent == "features":
             features = view.features | {name: torch.zeros_like(view.features[name])}
         gone[name] = problem.logits(theta, features)["fused"]
-    whole, found = view.logits["fused"], method._responses(view)
+    whole, found = view.logits["fused"], shares(view, method.params.absent)
     torch.testing.assert_close(found["image"], 0.5 * (whole - gone["image"] + gone["text"]))
     torch.testing.assert_close(found["image"] + found["text"], whole)
 
@@ -45,7 +45,7 @@ def test_two_responses_are_those_of_zeroed_inputs_and_sum_to_the_fused_logits(ab
 def test_responses_sum_to_the_fused_logits_for_any_fusion(modalities, fusion):
     case = training("agm", modalities=modalities, fusion=fusion)
     view = case.step()
-    torch.testing.assert_close(sum(case.stack.methods["agm"]._responses(view).values()), view.logits["fused"])
+    torch.testing.assert_close(sum(shares(view, "inputs").values()), view.logits["fused"])
 
 
 def test_the_score_is_the_cross_entropy_with_a_floor():
@@ -77,7 +77,9 @@ def test_the_coefficient_is_capped_and_one_at_no_strength():
 @pytest.mark.parametrize("mean", [(0.1, 9.0), (9.0, 0.1)])
 def test_who_leads_by_less_than_usual_is_sped_up_and_the_other_slowed(mean):
     method, view = at(mean=mean)
-    kappa = dict(zip(view.problem.modalities, method._measured(view)[3].tolist(), strict=True))
+    kappa = dict(
+        zip(view.problem.modalities, measured(view, method.state["mean"], method.params)[3].tolist(), strict=True)
+    )
     usual = "image" if mean[0] < mean[1] else "text"
     other = "text" if usual == "image" else "image"
     assert kappa[usual] > 1 > kappa[other]
@@ -87,10 +89,10 @@ def test_who_leads_by_less_than_usual_is_sped_up_and_the_other_slowed(mean):
 @pytest.mark.parametrize("absent", ["inputs", "features"])
 def test_the_fused_row_is_what_hooks_on_the_responses_give(heads, absent):
     method, view = at(heads=heads, absent=absent, alpha=0.8)
-    factors = method._measured(view)[3]
+    factors = measured(view, method.state["mean"], method.params)[3]
     theta = view.theta.detach().requires_grad_()
     here = view.having(theta=theta, features=view.problem.encode(theta, view.batch))
-    parts = list(method._responses(here).values())
+    parts = list(shares(here, method.params.absent).values())
     for part, k in zip(parts, factors, strict=True):
         part.register_hook(lambda slope, k=k: k * slope)
     (wanted,) = torch.autograd.grad(F.cross_entropy(sum(parts), view.batch.y), theta)
@@ -101,7 +103,7 @@ def test_the_fused_row_is_what_hooks_on_the_responses_give(heads, absent):
 
 def test_a_linear_fusion_of_zeroed_features_scales_encoder_slice_and_half_of_the_bias():
     method, view = at(absent="features", alpha=0.8)
-    layout, kappa = view.problem.layout, method._measured(view)[3]
+    layout, kappa = view.problem.layout, measured(view, method.state["mean"], method.params)[3]
     raw, found = layout.unpack(view.raw_grads[0]), layout.unpack(view.grads[0])
     for k, name in zip(kappa, view.problem.modalities, strict=True):
         for key in raw:
@@ -115,7 +117,7 @@ def test_a_linear_fusion_of_zeroed_features_scales_encoder_slice_and_half_of_the
 def test_the_encoder_route_scales_encoders_and_nothing_else():
     method, view = at(heads=True, route="encoders", alpha=0.8)
     expected = view.raw_grads.clone()
-    for k, name in zip(method._measured(view)[3], view.problem.modalities, strict=True):
+    for k, name in zip(measured(view, method.state["mean"], method.params)[3], view.problem.modalities, strict=True):
         for where in places(view.problem.layout, name):
             expected[:, where] *= k
     torch.testing.assert_close(view.grads, expected)

@@ -352,9 +352,9 @@ def test_cosines_of_vanishing_gradients_are_none_or_right_but_never_beyond_one()
     for size in 10.0 ** torch.arange(-24, 1.0):
         found = float(maths.smallest_cosine(rows * torch.tensor([[1.0], [size]])))
         assert math.isinf(found) or found == pytest.approx(float(maths.smallest_cosine(rows)), abs=1e-5)
-        told = float(calibration._cosines(rows[0] * size, rows[1:])[0])
+        told = float(calibration.cosines(rows[0] * size, rows[1:])[0])
         assert told == pytest.approx(float(maths.smallest_cosine(rows)), abs=1e-5)
-        assert float(calibration._norms(rows[:1] * size)) == pytest.approx(float(size * rows[0].norm()), rel=1e-5)
+        assert float(calibration.norms(rows[:1] * size)) == pytest.approx(float(size * rows[0].norm()), rel=1e-5)
 
 
 def test_the_report_shows_what_was_done():

@@ -35,7 +35,7 @@ def measured(probe: Probe, snap: Snapshot) -> dict[str, Record]:
 
 
 def _modules(trained):
-    return [f.module for f in (*trained._encoders.values(), trained._trunk)]
+    return [f.module for f in (*trained.encoders.values(), trained.trunk)]
 
 
 def dense(snap: Snapshot) -> torch.Tensor:

@@ -192,7 +192,7 @@ def test_one_loss_has_no_cosine_but_evidence():
 def test_a_problem_without_linear_heads_has_norms_and_says_why_there_is_no_more():
     tiny = problem(heads=True)
     snap = snapshot(tiny)
-    squash = tiny._trunk
+    squash = tiny.trunk
 
     class Squashed:
         module = squash.module
@@ -200,7 +200,7 @@ def test_a_problem_without_linear_heads_has_norms_and_says_why_there_is_no_more(
         def __call__(self, named, features):
             return squash(named, {name: value**2 for name, value in features.items()})
 
-    tiny._trunk = Squashed()
+    tiny.trunk = Squashed()
     seen = []
     with pytest.raises(InputError, match="linear in the features"):
         for record in Evidence(PARAMS).measure(snap):

@@ -98,7 +98,7 @@ def test_pieces_of_the_batch_change_no_number(micro):
 @pytest.mark.parametrize("kind", [Hessian, Ggn])
 def test_bad_input_is_refused_in_one_sentence(kind):
     empty, broken = snapshot(), snapshot()
-    empty.problem._probe = empty.problem.probe_batch().rows(slice(0))
+    empty.problem.probe_rows = empty.problem.probe_batch().rows(slice(0))
     broken.theta[0] = float("nan")
     for snap, says in ((empty, "no rows"), (broken, "the loss is nan")):
         with pytest.raises(InputError, match=says) as refusal:

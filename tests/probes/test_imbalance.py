@@ -140,7 +140,7 @@ class Contrast(CrossEntropy):
 
 def test_a_contrastive_loss_has_its_fisher_trace_from_batches():
     tiny = problem()
-    tiny._objective = Contrast()
+    tiny.objective = Contrast()
     snap = snapshot(tiny)
     records = measured(Imbalance(Imbalance.Params(rows=32)), snap)
     record = records["imbalance/fisher_trace/image"]
@@ -212,8 +212,8 @@ def test_overfitting_is_taken_against_the_first_weights():
 def test_a_regression_has_errors_but_no_accuracies():
     case = problem(heads=False)
     case.rows = {part: Batch(rows.x, rows.y.double()) for part, rows in case.rows.items()}
-    case._probe = Batch(case._probe.x, case._probe.y.double())
-    case._objective = Real()
+    case.probe_rows = Batch(case.probe_rows.x, case.probe_rows.y.double())
+    case.objective = Real()
     snap = replace(snapshot(problem(heads=False), steps=3), problem=case)
     records = measured(Imbalance(), snap)
     (val,) = case.held_out("val")
@@ -239,7 +239,7 @@ def test_a_single_row_is_measured_without_an_error(few):
     if few == "val":
         case.rows = case.rows | {"val": case.rows["val"].rows(slice(0, 1))}
     else:
-        case._probe = case._probe.rows(slice(0, 1))
+        case.probe_rows = case.probe_rows.rows(slice(0, 1))
     records = {r.name: r for r in Imbalance().measure(snap)}
     lone = records["imbalance/accuracy/image" if few == "val" else "imbalance/fisher_trace/image"]
     assert lone.n == 1 and math.isfinite(lone.value) and lone.error is None

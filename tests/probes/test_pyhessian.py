@@ -57,7 +57,7 @@ class Negated:
 
     def __init__(self, inner):
         self.inner, self.layout = inner, inner.layout
-        self._encoders, self._trunk = inner._encoders, inner._trunk
+        self.encoders, self.trunk = inner.encoders, inner.trunk
 
     def probe_batch(self):
         return self.inner.probe_batch()

@@ -11,7 +11,7 @@ from modalscape.engine.core.problem import Batch
 from modalscape.engine.core.rng import Rng
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.modalities import robustness
-from modalscape.engine.probes.robustness import Robustness, _noisy, _Numbers
+from modalscape.engine.probes.robustness import Numbers, Robustness, noisy
 from tests import tiny
 from tests.probes.snapshots import measured, snapshot
 from tests.tiny import problem
@@ -246,9 +246,9 @@ def test_numbers_do_not_depend_on_the_step():
 def test_tokens_are_exchanged_and_padding_stays():
     value = torch.tensor([[3, 4, 0, 0], [5, 6, 7, 0]])
     draw = torch.Generator().manual_seed(0)
-    numbers = _Numbers(torch.randn(2, 4, generator=draw), torch.rand(2, 4, generator=draw), torch.rand(2))
-    assert torch.equal(_noisy(value, 0.0, 3.0, numbers), value)
-    after = _noisy(value, 1.0, 3.0, numbers)
+    numbers = Numbers(torch.randn(2, 4, generator=draw), torch.rand(2, 4, generator=draw), torch.rand(2))
+    assert torch.equal(noisy(value, 0.0, 3.0, numbers), value)
+    after = noisy(value, 1.0, 3.0, numbers)
     assert (after[value == 0] == 0).all()
     assert after.dtype == value.dtype
     assert set(after.flatten().tolist()) <= set(value.flatten().tolist())

@@ -66,7 +66,7 @@ def test_m_sharpness_grows_as_m_falls_and_says_m():
 def test_micro_batches_are_of_one_size_and_mixed():
     snap = snapshot()
     batch = snap.problem.probe_batch()
-    snap.problem._probe = Batch(batch.x, batch.y).rows(batch.y.argsort())
+    snap.problem.probe_rows = Batch(batch.x, batch.y).rows(batch.y.argsort())
     seen = []
     inner = snap.problem.loss
     snap.problem.loss = lambda theta, batch: seen.append(batch.y) or inner(theta, batch)

@@ -151,7 +151,7 @@ class Fixed:
 
     def __init__(self, features):
         self._case, self._features = problem(heads=True), features
-        self._encoders, self._trunk = self._case._encoders, self._case._trunk
+        self.encoders, self.trunk = self._case.encoders, self._case.trunk
 
     def __getattr__(self, name):
         return getattr(self._case, name)

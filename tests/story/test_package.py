@@ -66,12 +66,12 @@ def test_the_command_trains_and_replays_from_any_folder(installed, tmp_path):
     assert len(kept) == 1 and "modalscape" in kept[0].parts
 
 
-def test_it_comes_up_at_once_and_without_torch(installed, tmp_path):
-    code = "import time; t = time.perf_counter(); import modalscape, sys; print(time.perf_counter() - t)"
-    code += "; assert not {'torch', 'numpy', 'streamlit'} & set(sys.modules), sys.modules; print(modalscape.__file__)"
+def test_it_comes_up_without_torch_numpy_and_streamlit(installed, tmp_path):
+    code = "import modalscape, sys; print(modalscape.__file__)"
+    code += "; assert not {'torch', 'numpy', 'streamlit'} & set(sys.modules), sys.modules"
     line = [sys.executable, "-c", code]
     done = subprocess.run(line, cwd=tmp_path, env=installed, capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout.splitlines()[1].startswith(installed["PYTHONPATH"])
+    assert done.stdout.startswith(installed["PYTHONPATH"])
 
 
 def test_a_lesson_that_is_not_there_is_said(installed, tmp_path):
