@@ -189,7 +189,7 @@ def test_log_height_shows_the_true_loss_on_hover():
 def test_the_pipeline_shows_seven_points_in_order_and_the_methods_on_them():
     figure = pipeline({"update": [("GANI", "#112233")]}, LOOKS[0])
     words = [a.text for a in figure.layout.annotations]
-    heads = [w for w in words if w in Point]
+    heads = [w for w in words if w in tuple(Point)]
     assert heads == list(Point)
     assert "GANI" in words
 
