@@ -18,8 +18,8 @@ LOGARITHMIC = {"type": "log", "tickformat": "~g", "exponentformat": "power"}
 def logarithmic(values: Sequence[np.ndarray]) -> dict:
     """Return a logarithmic axis for such values, (N,) each.
 
-    Its ticks are at 1, 2 and 5 where all digits would collide and those do not, and evenly spaced within less than half
-    a decade.
+    Its ticks are at 1, 2 and 5 where all digits would collide and those do not, evenly spaced within less than half a
+    decade, and at powers of ten, six at most, where labels are long.
     """
     held = [v[np.isfinite(v) & (v > 0)] for v in map(np.asarray, values)]
     ends = [end for v in held if v.size for end in (float(v.min()), float(v.max()))]
@@ -28,8 +28,10 @@ def logarithmic(values: Sequence[np.ndarray]) -> dict:
         rough = (max(ends) - min(ends)) / 3
         power = 10.0 ** math.floor(math.log10(rough))
         return LOGARITHMIC | {"dtick": f"L{power * next(n for n in (1, 2, 5, 10) if n * power >= rough):.6g}"}
-    many = 2.5 if ends and min(ends) > 1e-3 else 1.0  # of smaller numbers the labels are long
-    return LOGARITHMIC | ({"dtick": "D2"} if 0.5 < span < many else {})
+    long = bool(ends) and min(ends) <= 1e-3  # labels of many digits: beyond a decade, powers of ten alone have room
+    if 0.5 < span < (1.0 if long else 2.5):
+        return LOGARITHMIC | {"dtick": "D2"}
+    return LOGARITHMIC | ({"dtick": max(1, math.ceil(span / 6))} if long and span else {})
 
 
 def blank(look: Look, *, revision: str, x: str = "", y: str = "") -> go.Figure:

@@ -5,7 +5,7 @@ import pytest
 
 from modalscape.app import figures
 from modalscape.app.charts.stability_edge import edges
-from modalscape.app.figures.base import symlog, symlog_ticks
+from modalscape.app.figures.base import logarithmic, symlog, symlog_ticks
 from modalscape.app.figures.curves import Line, Scale, series, smoothed
 from modalscape.app.figures.marks import Mark
 from modalscape.app.figures.pipeline import pipeline
@@ -248,6 +248,14 @@ def test_a_band_that_reaches_zero_ends_below_all_that_a_logarithmic_axis_shows()
 def test_a_logarithmic_axis_has_few_ticks_where_all_would_collide(top, ticks):
     line = Line("x", np.arange(3), np.array([1.0, top, np.nan]), LOOKS[0].ink)
     assert series([line], LOOKS[0], scale=Scale(ylog=True)).layout.yaxis.dtick == ticks
+
+
+CASES = [(2e-5, 9e-5, "D2"), (1e-5, 2e-3, 1), (1e-12, 1.0, 2), (2.0, 9e3, None)]
+
+
+@pytest.mark.parametrize(("low", "top", "ticks"), CASES)
+def test_small_numbers_have_powers_of_ten_beyond_a_decade(low, top, ticks):
+    assert logarithmic([np.array([low, top])]).get("dtick") == ticks
 
 
 def test_a_chart_of_few_steps_is_ticked_at_them_and_nowhere_else():
