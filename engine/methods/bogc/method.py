@@ -96,8 +96,9 @@ class Bogc(Method):
     neutral = {"dose": 0.0}
     reconstructed = True
     judged = (
-        "Shows whose gradient says what, how surely, and who contradicts whom; as training it gained no accuracy on "
-        "digits with captions or mosi, and on mosi the test loss ended 0.05 nats higher."
+        "Shows whose gradient says what, how surely, and who contradicts whom. As training it gained no accuracy on "
+        "four sets; with noise in mosi's text it lost 0.5 points, and the test loss ended 0.03 to 0.07 nats higher "
+        "on two."
     )
 
     @dataclass(frozen=True)
