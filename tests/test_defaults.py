@@ -31,7 +31,7 @@ def of_old(home, **changes):
 
 def unimodal(**values):
     config = validated(RunConfig(**({"problem": "planted", "device": "cpu"} | values)), CATALOGUE)
-    return resolved(config, CATALOGUE)["unimodal"], Training(config).own.unimodal
+    return resolved(config, CATALOGUE)["unimodal"], Training(config).settings.unimodal
 
 
 def test_a_new_run_has_heads_and_one_setting_takes_them_away():
@@ -55,9 +55,9 @@ def test_where_heads_would_say_nothing_there_are_none_and_no_error(settings):
 def test_a_file_of_one_modality_has_none_either(tmp_path):
     config = RunConfig(data=data_file(tmp_path, names=("image",)), device="cpu")
     training = Training(validated(config, CATALOGUE))
-    assert training.own.unimodal == training.settings["unimodal"] == "none"
+    assert training.settings.unimodal == training.values["unimodal"] == "none"
     asked = Training(validated(RunConfig(data=config.data, device="cpu", settings={"unimodal": "heads"}), CATALOGUE))
-    assert asked.own.unimodal == "heads"
+    assert asked.settings.unimodal == "heads"
 
 
 def test_heads_that_are_asked_for_where_there_are_no_logits_are_still_refused():

@@ -28,8 +28,8 @@ def described(training: Training, steps: int) -> dict[str, Any]:
         "protocol": problem.protocol,
         "score": problem.score,
         "device": str(training.device),
-        "threads": training.own.threads,
-        "optimizer": {key: training.settings[f"optimizer.{key}"] for key in ("name", "lr", "momentum", "nesterov")},
+        "threads": training.settings.threads,
+        "optimizer": {key: training.values[f"optimizer.{key}"] for key in ("name", "lr", "momentum", "nesterov")},
         "versions": {"python": platform.python_version(), "torch": torch.__version__, **_versions()},
     }
 
@@ -39,7 +39,7 @@ def methods_described(training: Training) -> dict[str, Any]:
     return {
         "methods": {name: {"params": vars(method.params)} for name, method in training.stack.methods.items()},
         "pipeline": training.stack.pipeline(),
-        "settings": training.settings,
+        "settings": training.values,
         "learning_rate": training.optimizer.settings.lr,
     }
 

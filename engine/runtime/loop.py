@@ -49,15 +49,15 @@ class Run:
         self.writer = self.keeping.writer
         self.mailbox = Mailbox(self.home, patience=0.1)
         self.steps = training.config.steps
-        own = training.own
-        self.live = own.measure == "live" or (own.measure == "auto" and attended)
+        settings = training.settings
+        self.live = settings.measure == "live" or (settings.measure == "auto" and attended)
         """Whether observers measure beside the training."""
         self.measuring = Measuring(training, self.writer, inline=not self.live, breathe=self._breathe)
         self.observers = Observers(
-            self.home, own.observers if self.live else 0, self._trouble, patience=HANDED_OVER if attended else 0.0
+            self.home, settings.observers if self.live else 0, self._trouble, patience=HANDED_OVER if attended else 0.0
         )
         self.offer = Offer(self.home)
-        self.rate = own.pace
+        self.rate = settings.pace
         """Steps a second, at most; 0 for as fast as it can."""
         self._due_at = 0.0
         """When the next step may be taken, of the clock that `time.monotonic` reads."""
@@ -75,7 +75,7 @@ class Run:
         """Method that leaves training as it is to why, as it was told last."""
         self._measured_up_to = 0
         """Number of the last command that observers have answered."""
-        self._evaluate_every = own.evaluate or min(max(training.config.horizon // 40, 20), 1000)
+        self._evaluate_every = settings.evaluate or min(max(training.config.horizon // 40, 20), 1000)
 
     def begin(self) -> None:
         """Write what a reader needs to know of the run before its first step."""
@@ -215,17 +215,17 @@ class Run:
             self._diverge(bad[0], words)
             return False
         self.writer.scalars(view.step, values)
-        own = training.own
-        if view.step % own.report == 0:
+        settings = training.settings
+        if view.step % settings.report == 0:
             for method in training.stack.methods.values():
                 for record in method.report(view):
                     self.writer.record(view.step, record)
-        if training.state.step % own.report == 0:
+        if training.state.step % settings.report == 0:
             self._tell_idle()
         step = training.state.step
         if step % self._evaluate_every == 0 or step == self.steps:
             self._evaluate()
-        if step % own.checkpoint == 0 or step == self.steps:
+        if step % settings.checkpoint == 0 or step == self.steps:
             self.keeping.save()
         if step == self.stop_at:
             self.pause()

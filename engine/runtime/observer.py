@@ -82,7 +82,7 @@ class Observer:
         self.credit = 0.0
         """Seconds that measurements of low and medium cost may take before one of high cost has to get on."""
         self.alive = self.inline = False
-        self._several = self.training.own.observers > 1
+        self._several = self.training.settings.observers > 1
         self.step, self.length = -1, 0
         self.read_up_to = 0
         self._said: dict[str, str] = {}

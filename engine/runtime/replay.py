@@ -109,7 +109,7 @@ def branch(training: Training, home: Path, *, from_start: bool = False) -> str:
         "methods": {name: state for name, state in content["methods"].items() if name in on},
         "obeyed": 0,
     }
-    torch.set_num_threads(training.own.threads)  # the parent's were set to repeat its steps
+    torch.set_num_threads(training.settings.threads)  # the parent's were set to repeat its steps
     training.restore(content)
     for name in on:
         training.toggle(name, True)

@@ -50,16 +50,17 @@ class Training:
             InputError: the data cannot be used, the device is not there, or two methods conflict.
         """
         self.config = config
-        self.settings = resolved(config, catalog())
-        own = RunSettings(**{key: self.settings[key] for key in RunSettings.__dataclass_fields__})
-        torch.set_num_threads(own.threads)
-        self.own = own
+        self.values = resolved(config, catalog())
+        """Every setting to its value, also those of methods, probes, problem and optimiser."""
+        self.settings = RunSettings(**{key: self.values[key] for key in RunSettings.__dataclass_fields__})
+        """Those of the run itself."""
+        torch.set_num_threads(self.settings.threads)
         self.device = device(config.device)
         self.rng, self._source = Rng(config.seed), Rng(config.data_seed)
         self.data = self._data()
         if len(self.data.modalities) == 1 and "unimodal" not in config.settings:  # the fused loss is its own
-            self.settings["unimodal"] = "none"
-            self.own = replace(own, unimodal="none")
+            self.values["unimodal"] = "none"
+            self.settings = replace(self.settings, unimodal="none")
         self.problem = self._problem()
         self.optimizer = Optimizer(self._params(Settings, "optimizer"), config.horizon)
         self.state = State(0, self.problem.init(), self.optimizer.init())
@@ -100,12 +101,12 @@ class Training:
             if knob != "lr":
                 raise InputError(f"optimizer.{knob} cannot change while a run trains; only optimizer.lr can.")
             self.optimizer = self.optimizer.tuned(checked(_LR, value, "optimizer.lr"))
-            self.settings["optimizer.lr"] = self.optimizer.settings.lr
+            self.values["optimizer.lr"] = self.optimizer.settings.lr
             return
         current = self.stack.methods.get(method) or self._method(method, bare=True)
         tuned = current.tuned(knob, value)
         tuned.init(self._fresh_view())  # a value that the method cannot use with this problem is refused here
-        self.settings[f"{method}.{knob}"] = getattr(tuned.params, knob)
+        self.values[f"{method}.{knob}"] = getattr(tuned.params, knob)
         if method in self.stack.methods:
             self.stack = self.stack.having(tuned)
 
@@ -136,7 +137,7 @@ class Training:
         """
         kind = named("modalscape.engine.probes", Probe, name)
         known = {k["name"]: k for k in kind.knobs()}
-        values = {key: self.settings[f"{name}.{key}"] for key in known}
+        values = {key: self.values[f"{name}.{key}"] for key in known}
         for key, value in (settings or {}).items():
             if key not in known:
                 raise InputError(f"The probe {name} has no knob {key!r}; it has {', '.join(known) or 'none'}.")
@@ -150,7 +151,7 @@ class Training:
             "theta": self.state.theta,
             "moments": self.state.moments,
             "methods": {name: method.state for name, method in self.stack.methods.items()},
-            "settings": self.settings,
+            "settings": self.values,
             "obeyed": self.obeyed,
         }
 
@@ -163,8 +164,8 @@ class Training:
         before = dict(vars(self))
         try:
             _same_shape(self.state.theta, content["theta"], content["moments"])
-            self.settings = self.settings | content["settings"]
-            self.optimizer = self.optimizer.tuned(self.settings["optimizer.lr"])
+            self.values = self.values | content["settings"]
+            self.optimizer = self.optimizer.tuned(self.values["optimizer.lr"])
             self.state = State(content["step"], content["theta"], content["moments"])
             self.view = None
             self.stack = Stack(self._method(name, state=state) for name, state in content["methods"].items())
@@ -202,32 +203,32 @@ class Training:
         return View(step, self.state.theta, self.problem.batch(step), self.problem, self.rng, rate)
 
     def _params(self, kind: type, prefix: str) -> Any:
-        return kind(**{key: self.settings[f"{prefix}.{key}"] for key in kind.__dataclass_fields__})
+        return kind(**{key: self.values[f"{prefix}.{key}"] for key in kind.__dataclass_fields__})
 
     def _data(self) -> Dataset:
         rng = self._source.within("data")
         if self.config.data:
-            data = npz.read(Path(self.config.data), rng, self.own.split)
+            data = npz.read(Path(self.config.data), rng, self.settings.split)
         else:
             source = named("modalscape.engine.problems", Source, self.config.problem)
             data = source(self._params(source.Params, self.config.problem)).load(rng)
-        spoilt = corrupted(mislabelled(data, self.own.label_noise, rng), self.own.corrupt, rng)
-        return restricted(spoilt, self.own.modalities)
+        spoilt = corrupted(mislabelled(data, self.settings.label_noise, rng), self.settings.corrupt, rng)
+        return restricted(spoilt, self.settings.modalities)
 
     def _problem(self) -> Multimodal:
-        own, data = self.own, self.data
-        dtype = getattr(torch, own.dtype)
+        settings, data = self.settings, self.data
+        dtype = getattr(torch, settings.dtype)
         return Multimodal(
             data.name,
             data.title,
             data.batches(),
-            lambda: networks.build(data, own).to(dtype),
-            objectives.build(own, data),
+            lambda: networks.build(data, settings).to(dtype),
+            objectives.build(settings, data),
             self.rng,
             source=self._source,
-            batch=own.batch,
-            micro=own.micro,
-            probe_rows=own.probe_rows,
+            batch=settings.batch,
+            micro=settings.micro,
+            probe_rows=settings.probe_rows,
             device=self.device,
         )
 

@@ -49,7 +49,7 @@ def training(settings: dict, methods: tuple[str, ...] = (), device: str = "cpu",
 def plain(of: Training) -> Callable[[], None]:
     """Return one step of the plain loop: module, loss, backward, torch optimiser."""
     problem = of.problem
-    net = networks.build(of.data, of.own).to(of.device)
+    net = networks.build(of.data, of.settings).to(of.device)
     s = of.settings
     optimizer = torch.optim.SGD(net.parameters(), s["optimizer.lr"], momentum=s["optimizer.momentum"])
     rows = problem.rows["train"]
@@ -78,7 +78,7 @@ def recorded(of: Training, folder: str) -> Callable[[], None]:
     create(home)
     run = Run(of, home)
     run._evaluate_every = 10**9
-    of.own.__dict__["checkpoint"] = 10**9
+    of.settings.__dict__["checkpoint"] = 10**9
 
     def step() -> None:
         run._obey()
