@@ -30,8 +30,9 @@ SIZES = {
 row = partial(rows.row, page="spectra", columns=2, height=250)
 
 
-def features(run, modalities):
-    """Draw the spectra of the features, with and without noise, and how they go over time."""
+def asked(run, modalities):
+    """Draw the choices above the spectra; return the modalities, which features, the number to rank by, and whether
+    without the mean row."""
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key="spectra-choices"):
         chosen = st.pills(
             "Modalities",
@@ -57,7 +58,12 @@ def features(run, modalities):
             persist_state="session",
             help="The mean of all rows is often the largest direction by far; taken away, the others can be compared.",
         )
-    chosen = [m for m in modalities if m in (chosen or modalities)]
+    return [m for m in modalities if m in (chosen or modalities)], which, size, centred
+
+
+def features(run, modalities):
+    """Draw the spectra of the features, with and without noise, and how they go over time."""
+    chosen, which, size, centred = asked(run, modalities)
     base = {m: f"spectra/{m}/centred" if centred else f"spectra/{m}" for m in modalities}
     live.scrubber(run, ["spectra/*/singular"], key=f"scrub/{run}", group="spectra")
     spectra = [

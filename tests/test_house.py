@@ -114,6 +114,16 @@ def test_every_file_keeps_to_its_length():
     assert not long and not methods
 
 
+def test_every_function_fits_a_screen():
+    long = [
+        f"{path.relative_to(ROOT)}: {node.name}"
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno - node.lineno >= 60
+    ]
+    assert not long
+
+
 def test_nothing_unsafe_is_called():
     unsafe = re.compile(
         r"weights_only\s*=\s*False|allow_pickle\s*=\s*True|unsafe_allow_html\s*=\s*True|\beval\(|\bexec\("

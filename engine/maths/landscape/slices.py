@@ -177,8 +177,8 @@ def refine(
         raise InputError(f"tol is a fraction of the range and must not be negative, not {tol}; 0 is exact.")
     x, y = _axis(x, "x"), _axis(y, "y")
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    tally = tally or Tally("points", 0)
-    plane = Plane(Field(losses, theta.detach(), torch.stack([d1, d2]).detach(), chunk), x, y, tally)
+    field = Field(losses, theta.detach(), torch.stack([d1, d2]).detach(), chunk)
+    plane = Plane(field, x, y, tally or Tally("points", 0))
     rows, cols = Knots(y), Knots(x)
     plane.evaluate(np.argwhere((y[:, None] == 0) & (x == 0)))
     _holds(plane.z[:, ~plane.unknown])
@@ -191,26 +191,29 @@ def refine(
         plane.fit(rows, cols)
         if first:
             yield plane.slices(checked=False)
-        order = torch.randperm(int(plane.unknown.sum()), generator=generator, device=generator.device)[:CHECKS]
-        for checks in np.array_split(np.argwhere(plane.unknown)[order.cpu().numpy()], CHECKS // AT_ONCE):
-            if plane.finite and (plane.bound <= tol or not first):
-                plane.evaluate(checks, max(plane.ahead - len(checks), 0))
+        _check(plane, generator, tol if first else None)
         if not plane.finite:
             break
         plane.expect(0)
-        final = plane.bound <= tol
-        yield plane.slices(final)
+        yield plane.slices(final := plane.bound <= tol)
         if final:
             return
         share = tol / MARGIN
         if not (rows.doubtful(share) or cols.doubtful(share)):
-            row, col = plane.worst
-            rows.doubt(row)
-            cols.doubt(col)
+            for knots, at in zip((rows, cols), plane.worst, strict=True):
+                knots.doubt(at)
         if not (rows.halve(share) + cols.halve(share)):
             break
     plane.evaluate(np.argwhere(plane.unknown))
     yield plane.exact()
+
+
+def _check(plane: Plane, generator: torch.Generator, most: float | None) -> None:
+    """Evaluate CHECKS random unknown points of the plane, or fewer once its bound is above `most`, if that is given."""
+    order = torch.randperm(int(plane.unknown.sum()), generator=generator, device=generator.device)[:CHECKS]
+    for checks in np.array_split(np.argwhere(plane.unknown)[order.cpu().numpy()], CHECKS // AT_ONCE):
+        if plane.finite and (most is None or plane.bound <= most):
+            plane.evaluate(checks, max(plane.ahead - len(checks), 0))
 
 
 def _axis(values: Sequence[float] | Tensor, name: str) -> np.ndarray:
