@@ -67,10 +67,12 @@ def _serve(port: int, headless: bool, page: str = "") -> int:
     if page:
         click.echo(f"The dashboard opens at {address}")
         threading.Thread(target=_open, args=(server, port, "" if headless else address), daemon=True).start()
-    try:
-        return server.wait()
-    except KeyboardInterrupt:
-        return server.wait()
+    while True:
+        try:
+            code = server.wait()
+            return code if code >= 0 else 128 - code
+        except KeyboardInterrupt:  # it was interrupted too, and ends
+            continue
 
 
 def _open(server: subprocess.Popen, port: int, address: str) -> None:

@@ -195,7 +195,7 @@ def test_changed_code_is_loaded_anew_and_exit_codes_are_still_told(warm, trainin
     def none():
         raise OSError("no more processes")
 
-    monkeypatch.setattr(launch, "_mark", lambda: "other code")
+    monkeypatch.setattr(launch, "mark", lambda: "other code")
     monkeypatch.setattr(launch, "_Warm", none)
     assert ended(["list"], tmp_path / "log.txt")[:2] == (subprocess.Popen, 0)
     assert launch._KEPT.warm is None and not gone(warm.process.pid)
@@ -273,7 +273,7 @@ def test_one_that_cannot_load_is_not_tried_again(tmp_path, monkeypatch):
 
     kept = launch._Kept()
     monkeypatch.setattr(launch, "_Warm", Broken)
-    monkeypatch.setattr(launch, "_mark", lambda: Broken.mark)
+    monkeypatch.setattr(launch, "mark", lambda: Broken.mark)
     kept.begin()
     assert [kept.forked(["list"], 1, {}) for _ in range(3)] == [None] * 3 and len(started) == 1
     monkeypatch.setattr(Broken, "mark", "mended code")

@@ -28,7 +28,7 @@ def logarithmic(values: Sequence[np.ndarray]) -> dict:
         rough = (max(ends) - min(ends)) / 3
         power = 10.0 ** math.floor(math.log10(rough))
         return LOGARITHMIC | {"dtick": f"L{power * next(n for n in (1, 2, 5, 10) if n * power >= rough):.6g}"}
-    long = bool(ends) and min(ends) <= 1e-3  # labels of many digits: beyond a decade, powers of ten alone have room
+    long = bool(ends) and min(ends) < 1e-3  # labels of many digits: beyond a decade, powers of ten alone have room
     if 0.5 < span < (1.0 if long else 2.5):
         return LOGARITHMIC | {"dtick": "D2"}
     return LOGARITHMIC | ({"dtick": max(1, math.ceil(span / 6))} if long and span else {})

@@ -69,10 +69,12 @@ class Supervisor:
             InputError: the folder of runs cannot be written, or this server takes no such run, or none now.
         """
         limits.bounded(config)
-        run = new_id(config.get("problem"), config.get("data"))
-        handle = RunHandle(folder() / run)
         with self._change:
             limits.room(len(self._queue))
+            run = new_id(config.get("problem"), config.get("data"))
+            while (folder() / run).exists():  # two of one second may draw the same digits
+                run = new_id(config.get("problem"), config.get("data"))
+            handle = RunHandle(folder() / run)
             handle.prepare(config)
             if note:
                 write_note(handle.home, note)

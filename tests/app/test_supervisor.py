@@ -113,9 +113,16 @@ def test_an_engine_that_cannot_start_says_why_and_frees_its_place(monkeypatch):
     assert made.settle(10) and "no more processes" in made.problems[run]
 
 
-def test_ids_are_well_formed_and_never_alike():
-    names = [new_id(None, "/any where/My Données.npz") for _ in range(50)]
-    assert len(set(names)) == 50 and all(RUN_ID.fullmatch(name) for name in names)
+def test_runs_of_one_second_that_draw_the_same_digits_have_homes_of_their_own(monkeypatch):
+    ids = iter(["planted-261128-050112-0f3c", "planted-261128-050112-0f3c", "planted-261128-050112-1a2b"])
+    monkeypatch.setattr("modalscape.app.runs.supervisor.new_id", lambda problem, data: next(ids))
+    monkeypatch.setattr(Supervisor, "_enqueue", lambda self, run, start: None)
+    supervisor = Supervisor(1)
+    assert [supervisor.begin(CONFIG)[-4:] for _ in range(2)] == ["0f3c", "1a2b"]
+
+
+def test_ids_are_well_formed():
+    assert RUN_ID.fullmatch(new_id(None, "/any where/My Données.npz"))
     assert re.match(r"planted-\d{6}-\d{6}-", new_id("planted"))
 
 
