@@ -105,7 +105,7 @@ def branch(training: Training, home: Path, *, from_start: bool = False) -> str:
         raise Differs(parent, step, fork["theta"], found)
     content, on = origin.content(), training.config.methods
     content |= {
-        "settings": origin.settings | training.config.settings,
+        "settings": origin.values | training.config.settings,
         "methods": {name: state for name, state in content["methods"].items() if name in on},
         "obeyed": 0,
     }
