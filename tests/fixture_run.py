@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from modalscape.engine.core.display import Display
 from modalscape.engine.core.records import Bars, Curve, Matrix, Scalar, Surface
 from modalscape.engine.store.commands import Toggle, Tune, post
 from modalscape.engine.store.writer import RunWriter, create
@@ -155,12 +156,9 @@ def _curvature(step: int, rng) -> list:
                 np.where(y > 1e-3, y, 0),
                 0.1 * y,
                 **about,
-                draw={
-                    "x": "eigenvalue",
-                    "y": "eigenvalues within a smoothing width",
-                    "ylog": True,
-                    "lines": values.tolist(),
-                },
+                display=Display(
+                    x="eigenvalue", y="eigenvalues within a smoothing width", ylog=True, lines=values.tolist()
+                ),
             ),
         ]
     shares = np.array([[0.7, 0.1, 0.2], [0.3, 0.5, 0.2]])
@@ -184,16 +182,16 @@ def _matrices(step: int, top: float, about: dict) -> list:
         ]
     grid = np.linspace(-0.5, 1.1 * top, 240)
     y = np.exp(-0.5 * ((grid - top) / 0.25) ** 2) + 900 * np.exp(-0.5 * (grid / 0.4) ** 2)
-    return [*out, Curve("ggn/spectrum", grid, np.where(y > 1e-3, y, 0), 0.1 * y, **about, draw={"ylog": True})]
+    return [*out, Curve("ggn/spectrum", grid, np.where(y > 1e-3, y, 0), 0.1 * y, **about, display=Display(ylog=True))]
 
 
 def _rises(step: int) -> list:
     fall, about = float(np.exp(-step / 150)), {"n": 512, "mode": "training loss", "seconds": 1.5}
-    rise = {"draw": {"y": "rise of the loss"}}
+    rise = {"display": Display(y="rise of the loss")}
     named = {"sam": 0.09, "asam": 0.2, "average": 0.01, "m": 0.15, "image/sam": 0.07, "image/asam": 0.1}
     out = [Scalar(f"sharpness/{name}", 0.01 + value * fall, 0.001, **about, **rise) for name, value in named.items()]
     for name, value in (("sam_step", 0.08), ("sam_curvature", 0.05), ("sam_bound", 0.1), ("average_trace", 0.011)):
-        draw = {"draw": {"role": "expected", "label": name.replace("_", " ")}}
+        draw = {"display": Display(role="expected", label=name.replace("_", " "))}
         out.append(Scalar(f"sharpness/{name}", 0.01 + value * fall, 0.001, **about, **draw))
     values = np.array([0.09, 0.07, 0.03, 0.02]) * fall
     return [
@@ -222,16 +220,16 @@ def _opinion(top: float) -> list:
 def _landscape(step: int) -> list:
     x = np.linspace(-1, 1, 25)
     about = {"n": 512, "mode": "training loss, filter-normalised random directions 0", "seconds": 2.4}
-    axes = {"x": "step along d1", "y": "step along d2"}
+    axes = Display(x="step along d1", y="step along d2")
     sharp = 1 + step / 200
     z = 0.1 + sharp * (x[None] ** 2 + 0.4 * x[:, None] ** 2) + 0.15 * np.sin(6 * x[None]) ** 2 * x[:, None] ** 2
     found = []
     for name, scale in (("", 1.0), ("image", 1.3), ("text", 1.9)):
         tail, label = (f"/{name}", "") if name else ("", "joint")
-        draw = axes | {"center": 0.1 * scale, "checked_error": 0}
-        found.append(Surface(f"landscape/2d{tail}", x, x, scale * z, **about, draw=draw))
-        draw = {"x": "step along d1", "y": "loss", "label": label, "checked_error": 0}
-        found.append(Curve(f"landscape/1d{tail}", x, scale * (0.1 + sharp * x**2), **about, draw=draw))
+        draw = axes | Display(center=0.1 * scale, checked_error=0)
+        found.append(Surface(f"landscape/2d{tail}", x, x, scale * z, **about, display=draw))
+        draw = Display(x="step along d1", y="loss", label=label, checked_error=0)
+        found.append(Curve(f"landscape/1d{tail}", x, scale * (0.1 + sharp * x**2), **about, display=draw))
     return found + (_path(step, x, z, about) if step else [])
 
 
@@ -243,26 +241,28 @@ def _path(step: int, x, z, about: dict) -> list:
     drawn = {"step": steps.tolist(), "x": (0.8 * t).tolist(), "y": (0.5 * t * (1 - t)).tolist()}
     drawn |= {"loss": loss.tolist(), "off": off.tolist()}
     found = [
-        Surface("landscape/trajectory/2d", x, x, z, **about, draw={"x": "PC1", "y": "PC2", "path": drawn}),
-        Curve("trajectory/off_plane", steps[:-1], off[:-1], n=512, draw={"x": "step", "y": "share"}),
+        Surface("landscape/trajectory/2d", x, x, z, **about, display=Display(x="PC1", y="PC2", path=drawn)),
+        Curve("trajectory/off_plane", steps[:-1], off[:-1], n=512, display=Display(x="step", y="share")),
         Bars("trajectory/shares", np.array(["PC1", "PC2"]), np.array([0.8, 0.1]), n=512),
     ]
     for name, scale in (("", 1.0), ("/image", 0.7), ("/text", 0.5)):
         found += [
-            Curve(f"trajectory/loss{name}", steps, scale * loss, **about, draw={"x": "step", "y": "loss"}),
-            Curve(f"trajectory/distance{name}", steps, scale * (1 - t), n=512, draw={"x": "step"}),
-            Curve(f"trajectory/update{name}", steps[1:], scale * 0.01 * t[:-1] + 0.001, n=512, draw={"x": "step"}),
+            Curve(f"trajectory/loss{name}", steps, scale * loss, **about, display=Display(x="step", y="loss")),
+            Curve(f"trajectory/distance{name}", steps, scale * (1 - t), n=512, display=Display(x="step")),
+            Curve(
+                f"trajectory/update{name}", steps[1:], scale * 0.01 * t[:-1] + 0.001, n=512, display=Display(x="step")
+            ),
         ]
     way, marks = np.linspace(0, 1, 25), [("this run", 0.0, 0.0), (NEIGHBOUR, 0.9, 0.0)]
     line = 0.1 + 0.2 * way + 4 * way * (1 - way)
-    axes = {"x": f"towards {NEIGHBOUR}", "y": "random direction", "checked_error": 4e-4}
-    axes["marks"] = [{"text": text, "x": a, "y": b} for text, a, b in marks]
+    shown = [{"text": text, "x": a, "y": b} for text, a, b in marks]
+    axes = Display(x=f"towards {NEIGHBOUR}", y="random direction", checked_error=4e-4, marks=shown)
     for name, scale in (("", 1.0), ("/image", 0.7), ("/text", 0.5)):
-        draw = {"y": "loss", "label": "" if name else "joint"}
+        draw = Display(y="loss", label="" if name else "joint")
         found += [
-            Curve(f"between/{NEIGHBOUR}/line{name}", way, scale * line, **about, draw=draw | {"x": ""}),
-            Scalar(f"between/{NEIGHBOUR}/barrier{name}", scale, 0.1, **about, draw=draw | {"y": "barrier"}),
-            Surface(f"between/{NEIGHBOUR}/plane{name}", x, x, scale * z, **about, draw=axes),
+            Curve(f"between/{NEIGHBOUR}/line{name}", way, scale * line, **about, display=draw | Display(x="")),
+            Scalar(f"between/{NEIGHBOUR}/barrier{name}", scale, 0.1, **about, display=draw | Display(y="barrier")),
+            Surface(f"between/{NEIGHBOUR}/plane{name}", x, x, scale * z, **about, display=axes),
         ]
     return found
 
@@ -301,8 +301,8 @@ def _evidence(step: int, rng) -> list:
     layers, pairs = np.array([f"{part}/out" for part in PARTS]), np.array(["fused, image", "fused, text"])
     cosines = np.array([[0.5, np.nan], [np.nan, -0.1], [0.2, 0.1]])
     found += [
-        Matrix("evidence/layer_norm", layers, rows, norms.T, draw={"log": True}, **about),
-        Matrix("evidence/layer_cosine", layers, pairs, cosines, draw={"signed": True}, **about),
+        Matrix("evidence/layer_norm", layers, rows, norms.T, display=Display(log=True), **about),
+        Matrix("evidence/layer_cosine", layers, pairs, cosines, display=Display(signed=True), **about),
         Bars("evidence/noise_by_layer", layers, np.array([30.0, 80.0, 12.0]), np.array([5.0, np.nan, 3.0]), **about),
         Scalar("evidence/noise_scale/network", 25 / (fall + 0.1), 4.0, **about),
         Scalar("evidence/batch_cosine/network", fall, 0.1, **about),
@@ -326,14 +326,14 @@ def _evidence(step: int, rng) -> list:
 
 def _spectra(step: int) -> list:
     place, found = np.arange(1, 17), []
-    draw = {"x": "direction", "y": "singular value", "ylog": True}
+    draw = Display(x="direction", y="singular value", ylog=True)
     for part, fall in (("image", 0.8), ("text", 0.6)):
         clean = 40 * fall**place
         for middle in ("", "/centred"):
             base, about = f"spectra/{part}{middle}", {"n": 256, "mode": "features, 64 wide", "seconds": 0.004}
             found += [
-                Curve(f"{base}/singular", place, clean, draw=draw | {"label": "clean"}, **about),
-                Curve(f"{base}/random", place, np.linspace(20, 8, 16), draw=draw | {"label": "i.i.d."}, **about),
+                Curve(f"{base}/singular", place, clean, display=draw | Display(label="clean"), **about),
+                Curve(f"{base}/random", place, np.linspace(20, 8, 16), display=draw | Display(label="i.i.d."), **about),
                 Scalar(f"{base}/mean_share", 0.3 * fall, **about),
                 *(Scalar(f"{base}/{key}", 4 * fall, **about) for key in ("effective_rank", "sigma_1")),
             ]
@@ -341,26 +341,29 @@ def _spectra(step: int) -> list:
                 continue
             limits, noise = {"edge": 9.0, "threshold": 4.0}, 2 + 0 * place
             found += [
-                Curve(f"{base}/changed/singular", place, clean + noise, draw=draw | {"limits": limits}, **about),
-                *(Curve(f"{base}/{end}", place, clean + noise, draw=draw, **about) for end in ("expected", "instead")),
-                Curve(f"{base}/noise", place, noise, draw=draw, **about),
-                Curve(f"{base}/snr", clean, clean**2 / 4, draw={"xlog": True, "ylog": True}, **about),
-                Curve(f"{base}/kept", place, 0.9**place, draw={"range": [0, 1]}, **about),
-                Curve(f"{base}/kept_by_chance", place, place / 64, draw={"label": "by chance"}, **about),
+                Curve(f"{base}/changed/singular", place, clean + noise, display=draw | Display(limits=limits), **about),
+                *(
+                    Curve(f"{base}/{end}", place, clean + noise, display=draw, **about)
+                    for end in ("expected", "instead")
+                ),
+                Curve(f"{base}/noise", place, noise, display=draw, **about),
+                Curve(f"{base}/snr", clean, clean**2 / 4, display=Display(xlog=True, ylog=True), **about),
+                Curve(f"{base}/kept", place, 0.9**place, display=Display(range=[0, 1]), **about),
+                Curve(f"{base}/kept_by_chance", place, place / 64, display=Display(label="by chance"), **about),
                 Scalar(f"{base}/hidden", 0.6, **about),
                 *(Scalar(f"{base}/changed/{key}", 5 * fall, **about) for key in ("effective_rank", "sigma_1")),
             ]
     pair, about = "image-text", {"n": 256, "mode": "unit rows"}
-    limits = {"limits": {"chance": 0.4}, "range": [0, 1]}
-    found.append(Curve(f"spectra/canonical/{pair}", place, 0.9**place, draw=limits, **about))
+    limits = Display(limits={"chance": 0.4}, range=[0, 1])
+    found.append(Curve(f"spectra/canonical/{pair}", place, 0.9**place, display=limits, **about))
     for key in ("gap", "alignment", "uniformity", "cosine/pairs", "cosine/others"):
         found.append(Scalar(f"spectra/{key}/{pair}", 0.5 + step / 1000, **about))
     for layer in ("image/out", "text/out"):
-        curve = draw | {"limits": {"edge of i.i.d.": 1.5}}
+        curve = draw | Display(limits={"edge of i.i.d.": 1.5})
         about = {"n": 2048, "mode": "weights as 32 × 64"}
         found += [
-            Curve(f"spectra/weights/{layer}", place, 2 * 0.9**place, draw=curve, **about),
-            Curve(f"spectra/weights_random/{layer}", place, np.linspace(1.4, 0.4, 16), draw=draw, **about),
+            Curve(f"spectra/weights/{layer}", place, 2 * 0.9**place, display=curve, **about),
+            Curve(f"spectra/weights_random/{layer}", place, np.linspace(1.4, 0.4, 16), display=draw, **about),
             Scalar(f"spectra/weights_beyond/{layer}", 2.0, **about),
             *(Scalar(f"spectra/weights_{key}/{layer}", 6.0, **about) for key in ("stable_rank", "largest")),
         ]
@@ -371,16 +374,16 @@ def _robustness(step: int) -> list:
     about = {"n": 180, "mode": "val rows, accuracy; missing features: neutral"}
     base, x = float(1 - np.exp(-step / 90)), np.linspace(0, 1, 11)
     subsets = np.array(["image", "text", "image+text"])
-    draw = {"y": "accuracy", "levels": {"chance": 0.12}}
+    draw = Display(y="accuracy", levels={"chance": 0.12})
     found = [
-        Bars("robustness/subsets", subsets, base * np.array([0.8, 0.6, 0.95]), 0.03 + 0 * x[:3], draw=draw, **about),
+        Bars("robustness/subsets", subsets, base * np.array([0.8, 0.6, 0.95]), 0.03 + 0 * x[:3], display=draw, **about),
         Curve(
             "robustness/missing",
             x / 2,
             base * (0.95 - 0.6 * x),
             0.02 + 0 * x,
             **about,
-            draw=draw | {"x": "realised missing rate"},
+            display=draw | Display(x="realised missing rate"),
         ),
         Matrix(
             "robustness/rates/image+text",
@@ -388,23 +391,23 @@ def _robustness(step: int) -> list:
             np.add.outer([0.9, 0.6, 0.3], [0.0, -0.1, -0.2]) * base + 0.1,
             np.full((3, 3), 0.02),
             **about,
-            draw=draw
-            | {"x": "realised missing rate of text", "y": "realised rate of image", "z": "accuracy", "rates": True},
+            display=draw
+            | Display(x="realised missing rate of text", y="realised rate of image", z="accuracy", rates=True),
         ),
-        Scalar("robustness/clean", 0.95 * base, 0.02, draw=draw | {"label": "clean"}, **about),
-        Scalar("robustness/worst", 0.6 * base, 0.03, draw=draw | {"label": "worst one left out"}, **about),
+        Scalar("robustness/clean", 0.95 * base, 0.02, display=draw | Display(label="clean"), **about),
+        Scalar("robustness/worst", 0.6 * base, 0.03, display=draw | Display(label="worst one left out"), **about),
         Scalar("robustness/chance", 0.12, **about),
     ]
     for part, loss in (("missing", 0.6), ("image", 0.5), ("text", 0.2)):
         found += [
-            Scalar(f"robustness/area/{part}", base * (0.95 - loss / 2), draw=draw, **about),
+            Scalar(f"robustness/area/{part}", base * (0.95 - loss / 2), display=draw, **about),
             Scalar(f"robustness/retention/{part}", 1 - loss / 2, **about),
         ]
     for part, loss in (("image", 0.5), ("text", 0.2)):
-        curve = draw | {"x": "severity", "label": ""}
+        curve = draw | Display(x="severity", label="")
         found += [
-            Curve(f"robustness/severity/{part}", x, base * (0.95 - loss * x), 0.02 + 0 * x, **about, draw=curve),
-            Scalar(f"robustness/without/{part}", base * (0.95 - loss), 0.03, draw=draw, **about),
+            Curve(f"robustness/severity/{part}", x, base * (0.95 - loss * x), 0.02 + 0 * x, **about, display=curve),
+            Scalar(f"robustness/without/{part}", base * (0.95 - loss), 0.03, display=draw, **about),
         ]
     return found
 
@@ -412,20 +415,20 @@ def _robustness(step: int) -> list:
 def _reconstruction(step: int) -> list:
     about = {"n": 180, "mode": "R² on val rows, ridge regression fitted on 256 training rows"}
     base, names = float(1 - np.exp(-step / 120)), np.array(PARTS[:2])
-    draw = {"y": "held-out R²", "levels": {"the mean": 0.0}, "within": [-1.0, 1.0]}
+    draw = Display(y="held-out R²", levels={"the mean": 0.0}, within=[-1.0, 1.0])
     found = [
-        Scalar(f"reconstruction/{key}/{part}", share * size * base - 0.05, 0.02, draw=draw, **about)
+        Scalar(f"reconstruction/{key}/{part}", share * size * base - 0.05, 0.02, display=draw, **about)
         for part, share in (("image", 0.6), ("text", 0.4))
         for key, size in (("r2", 1.0), ("within", 0.2))
     ]
     values, errors = base * np.array([[np.nan, 0.6], [0.4, np.nan]]), np.full((2, 2), 0.02)
-    draw = {"title": "R²", "x": "from", "y": "of", "signed": True}
-    return [*found, Matrix("reconstruction/matrix", names, names, values, errors, draw=draw, **about)]
+    draw = Display(title="R²", x="from", y="of", signed=True)
+    return [*found, Matrix("reconstruction/matrix", names, names, values, errors, display=draw, **about)]
 
 
 def _noise(step: int) -> list:
     fall, x, names = float(np.exp(-step / 150)), np.array([0.01, 0.1, 0.4, 2.0]), ["bias", "first", "second", "head"]
-    draw = {"x": "mean diagonal of the Hessian", "y": "noise", "xlog": True, "ylog": True, "points": names}
+    draw = Display(x="mean diagonal of the Hessian", y="noise", xlog=True, ylog=True, points=names)
     found = [
         Scalar("generalization/gap/loss", 0.4 * (1 - fall), n=180, mode="loss: how much worse on val"),
         Scalar("generalization/gap/accuracy", 0.1 * (1 - fall), n=180, mode="accuracy: how much worse on val"),
@@ -434,7 +437,7 @@ def _noise(step: int) -> list:
         found += [
             Scalar(f"escape/indicator/{source}", size * (0.1 + fall), 0.05, n=8, mode=source),
             Scalar(f"escape/alignment/{source}", 4 + size * fall, 0.4, n=8, mode=source),
-            Curve(f"escape/layers/{source}", x, size * np.sqrt(x) * (0.1 + fall), n=8, mode=source, draw=draw),
+            Curve(f"escape/layers/{source}", x, size * np.sqrt(x) * (0.1 + fall), n=8, mode=source, display=draw),
         ]
     return found
 
@@ -444,7 +447,7 @@ def _reports(step: int, rng) -> list:
         return []
     edge = {"lr": 0.1, "momentum": 0.9, "sigma": 0.6, "placement": "decoupled"}
     return [
-        Scalar("gani/lambda_bound", 9.0, mode="closed loop of `second`", draw={"edge": edge}),
+        Scalar("gani/lambda_bound", 9.0, mode="closed loop of `second`", display=Display(edge=edge)),
         Scalar(
             "gani/noise_to_gradient/image", float(0.4 + 0.05 * rng.standard_normal()), n=1, mode="‖noise‖/‖gradient‖"
         ),

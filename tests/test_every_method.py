@@ -177,9 +177,9 @@ def test_records_that_ask_for_one_chart_are_of_one_kind_and_place(name):
         view = case.step()
     shared = {}
     for record in case.stack.methods[name].report(view):
-        if "panel" in record.draw:
-            shared.setdefault(record.draw["panel"], set()).add((record.kind, record.draw.get("place")))
-        assert "place" not in record.draw or "panel" in record.draw, record.name
+        if record.display.panel:
+            shared.setdefault(record.display.panel, set()).add((record.kind, record.display.place))
+        assert record.display.place is None or record.display.panel, record.name
     assert shared and all(len(kinds) == 1 for kinds in shared.values()), shared
 
 

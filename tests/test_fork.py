@@ -336,7 +336,7 @@ def test_a_fork_is_observed_and_looks_back_along_the_path_of_its_parent(copied, 
     actions.observe(child)
     answers = [e.detail["id"] for e in RunReader(child, inherited=False).events(kinds=("applied",))]
     assert answers == [number] and not RunHandle(child).pending()
-    steps = RunReader(child).latest("trajectory/path")[1].draw["step"]
+    steps = RunReader(child).latest("trajectory/path")[1].display.path["step"]
     assert steps[0] == 0 and steps[-1] == 60
     points = kept(child, 61, recreated(child).state.theta)
     assert [step for step, _ in points] == sorted({step for step, _ in points}) and points[0][0] == 0

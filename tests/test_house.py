@@ -11,7 +11,9 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted(p for folder in ("engine", "app", "pages") for p in (ROOT / folder).rglob("*.py"))
 STANDARD = set(sys.stdlib_module_names)
 ARRAYS = {"torch", "numpy", "scipy"}
-PLAIN = {f"engine.core.{m}" for m in ("knobs", "names", "needs", "points", "records", "stability")} | {"engine.errors"}
+PLAIN = {f"engine.core.{m}" for m in ("display", "knobs", "names", "needs", "points", "records", "stability")} | {
+    "engine.errors"
+}
 """The torch-free part of the core."""
 FILES = {"engine.config", "engine.store"} | PLAIN
 """What reads and writes the files of a run, free of torch."""
@@ -36,7 +38,7 @@ def allowed(path: Path) -> set[str] | None:
     if part[0] == "pages":
         return {"streamlit", "app"}
     if part[:2] == ("app", "figures"):
-        return {"numpy", "pandas", "plotly", "app.figures", "app.theme", "engine.core.points"}
+        return {"numpy", "pandas", "plotly", "app.figures", "app.theme", "engine.core.display", "engine.core.points"}
     if part[0] == "app":
         return {"streamlit", "starlette", "plotly", "numpy", "pandas", "app"} | CLIENT
     if part[:3] == ("engine", "store", "export"):
@@ -46,7 +48,7 @@ def allowed(path: Path) -> set[str] | None:
     if name == "engine.client":
         return {"numpy"} | CLIENT
     if ".".join(part) in PLAIN:
-        return {"numpy"} | PLAIN
+        return {"numpy", "engine.store.files"} | PLAIN
     if name == "engine.maths":  # neither records nor views
         return ARRAYS | {
             "engine.maths",
@@ -57,6 +59,7 @@ def allowed(path: Path) -> set[str] | None:
         return ARRAYS | {
             "engine.reports",
             "engine.maths",
+            "engine.core.display",
             "engine.core.records",
             "engine.core.needs",
             "engine.core.layout",

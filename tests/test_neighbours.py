@@ -67,4 +67,4 @@ def test_what_lies_between_two_runs_is_measured_from_the_command_line(runs):
     probe(home, "between", None, {"other": "other-run", "points": 9})
     line = RunReader(home).latest("between/other-run/line")[1]
     barrier = RunReader(home).latest("between/other-run/barrier")[1]
-    assert line.draw["barrier"] == barrier.value >= 0 and "seed 1" in line.mode
+    assert line.display.barrier == barrier.value >= 0 and "seed 1" in line.mode

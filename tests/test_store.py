@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from modalscape.engine.core.display import Display
 from modalscape.engine.core.records import Bars, Curve, Matrix, Scalar, Surface
 from modalscape.engine.errors import InputError
 from modalscape.engine.store import writer as store
@@ -56,11 +57,11 @@ def test_scalars_come_back_exactly_including_what_is_not_finite(home, writer):
 def test_numbers_of_numpy_are_taken(home, writer):
     writer.scalars(np.int64(3), {"a": np.float32(0.5), "b": np.int64(2), "c": np.array(1.5)})
     writer.event(np.int64(3), "note", {"size": np.int64(4), "row": np.arange(2)})
-    writer.record(np.int64(3), Bars("b", ["x"], [1.0], draw={"lines": np.array([1.0]), "title": "t"}))
+    writer.record(np.int64(3), Bars("b", ["x"], [1.0], display=Display(lines=[1.0], title="t")))
     assert writer.flush()
     assert RunReader(home).last() == {"a": 0.5, "b": 2.0, "c": 1.5}
     assert RunReader(home).events()[0].detail == {"size": 4, "row": [0, 1]}
-    assert RunReader(home).latest("b")[1].draw == {"lines": [1.0], "title": "t"}
+    assert RunReader(home).latest("b")[1].display == Display(lines=[1.0], title="t")
 
 
 def test_what_is_no_number_is_refused_at_once(writer):
@@ -96,7 +97,7 @@ def test_a_mapping_may_be_used_again_by_its_owner(home, writer):
 RECORDS = [
     Scalar("h/max", 1.5, 0.25, n=64, mode="hessian", seconds=0.5),
     Scalar("h/nan", float("nan")),
-    Curve("h/spectrum", np.linspace(0, 1, 5), np.array([0, np.nan, np.inf, -np.inf, 1]), draw={"xlog": True}),
+    Curve("h/spectrum", np.linspace(0, 1, 5), np.array([0, np.nan, np.inf, -np.inf, 1]), display=Display(xlog=True)),
     Curve("h/one", np.arange(3, dtype=np.float32), np.ones(3, np.float32), np.full(3, 0.1)),
     Surface("l/2d", np.arange(3.0), np.arange(2.0), np.arange(6.0).reshape(2, 3)),
     Bars("i/acc", np.array(["Bild", "Wörter"]), np.array([0.5, np.nan])),
@@ -119,7 +120,12 @@ def test_every_kind_of_record_comes_back(home, writer, record):
         if was is not None:
             np.testing.assert_array_equal(np.asarray(now), np.asarray(was))
             assert np.asarray(now).dtype != object
-    assert (found.n, found.mode, found.seconds, found.draw) == (record.n, record.mode, record.seconds, record.draw)
+    assert (found.n, found.mode, found.seconds, found.display) == (
+        record.n,
+        record.mode,
+        record.seconds,
+        record.display,
+    )
     assert reader.names()["records"] == {record.name: record.kind}
 
 

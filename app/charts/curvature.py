@@ -20,6 +20,7 @@ from modalscape.app.figures.curves import Line, Scale, series
 from modalscape.app.figures.spectrum import density, top
 from modalscape.app.figures.styles import hue
 from modalscape.app.theme import Look
+from modalscape.engine.core.display import Display
 from modalscape.engine.core.records import Bars
 
 MATRICES = {"hessian": "Hessian", "ggn": "Gauss–Newton", "ggn/empirical_fisher": "empirical Fisher"}
@@ -92,14 +93,14 @@ def opinions(reader, args: Mapping[str, Any], look: Look) -> Drawing:
     if args["as"] == "seconds":
         whose = [COSTS.get(name, name) for name in found]
         seconds = np.array([np.nan if r.seconds is None else r.seconds for _, r in found.values()])
-        shown = Bars(first.name, np.array(whose), seconds, draw={"y": "seconds"})
+        shown = Bars(first.name, np.array(whose), seconds, display=Display(y="seconds"))
         return Drawing(
             bars(shown, look), f"step {step:,} · time spent in these calls, training not counted", steps=steps
         )
     values = np.array([record.value for _, record in found.values()])
     errors = [record.error for _, record in found.values()]
     known = np.array([np.nan if error is None else error for error in errors])
-    shown = Bars(first.name, np.array(whose), values, known, draw=first.draw)
+    shown = Bars(first.name, np.array(whose), values, known, display=first.display)
     spreads = ["" if error is None else f" ± {short(error)}" for error in errors]
     told = ", ".join(f"{w} {short(v)}{spread}" for w, v, spread in zip(whose, values, spreads, strict=True))
     return Drawing(bars(shown, look), f"step {step:,} · {told}{about(first, cost=False)}", steps=steps)

@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping
 from datetime import datetime
 from os.path import commonprefix
-from typing import Any
 
 from modalscape.app.theme import METHOD_HUES, Look
+from modalscape.engine.core.display import Display
 
 _FORK = re.compile(r"(.+)-fork-(\d{1,12})-([0-9a-f]{4})")
 
@@ -68,7 +68,7 @@ def labels(names: list[str], titles: Mapping[str, str] | None = None) -> dict[st
 
 
 def named(
-    names: list[str], asked: Mapping[str, Mapping[str, Any]], look: Look, titles: Mapping[str, str] | None = None
+    names: list[str], asked: Mapping[str, Display], look: Look, titles: Mapping[str, str] | None = None
 ) -> dict[str, str]:
     """Return the words of each name in a legend: the part and the label that its record asks for, else `labels`.
 
@@ -77,9 +77,9 @@ def named(
     words = labels(names, titles) if names else {}
     parts = {name: next((s for s in reversed(name.split("/")) if s in look.modalities), "") for name in names}
     for name in names:
-        label = asked.get(name, {}).get("label")
+        label = asked[name].label if name in asked else None
         if label is not None:
-            titled = label and parts[name] in asked[name].get("panel", "").replace(":", " ").split()
+            titled = label and parts[name] in asked[name].panel.replace(":", " ").split()
             part = "" if titled else parts[name]
             words[name] = ", ".join(word for word in (part, label) if word) or words[name]
     return words

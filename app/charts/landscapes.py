@@ -26,7 +26,7 @@ def along(reader, args: Mapping[str, Any], look: Look) -> Drawing:
     found = located(reader, args, args["names"])
     if not found:
         return Drawing(None, empty=args["empty"] or NOTHING)
-    label = named([name for name, _, _ in found], {name: record.draw for name, _, record in found}, look)
+    label = named([name for name, _, _ in found], {name: record.display for name, _, record in found}, look)
     figure = overlay([(label[name], record, look.part(name)) for name, _, record in found], look)
     name, step, record = found[0]
     return Drawing(figure, said(step, record), steps=tuple(reader.history(name)))
@@ -37,7 +37,7 @@ def line(reader, args: Mapping[str, Any], look: Look) -> Drawing:
     found = located(reader, args, args["names"])
     if not found:
         return Drawing(None, empty=args["empty"] or NOTHING)
-    label = named([name for name, _, _ in found], {name: record.draw for name, _, record in found}, look)
+    label = named([name for name, _, _ in found], {name: record.display for name, _, record in found}, look)
     lines = [(label[name], _spoken(name, record), look.part(name)) for name, _, record in found]
     name, step, _ = found[0]
     return Drawing(barrier(lines, look), said(step, lines[0][1]), steps=tuple(reader.history(name)))
@@ -69,15 +69,14 @@ def plane(reader, args: Mapping[str, Any], look: Look) -> Drawing:
 
 def _spoken(name: str, record: Record) -> Record:
     """Return a record of `between/<run>/…` that calls runs as a person would."""
-    draw, runs = dict(record.draw), {*name.split("/")[1:2], *(m["text"] for m in record.draw.get("marks", []))}
+    display = record.display
+    runs = {*name.split("/")[1:2], *(mark["text"] for mark in display.marks)}
 
     def words(text: str) -> str:
         for run in runs:
             text = text.replace(run, spoken(run)) if run else text
         return text
 
-    for key in ("x", "y"):
-        draw[key] = words(draw.get(key, ""))
-    if "marks" in draw:
-        draw["marks"] = [mark | {"text": words(mark["text"])} for mark in draw["marks"]]
-    return replace(record, mode=words(record.mode), draw=draw)
+    marks = [{**mark, "text": words(mark["text"])} for mark in display.marks]
+    display = replace(display, x=words(display.x), y=words(display.y), marks=marks)
+    return replace(record, mode=words(record.mode), display=display)

@@ -51,9 +51,9 @@ def windows(reader, patterns: Sequence[str], look: Look, titles: Mapping[str, st
         if not names:
             continue
         asked = reader.drawn(names)
-        told = [name for name in names if "spans" in asked.get(name, {})]
+        told = [name for name in names if name in asked and asked[name].spans is not None]
         if told:
-            found = {name: [(float(a), float(b)) for a, b in asked[name]["spans"]] for name in told}
+            found = {name: [(float(a), float(b)) for a, b in asked[name].spans] for name in told}
             words = f"prime learning window by {titles.get(names[0].split('/')[0], names[0].split('/')[0])}"
         else:
             found = {name: growing(*reader.scalars(name, points=None)) for name in names}

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+
+from modalscape.engine.core.display import Display
 
 MOST = 24
 """Records in one panel."""
@@ -28,9 +29,7 @@ class Panel:
     tall: bool = False
 
 
-def panels(
-    kinds: Mapping[str, str], asked: Mapping[str, Mapping[str, Any]], modalities: Sequence[str] = ()
-) -> list[Panel]:
+def panels(kinds: Mapping[str, str], asked: Mapping[str, Display], modalities: Sequence[str] = ()) -> list[Panel]:
     """Return the panels of the records `kinds` (name to kind), each drawn as `asked`; those with a place come first.
 
     Panels of one place follow the order of the `modalities` that their records are about.
@@ -38,20 +37,21 @@ def panels(
     A record that asks for no panel shares one with the numbers of its group, with the curves of its modality, or has
     one of its own.
 
-    >>> found = panels({"a/b/x": "scalar", "a/b/y": "scalar", "a/c": "bars"}, {"a/c": {"panel": "C", "place": 1}})
+    >>> kinds = {"a/b/x": "scalar", "a/b/y": "scalar", "a/c": "bars"}
+    >>> found = panels(kinds, {"a/c": Display(panel="C", place=1)})
     >>> [(panel.title, panel.names) for panel in found]
     [('C', ['a/c']), ('B', ['a/b/x', 'a/b/y'])]
     """
     found: dict[str, Panel] = {}
     for name in sorted(kinds):
-        draw = asked.get(name, {})
-        key = draw.get("panel") or _group(name, kinds[name])
-        panel = found.setdefault(key, Panel(draw.get("panel") or draw.get("title") or _words(key)))
+        display = asked.get(name, Display())
+        key = display.panel or _group(name, kinds[name])
+        panel = found.setdefault(key, Panel(display.panel or display.title or _words(key)))
         if len(panel.names) < MOST:
             panel.names.append(name)
-        panel.place = min(panel.place, float(draw.get("place", LAST)))
-        panel.note = panel.note or draw.get("note", "")
-        panel.tall = panel.tall or bool(draw.get("tall"))
+        panel.place = min(panel.place, LAST if display.place is None else float(display.place))
+        panel.note = panel.note or display.note
+        panel.tall = panel.tall or display.tall
     return sorted(found.values(), key=lambda panel: (panel.place, _about(panel, modalities), panel.title))
 
 

@@ -145,7 +145,7 @@ def about(record, *, cost: bool = True) -> str:
         words.append(f"n = {record.n:,}")
     if record.mode:
         words.append(record.mode)
-    if record.draw.get("checked_error") == 0:
+    if record.display.checked_error == 0:
         words.append("every point evaluated")
     if cost and record.seconds is not None:
         words.append(

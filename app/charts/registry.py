@@ -38,6 +38,7 @@ from modalscape.app.figures.spectrum import density, sharpness, top
 from modalscape.app.figures.styles import in_order, styles
 from modalscape.app.figures.surface import surface
 from modalscape.app.theme import Look
+from modalscape.engine.core.display import Display
 from modalscape.engine.core.points import Point
 
 FAR = 4.0
@@ -65,21 +66,21 @@ def _series(reader, args, look) -> Drawing:
     if not drawn:
         return Drawing(None, empty=args["empty"] or "Nothing has been recorded here yet.")
     names = [line.label for line in drawn]
-    asked = {name: {} for name in names} | reader.drawn(names)
-    scale = Scale(args["half"], args["xlog"], args["ylog"] or any(draw.get("ylog") for draw in asked.values()))
+    asked = dict.fromkeys(names, Display()) | reader.drawn(names)
+    scale = Scale(args["half"], args["xlog"], args["ylog"] or any(display.ylog for display in asked.values()))
     words, hues = named(names, asked, look, catalog.titles()), colours(names, look)
     if all(len(line.steps) < 2 for line in drawn):
         return Drawing(None, empty=_single(drawn, words))
     lines = [_styled(line, words[line.label], hues, asked, look) for line in drawn]
     beside = parents_way(reader, names, look, log=args["xlog"]) if args["parent"] else []
     levels = [] if args["level"] is None else [(args["level"], "")]
-    told = dict.fromkeys(pair for draw in asked.values() for pair in named_values(draw.get("levels"), scale.ylog))
+    told = dict.fromkeys(pair for display in asked.values() for pair in named_values(display.levels, scale.ylog))
     levels += [(value, text) for text, value in told]
-    y = args["y"] or next((draw["y"] for draw in asked.values() if draw.get("y")), "")
+    y = args["y"] or next((display.y for display in asked.values() if display.y), "")
     shades, seen = learning_windows.windows(reader, args["shade"], look, catalog.titles())
     bands = [(shade.spans, shade.colour) for shade in shades]
     figure = series(beside + lines, look, scale=scale, y=y, marks=marks(reader, look), levels=levels, bands=bands)
-    within = None if scale.ylog else next((draw["within"] for draw in asked.values() if draw.get("within")), None)
+    within = None if scale.ylog else next((display.within for display in asked.values() if display.within), None)
     cut = _cut(lines, within) if within else None
     if cut:
         figure.update_yaxes(range=cut)
@@ -145,12 +146,12 @@ def _alike(modes: list[str]) -> str:
     return start[: max(start.rfind(","), start.rfind(";"), 0)]
 
 
-def _styled(line: Line, words: str, hues: Mapping[str, str], asked: Mapping[str, Mapping], look: Look) -> Line:
+def _styled(line: Line, words: str, hues: Mapping[str, str], asked: Mapping[str, Display], look: Look) -> Line:
     name = line.label
     held_out = name.startswith(HELD_OUT)
     # Training and held-out scores of one part differ by dash and width; other lines as the records say.
     alike = [n for n in hues if held_out == n.startswith(HELD_OUT)]
-    style = styles([(hues[n], asked.get(n, {})) for n in alike], look)[alike.index(name)]
+    style = styles([(hues[n], asked.get(n, Display())) for n in alike], look)[alike.index(name)]
     dash, width = (
         ("dash", 1.8) if held_out else (style.dash, 1.3 if "train" in name.split("/") else min(style.width, 1.8))
     )
@@ -238,8 +239,8 @@ def _panel(reader, args, look) -> Drawing:
     place = {name: i for i, name in enumerate(ranked([name for name, _, _ in found], look))}
     part = {name: look.part(name) for name in place}
     first = {part[name]: i for name, i in reversed(place.items())}
-    found.sort(key=lambda entry: (first[part[entry[0]]], in_order(entry[2].draw), place[entry[0]]))
-    words = named([name for name, _, _ in found], {name: record.draw for name, _, record in found}, look)
+    found.sort(key=lambda entry: (first[part[entry[0]]], in_order(entry[2].display), place[entry[0]]))
+    words = named([name for name, _, _ in found], {name: record.display for name, _, record in found}, look)
     blocks = [(words[name], record, look.part(name)) for name, _, record in found]
     name, step, record = found[0]
     alike = len(found) > 1 and all(other.kind == record.kind for _, _, other in found)

@@ -43,7 +43,7 @@ def spectrum(reader, args: Mapping[str, Any], look: Look) -> Drawing:
         return Drawing(None, empty=args["empty"] or "This has not been measured yet.")
     limits: dict[str, float] = {}
     for _, record in found:
-        limits |= {LIMITS.get(key, key): value for key, value in record.draw.get("limits", {}).items()}
+        limits |= {LIMITS.get(key, key): value for key, value in (record.display.limits or {}).items()}
     parts = {_part(name) for name, _ in found}
     lines = [_line(name, record, look, several=len(parts) > 1) for name, record in found]
     lines = list({(line.label, line.colour): line for line in lines}.values())
@@ -70,7 +70,7 @@ def _line(name: str, record, look: Look, *, several: bool) -> Spectrum:
     """Return how one record is drawn; of several modalities in one figure each keeps its colour and gives its name."""
     style = next((style for end, style in STYLES.items() if _ends(name, end)), {"tone": "part", "dots": True})
     colour = {"ink": look.ink, "muted": look.muted, "part": look.part(name)}[style["tone"]]
-    label = record.draw.get("label", "")
+    label = record.display.label or ""
     if several and not style.get("shared"):
         colour = look.part(name)
         label = f"{_part(name)}, {label}" if label else _part(name)

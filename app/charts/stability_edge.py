@@ -51,7 +51,7 @@ def noisy_edges(reader, steps: Sequence[int], look: Look, titles: Mapping[str, s
         for step in steps:
             last = reported[reported <= step].max(initial=-1)
             known = step in measured and last >= 0 and step - last <= age
-            edge = reader.at(name, int(last)).draw.get("edge") if known else None
+            edge = reader.at(name, int(last)).display.edge if known else None
             if edge:
                 along = edge.get("along", "")
                 spread = 1.0 if along else math.sqrt(reader.at("hessian/concentration", int(step)).value)

@@ -17,8 +17,8 @@ FOR_KIND = {"scalar": scalar, "curve": curve, "surface": contour, "bars": bars, 
 
 def default(record, look: Look) -> go.Figure:
     """Return the default figure of a record; a matrix of shares of a whole is stacked, one over two rates mapped."""
-    if record.kind == "matrix" and record.draw.get("stack"):
+    if record.kind == "matrix" and record.display.stack:
         return areas(record, look)
-    if record.kind == "matrix" and record.draw.get("rates"):
+    if record.kind == "matrix" and record.display.rates:
         return rates(record, look)
     return FOR_KIND[record.kind](record, look)

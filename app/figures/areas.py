@@ -10,14 +10,14 @@ from modalscape.app.theme import Look
 
 
 def areas(record, look: Look) -> go.Figure:
-    """Return a `matrix` record whose first `draw["stack"]` rows are shares over its columns, stacked.
+    """Return a `matrix` record whose first `display.stack` rows are shares over its columns, stacked.
 
     As many rows more, where they are there, are 1 in the columns in which that share was drawn: a mark in its area.
     """
-    count = int(record.draw["stack"])
+    count = int(record.display.stack)
     names, values = [str(row) for row in record.rows], numbers(record.values)
     x = np.array([float(c) for c in record.cols], np.float32)
-    figure = blank(look, revision=f"areas/{record.name}", x=record.draw.get("x", ""), y=record.draw.get("y", ""))
+    figure = blank(look, revision=f"areas/{record.name}", x=record.display.x, y=record.display.y)
     base = np.zeros(values.shape[1], np.float32)
     for i, name in enumerate(names[:count]):
         colour = look.part(name)

@@ -17,11 +17,11 @@ SMALLEST, LARGEST = 7.0, 17.0
 
 def over_plane(record, height, scale: dict) -> list[dict]:
     """Return the traces that lie over a contour drawing; `height` maps losses to what the `scale` colours."""
-    draw = record.draw
-    if draw.get("path"):
-        return _path(draw["path"], height, scale)
-    if draw.get("marks"):
-        return _marks(draw["marks"])
+    display = record.display
+    if display.path:
+        return _path(display.path, height, scale)
+    if display.marks:
+        return _marks(display.marks)
     mark = {"symbol": "x-thin", "size": 11, "line": {"width": 2, "color": "#FFFFFF"}}
     return [_flat([0.0], [0.0]) | {"mode": "markers", "hoverinfo": "skip", "marker": mark}]
 
@@ -76,10 +76,10 @@ def _flat(x, y) -> dict:
 
 def over_surface(record, height, look: Look) -> list[dict]:
     """Return the traces that stand in a drawing in space: the path at its true losses, runs or the centre."""
-    draw, dot = record.draw, {"size": 4, "color": look.alarm}
+    display, dot = record.display, {"size": 4, "color": look.alarm}
     solid = {"type": "scatter3d", "showlegend": False, "hovertemplate": "%{text}<extra></extra>"}
-    if draw.get("path"):
-        path = draw["path"]
+    if display.path:
+        path = display.path
         words = [f"step {s:,}<br>true loss {short(v)}" for s, v in zip(path["step"], path["loss"], strict=True)]
         where = {"x": numbers(path["x"]), "y": numbers(path["y"]), "z": height(path["loss"])}
         return [
@@ -87,7 +87,7 @@ def over_surface(record, height, look: Look) -> list[dict]:
             | where
             | {"mode": "lines+markers", "text": words, "marker": dot, "line": {"width": 4, "color": look.alarm}}
         ]
-    marks = draw.get("marks") or [{"text": "now", "x": 0.0, "y": 0.0}]
+    marks = display.marks or [{"text": "now", "x": 0.0, "y": 0.0}]
     ground = [float(record.z[_nearest(record.y, m["y"]), _nearest(record.x, m["x"])]) for m in marks]
     heights, z = height(ground), height(record.z)
     # A little above the ground, or the surface would hide half of each.

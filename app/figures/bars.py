@@ -23,10 +23,10 @@ def bars(record, look: Look) -> go.Figure:
     values = numbers(record.values)
     plain = look.part(record.name)
     colours = [look.part(label) if look.part(label) != look.ink else plain for label in labels]
-    figure = blank(look, revision=f"bars/{record.name}", x=record.draw.get("x", ""), y=record.draw.get("y", ""))
+    figure = blank(look, revision=f"bars/{record.name}", x=record.display.x, y=record.display.y)
     error = None if record.error is None else numbers(record.error)
     if len(labels) > 4 and max(map(len, labels)) > 12:
-        return _lying(figure, labels, values, error, colours, look, record.draw)
+        return _lying(figure, labels, values, error, colours, look, record.display)
     figure.add_trace(
         go.Bar(
             x=labels,
@@ -44,16 +44,16 @@ def bars(record, look: Look) -> go.Figure:
     figure.update_layout(bargap=0.45 if len(labels) < 8 else 0.25)
     figure.update_xaxes(type="category", showgrid=False)
     figure.update_yaxes(zeroline=True, zerolinecolor=look.grid)
-    if record.draw.get("ylog"):
+    if record.display.ylog:
         figure.update_yaxes(logarithmic([values]))
-    add_levels(figure, record.draw.get("levels"), look, log=bool(record.draw.get("ylog")))
+    add_levels(figure, record.display.levels, look, log=bool(record.display.ylog))
     return figure
 
 
 def beside(blocks: Sequence[tuple[str, object, str]], look: Look) -> go.Figure:
     """Return several `bars` records, (label, record, colour), beside each other, error bars where they are known."""
     first = blocks[0][1]
-    figure = blank(look, revision=f"bars/{first.name}", x=first.draw.get("x", ""), y=first.draw.get("y", ""))
+    figure = blank(look, revision=f"bars/{first.name}", x=first.display.x, y=first.display.y)
     for label, record, colour in blocks:
         error = None if record.error is None else numbers(record.error)
         figure.add_trace(
@@ -69,9 +69,9 @@ def beside(blocks: Sequence[tuple[str, object, str]], look: Look) -> go.Figure:
     figure.update_layout(barmode="group", bargap=0.35, showlegend=len(blocks) > 1)
     figure.update_xaxes(type="category", showgrid=False)
     figure.update_yaxes(zeroline=True, zerolinecolor=look.grid)
-    if first.draw.get("ylog"):
+    if first.display.ylog:
         figure.update_yaxes(logarithmic([record.values for _, record, _ in blocks]))
-    add_levels(figure, first.draw.get("levels"), look, log=bool(first.draw.get("ylog")))
+    add_levels(figure, first.display.levels, look, log=bool(first.display.ylog))
     return figure
 
 
@@ -98,7 +98,7 @@ def _end(label: str, most: int) -> str:
     return tail.partition(".")[2] or tail if len(tail) < len(label) else label
 
 
-def _lying(figure: go.Figure, labels, values, error, colours, look: Look, draw) -> go.Figure:
+def _lying(figure: go.Figure, labels, values, error, colours, look: Look, display) -> go.Figure:
     """Return bars that lie, for many long names: the end of each name is shown, all of it on hover."""
     figure.add_trace(
         go.Bar(
@@ -110,13 +110,13 @@ def _lying(figure: go.Figure, labels, values, error, colours, look: Look, draw) 
             hovertemplate="%{y}: %{x:.5~g}<extra></extra>",
         )
     )
-    named = labels[:: -(-len(labels) // (2 * NAMED if draw.get("tall") else NAMED))]
+    named = labels[:: -(-len(labels) // (2 * NAMED if display.tall else NAMED))]
     shown = shortened(labels)
     shown = [shown[label] for label in named]
     x, y = figure.layout.xaxis.title.text, figure.layout.yaxis.title.text
     figure.update_layout(bargap=0.3)
     figure.update_xaxes(title_text=y)
-    if draw.get("ylog"):
+    if display.ylog:
         figure.update_xaxes(logarithmic([values]))
     figure.update_yaxes(
         type="category",
@@ -132,7 +132,7 @@ def _lying(figure: go.Figure, labels, values, error, colours, look: Look, draw) 
 
 def scalar(record, look: Look) -> go.Figure:
     """Return a `scalar` record as a point with its error on a horizontal axis."""
-    figure = blank(look, revision=f"scalar/{record.name}", x=record.draw.get("x") or record.draw.get("y", ""))
+    figure = blank(look, revision=f"scalar/{record.name}", x=record.display.x or record.display.y)
     colour = look.part(record.name)
     error = None if record.error is None else _whiskers(numbers([record.error]), look)
     figure.add_trace(

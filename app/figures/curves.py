@@ -209,24 +209,24 @@ def _parted(trace: dict, own_from: int) -> list[dict]:
 
 def curve(record, look: Look) -> go.Figure:
     """Return a `curve` record with its error band; `draw` may ask for logarithmic axes and marked values."""
-    return overlay([(record.draw.get("label", ""), record, look.part(record.name))], look)
+    return overlay([(record.display.label or "", record, look.part(record.name))], look)
 
 
 def overlay(curves: Sequence[tuple[str, object, str]], look: Look) -> go.Figure:
     """Return several `curve` records (label, record, colour) in one figure, axes as the first one asks.
 
-    A record whose `draw` has `points`, a name for each, is drawn as single points.
+    A record whose `display` has `points`, a name for each, is drawn as single points.
     """
     first = curves[0][1]
-    draw, data, bands = first.draw, [], []
-    looks = styles([(colour, record.draw) for _, record, colour in curves], look)
+    display, data, bands = first.display, [], []
+    looks = styles([(colour, record.display) for _, record, colour in curves], look)
     for (label, record, _), style in zip(curves, looks, strict=True):
         x, y = numbers(record.x), numbers(record.y)
         if record.error is not None:
             error = numbers(record.error)
-            data.append(band(x, y - error, y + error, style.colour, look, log=bool(draw.get("ylog"))))
-        dotted = len(x) <= 60 and not record.draw.get("role")
-        names = points if isinstance(points := record.draw.get("points"), list) else []
+            data.append(band(x, y - error, y + error, style.colour, look, log=bool(display.ylog)))
+        dotted = len(x) <= 60 and not record.display.role
+        names = points if isinstance(points := record.display.points, list) else []
         data.append(
             {
                 "type": "scatter",
@@ -240,9 +240,9 @@ def overlay(curves: Sequence[tuple[str, object, str]], look: Look) -> go.Figure:
                 "hovertemplate": ("%{text}<br>" if names else "") + "%{x:.4~g}: %{y:.5~g}" + f"<extra>{label}</extra>",
             }
         )
-        bands += [(record.draw["spans"], style.colour)] if record.draw.get("spans") else []
-    xlog, ylog = bool(draw.get("xlog")), bool(draw.get("ylog"))
-    across, along = named_values(draw.get("levels"), ylog), named_values(draw.get("lines"), xlog)
+        bands += [(record.display.spans, style.colour)] if record.display.spans else []
+    xlog, ylog = bool(display.xlog), bool(display.ylog)
+    across, along = named_values(display.levels, ylog), named_values(display.lines, xlog)
     words = _worded([(v, text) for text, v in across], [record.y for _, record, _ in curves], ylog, look)
     # Built in one go, as `series` is.
     return go.Figure(
@@ -251,10 +251,8 @@ def overlay(curves: Sequence[tuple[str, object, str]], look: Look) -> go.Figure:
             "template": template(look),
             "uirevision": f"curve/{first.name}",
             "showlegend": len(curves) > 1,
-            "xaxis": {"title": {"text": draw.get("x", "")}}
-            | (logarithmic([r.x for _, r, _ in curves]) if xlog else {}),
-            "yaxis": {"title": {"text": draw.get("y", "")}}
-            | (logarithmic([r.y for _, r, _ in curves]) if ylog else {}),
+            "xaxis": {"title": {"text": display.x}} | (logarithmic([r.x for _, r, _ in curves]) if xlog else {}),
+            "yaxis": {"title": {"text": display.y}} | (logarithmic([r.y for _, r, _ in curves]) if ylog else {}),
             "shapes": _bands(bands, (-np.inf, np.inf), look)
             + [_level(v, look) for _, v in across]
             + [_upright(v, look) for _, v in along],
@@ -275,7 +273,7 @@ def _heading(value: float, text: str, log: bool, look: Look) -> dict:
 
 
 def add_levels(figure: go.Figure, levels, look: Look, *, log: bool = False) -> None:
-    """Mark the values that a record names in `draw["levels"]`: text to value, on its y axis, logarithmic if `log`."""
+    """Mark the values that a record names in `display.levels`: text to value, on its y axis, logarithmic if `log`."""
     for _, value in named_values(levels, log):
         figure.add_shape(_level(value, look))
     for words in _worded([(v, text) for text, v in named_values(levels, log)], [], log, look):
@@ -300,4 +298,4 @@ def history(
     errors = np.array([np.nan if record.error is None else record.error for _, record in records], dtype=np.float64)
     name = records[-1][1].name
     line = Line(name, at, values, look.part(name), errors, sparse=True, own_from=own_from)
-    return series([line], look, y=records[-1][1].draw.get("y", ""), marks=marks)
+    return series([line], look, y=records[-1][1].display.y, marks=marks)

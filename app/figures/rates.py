@@ -20,14 +20,14 @@ def rates(record, look: Look) -> go.Figure:
     The colours run from chance, or the lowest score if that is below, to the highest; chance is marked on their bar.
     """
     values = numbers(record.values)
-    levels = {str(text): float(value) for text, value in (record.draw.get("levels") or {}).items()}
+    levels = {str(text): float(value) for text, value in (record.display.levels or {}).items()}
     held = [*levels.values(), *values[np.isfinite(values)].tolist()]
     low, high = (min(held), max(held)) if held else (0.0, 1.0)
-    figure = blank(look, revision=f"rates/{record.name}", x=record.draw.get("x", ""), y=record.draw.get("y", ""))
+    figure = blank(look, revision=f"rates/{record.name}", x=record.display.x, y=record.display.y)
     marked = [t for t in _round(low, high) if all(abs(t - at) > 0.08 * (high - low) for at in levels.values())]
     spread = "" if record.error is None else " ± %{customdata:.2~g}"
     rows, cols = (numbers(np.asarray(side, np.float64)) for side in (record.rows, record.cols))
-    what = record.draw.get("z", "score")
+    what = record.display.z or "score"
     figure.add_trace(
         go.Heatmap(
             x=cols,

@@ -31,13 +31,13 @@ def ranked(lines: Sequence[Spectrum], look: Look, *, limits: Mapping[str, float]
 
     On a logarithmic axis what is not positive is left out: a singular value of 0 has no place there.
     """
-    draw = lines[0].record.draw
-    figure = blank(look, revision=f"ranked/{lines[0].record.name}", x=draw.get("x", ""), y=draw.get("y", ""))
+    display = lines[0].record.display
+    figure = blank(look, revision=f"ranked/{lines[0].record.name}", x=display.x, y=display.y)
     for line in lines:
         x, y = (np.asarray(values, dtype=np.float64) for values in (line.record.x, line.record.y))
         held = np.isfinite(x) & np.isfinite(y)
-        held &= (y > 0) | (not draw.get("ylog"))
-        held &= (x > 0) | (not draw.get("xlog"))
+        held &= (y > 0) | (not display.ylog)
+        held &= (x > 0) | (not display.xlog)
         dotted = line.dots and held.sum() <= 80
         figure.add_trace(
             go.Scatter(
@@ -52,8 +52,8 @@ def ranked(lines: Sequence[Spectrum], look: Look, *, limits: Mapping[str, float]
             )
         )
     for words, height in (limits or {}).items():
-        if np.isfinite(height) and (height > 0 or not draw.get("ylog")):
-            log = bool(draw.get("ylog"))
+        if np.isfinite(height) and (height > 0 or not display.ylog):
+            log = bool(display.ylog)
             _limit(
                 figure,
                 words,
@@ -63,11 +63,11 @@ def ranked(lines: Sequence[Spectrum], look: Look, *, limits: Mapping[str, float]
                 look,
             )
     figure.update_layout(showlegend=len(lines) > 1)
-    if draw.get("range"):
-        figure.layout.yaxis.range = draw["range"]
-    if draw.get("xlog"):
+    if display.range:
+        figure.layout.yaxis.range = display.range
+    if display.xlog:
         figure.layout.xaxis.update(logarithmic([line.record.x for line in lines]))
-    if draw.get("ylog"):
+    if display.ylog:
         figure.layout.yaxis.update(logarithmic([line.record.y for line in lines]))
     return figure
 

@@ -23,7 +23,7 @@ def density(curves: Sequence[tuple[str, object, str]], look: Look, *, shown: int
     """
     at_once = {label for label, _, _ in curves[:shown]}
     first = curves[0][1]
-    unit = first.draw.get("y", "density")
+    unit = first.display.y or "density"
     figure = blank(look, revision=f"density/{first.name}", x="eigenvalue (symmetric log)", y=unit.partition(" (")[0])
     values = np.concatenate([np.asarray(r.x, np.float64) for _, r, _ in curves])
     values = values[np.isfinite(values)] if np.isfinite(values).any() else np.ones(1)
@@ -55,7 +55,7 @@ def density(curves: Sequence[tuple[str, object, str]], look: Look, *, shown: int
             )
         )
     for label, record, colour in curves:
-        atoms = np.asarray([a for a in record.draw.get("lines") or () if np.isfinite(a)], dtype=np.float64)
+        atoms = np.asarray([a for a in record.display.lines or () if np.isfinite(a)], dtype=np.float64)
         if atoms.size:
             figure.add_trace(
                 go.Scatter(

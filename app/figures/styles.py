@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from modalscape.app.theme import METHOD_HUES, Look
+from modalscape.engine.core.display import Display
 
 DASHES = ("solid", "dot", "dashdot", "longdash", "2px,6px", "12px,3px")
 """Dashes of measured lines that share a part's colour."""
@@ -18,9 +18,9 @@ ORDER = ("before", "", "expected", "limit")
 """Roles in the order in which a legend names them."""
 
 
-def in_order(draw: Mapping[str, Any]) -> int:
+def in_order(display: Display) -> int:
     """Return the place of a line among those of its part, by the role that its record asks for."""
-    role = draw.get("role", "")
+    role = display.role
     return ORDER.index(role) if role in ORDER else ORDER.index("")
 
 
@@ -39,7 +39,7 @@ def hue(number: int, look: Look) -> str:
     return METHOD_HUES[number % len(METHOD_HUES)][look.dark]
 
 
-def styles(lines: Sequence[tuple[str, Mapping[str, Any]]], look: Look) -> list[Style]:
+def styles(lines: Sequence[tuple[str, Display]], look: Look) -> list[Style]:
     """Return the style of each line, given its colour and how its record asks to be drawn.
 
     Measured lines of one modality differ by dash, of no modality by colour. Where all lines are of one part, what is
@@ -48,18 +48,18 @@ def styles(lines: Sequence[tuple[str, Mapping[str, Any]]], look: Look) -> list[S
     parts = set(look.modalities.values()) | {look.muted}
     single = len({colour for colour, _ in lines}) == 1
     found: list[Style] = []
-    for i, (colour, draw) in enumerate(lines):
-        role = draw.get("role", "")
-        if "hue" in draw:
+    for i, (colour, display) in enumerate(lines):
+        role = display.role
+        if display.hue is not None:
             dash, width = ROLES.get(role, ("solid", 2.0))
-            found.append(Style(hue(int(draw["hue"]), look), dash, width, bool(draw.get("points"))))
+            found.append(Style(hue(int(display.hue), look), dash, width, bool(display.points)))
         elif role in ROLES:
             dash, width = ROLES[role]
             plain = look.ink if role == "expected" else look.muted
-            found.append(Style(plain if single else colour, dash, width, bool(draw.get("points"))))
+            found.append(Style(plain if single else colour, dash, width, bool(display.points)))
         else:
-            before = sum(c == colour and d.get("role", "") not in ROLES and "hue" not in d for c, d in lines[:i])
+            before = sum(c == colour and d.role not in ROLES and d.hue is None for c, d in lines[:i])
             own = colour if colour in parts or before == 0 else hue(before - 1, look)
             dash = DASHES[before % len(DASHES)] if colour in parts else "solid"
-            found.append(Style(own, dash, 2.0, bool(draw.get("points"))))
+            found.append(Style(own, dash, 2.0, bool(display.points)))
     return found

@@ -24,7 +24,7 @@ def contour(record, look: Look, *, log: bool = False) -> go.Figure:
     """
     height, bar = _height(record, look, log)
     z, (low, high) = height(record.z), _span(record, height)
-    figure = blank(look, revision=f"contour/{record.name}", x=record.draw.get("x", ""), y=record.draw.get("y", ""))
+    figure = blank(look, revision=f"contour/{record.name}", x=record.display.x, y=record.display.y)
     figure.add_trace(
         go.Contour(
             x=numbers(record.x),
@@ -96,9 +96,9 @@ def surface(record, look: Look, *, log: bool = False) -> go.Figure:
             "aspectmode": "manual",
             "aspectratio": {"x": 1, "y": 1, "z": 0.7},
             "camera": {"eye": {"x": 1.42, "y": -1.42, "z": 1.0}, "center": {"x": 0, "y": 0, "z": -0.12}},
-            "xaxis": {"title": {"text": _short(record.draw.get("x", "x"))}},
-            "yaxis": {"title": {"text": _short(record.draw.get("y", "y"))}},
-            "zaxis": {"title": {"text": record.draw.get("z", "loss")}} | ticks,
+            "xaxis": {"title": {"text": _short(record.display.x or "x")}},
+            "yaxis": {"title": {"text": _short(record.display.y or "y")}},
+            "zaxis": {"title": {"text": record.display.z or "loss"}} | ticks,
         },
     )
     return figure
@@ -111,14 +111,14 @@ CROWDED = 16
 def matrix(record, look: Look) -> go.Figure:
     """Return a `matrix` record as a heat map, diverging around zero when it has both signs.
 
-    A record whose `draw` has `log` is coloured by its logarithm, what is not positive stays empty; one that has
+    A record whose `display` has `log` is coloured by its logarithm, what is not positive stays empty; one that has
     `signed` is coloured from -1 to 1.
     """
     values = numbers(record.values)
-    log = bool(record.draw.get("log"))
-    figure = blank(look, revision=f"matrix/{record.name}", x=record.draw.get("x", ""), y=record.draw.get("y", ""))
+    log = bool(record.display.log)
+    figure = blank(look, revision=f"matrix/{record.name}", x=record.display.x, y=record.display.y)
     low, high = (float(np.nanmin(values)), float(np.nanmax(values))) if np.isfinite(values).any() else (0.0, 1.0)
-    fixed = bool(record.draw.get("signed"))
+    fixed = bool(record.display.signed)
     reach = 1.0 if fixed else max(abs(low), abs(high)) or 1.0
     signed = fixed or (low < 0 < high and not log)
     small = values.size <= 144 and values.shape[1] <= 12
@@ -187,7 +187,7 @@ def _height(record, look: Look, log: bool) -> tuple[Callable, dict]:
 
 def _span(record, height: Callable) -> list[float]:
     """Return the lowest and the highest that is drawn, the true losses of a path among it."""
-    values = np.concatenate([height(record.z).ravel(), height(record.draw.get("path", {}).get("loss", []))])
+    values = np.concatenate([height(record.z).ravel(), height((record.display.path or {}).get("loss", []))])
     held = values[np.isfinite(values)]
     return [float(held.min()), float(held.max())] if held.size else [0.0, 1.0]
 

@@ -285,5 +285,5 @@ def records_zip(run: str) -> bytes:
                 "mode": record.mode,
                 "seconds": record.seconds,
             }
-            bundle.writestr(f"{path}.json", json.dumps(about | {"draw": record.draw}, default=str))
+            bundle.writestr(f"{path}.json", json.dumps(about | {"draw": record.display.to_json()}, default=str))
     return made.getvalue()

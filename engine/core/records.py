@@ -8,9 +8,11 @@ dashboard can read what the engine wrote.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
+
+from modalscape.engine.core.display import Display
 
 
 @dataclass(frozen=True)
@@ -30,19 +32,8 @@ class Record:
     """Matrix or protocol measured, such as `hessian`, `ggn`, `others' inputs at their neutral value`."""
     seconds: float | None = field(default=None, kw_only=True)
     """Wall time that the measurement took, in seconds."""
-    draw: dict[str, Any] = field(default_factory=dict, kw_only=True)
-    """JSON values for drawing.
-
-    `title`, `x`, `y` (axis titles), `xlog`, `ylog` (booleans); `lines`, `levels`: values marked on the x and y axis, by
-    words or without; `spans`: [from, to] on the x axis that are shaded.
-
-    Records that belong together share one chart: `panel` is its title, `place` its number among the panels (those
-    without come last, folded), `note` a sentence on what it shows where the method works. In it `label` names a line,
-    `role` says what it is (`expected`, `limit`, `before`; measured where none is given), `hue` numbers a colour that is
-    no modality's, `points` draws marks without a line. `stack` says how many rows of a matrix are shares of a whole
-    over its columns; as many more may follow, 1 where that row was drawn. `rates` says that the rows and columns of a
-    matrix are rates, 0 to 1, and `z` what its values are.
-    """
+    display: Display = field(default_factory=Display, kw_only=True)
+    """How it asks to be drawn."""
 
     def __post_init__(self) -> None:
         """Hold an error that is nan throughout, such as that of a single sample, as what it is: not known."""

@@ -34,6 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modalscape.engine.core.display import Display
 from modalscape.engine.core.method import Method, knob
 from modalscape.engine.core.needs import FUSED
 from modalscape.engine.core.records import Record, Scalar
@@ -49,10 +50,10 @@ _ROWS = {
     "coefficient": "κ, factor on the gradient that enters the response",
 }
 _PANELS = {
-    "coefficient": {"panel": "Factor κ on each response's gradient", "place": 1, "ylog": True, "levels": {"": 1.0}},
-    "ratio": {"panel": "Lead r beside the usual one", "place": 2, "ylog": True, "label": "now"},
-    "usual": {"panel": "Lead r beside the usual one", "place": 2, "label": "usual", "role": "expected"},
-    "score": {"panel": "Cross-entropy of each response", "place": 3, "y": "nats"},
+    "coefficient": Display(panel="Factor κ on each response's gradient", place=1, ylog=True, levels={"": 1.0}),
+    "ratio": Display(panel="Lead r beside the usual one", place=2, ylog=True, label="now"),
+    "usual": Display(panel="Lead r beside the usual one", place=2, label="usual", role="expected"),
+    "score": Display(panel="Cross-entropy of each response", place=3, y="nats"),
 }
 
 
@@ -166,7 +167,7 @@ class Agm(Method):
         """Yield score, ratio, usual ratio and coefficient of each modality at the last step."""
         for (what, mode), values in zip(_ROWS.items(), self.state["last"].tolist(), strict=True):
             for name, value in zip(view.problem.modalities, values, strict=True):
-                yield Scalar(f"agm/{what}/{name}", value, n=len(view.batch), mode=mode, draw=_PANELS[what])
+                yield Scalar(f"agm/{what}/{name}", value, n=len(view.batch), mode=mode, display=_PANELS[what])
 
     def _change(self, factors: Tensor, view: View) -> Tensor:
         """Return Σ_m (κ_m - 1) ∇⟨∂L/∂F, φ_m⟩ (P,), what the factors (M,) add to the fused row."""

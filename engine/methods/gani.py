@@ -56,6 +56,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modalscape.engine.core.display import Display
 from modalscape.engine.core.method import Method
 from modalscape.engine.core.records import Bars, Record, Scalar
 from modalscape.engine.core.stability import stability_bound
@@ -71,31 +72,25 @@ def expected_cosine(sigma: float) -> float:
 
 
 _PANELS = {
-    "ratio": {
-        "panel": "Noise beside the gradient",
-        "place": 1,
-        "note": "Noise goes with each part's own gradients: a part with small gradients gets little.",
-    },
-    "share": {"panel": "Where the noise goes", "place": 3, "y": "share of noise power"},
-    "layers": {
-        "panel": "Noise in one step, by tensor",
-        "place": 4,
-        "y": "standard deviation",
-        "ylog": True,
-        "tall": True,
-    },
-    "bound": {
-        "panel": "Largest stable curvature",
-        "place": 5,
-        "ylog": True,
-        "y": "λ",
-        "note": "Noise that grows with the curvature lowers it: sharper minima throw the run out.",
-    },
-    "shape": {"panel": "How uneven the noise is", "place": 6, "ylog": True, "note": "Isotropic noise is at 1 and 1 %."},
-    "sigma": {"panel": "Noise strength σ", "place": 7},
+    "ratio": Display(
+        panel="Noise beside the gradient",
+        place=1,
+        note="Noise goes with each part's own gradients: a part with small gradients gets little.",
+    ),
+    "share": Display(panel="Where the noise goes", place=3, y="share of noise power"),
+    "layers": Display(panel="Noise in one step, by tensor", place=4, y="standard deviation", ylog=True, tall=True),
+    "bound": Display(
+        panel="Largest stable curvature",
+        place=5,
+        ylog=True,
+        y="λ",
+        note="Noise that grows with the curvature lowers it: sharper minima throw the run out.",
+    ),
+    "shape": Display(panel="How uneven the noise is", place=6, ylog=True, note="Isotropic noise is at 1 and 1 %."),
+    "sigma": Display(panel="Noise strength σ", place=7),
 }
-_TURN = {"panel": "Does the step still follow the gradient?", "place": 2, "y": "cosine"}
-_NOISY, _PLAIN = {"label": "with the noise"}, {"label": "without", "role": "limit"}
+_TURN = Display(panel="Does the step still follow the gradient?", place=2, y="cosine")
+_NOISY, _PLAIN = Display(label="with the noise"), Display(label="without", role="limit")
 
 
 class Gani(Method):
@@ -153,14 +148,14 @@ class Gani(Method):
         sigma = strength(p, seen, view.step, len(view.batch), rate)
         resting = annealed(p.anneal, view.step, rate.horizon, p.rest) == 0.0
         how = f"{p.mode}, {p.sizing}" + ("; none any more, so that the run settles" if resting else "")
-        yield Scalar("gani/sigma", sigma, n=seen, mode=how, draw=_PANELS["sigma"])
+        yield Scalar("gani/sigma", sigma, n=seen, mode=how, display=_PANELS["sigma"])
         yield Scalar("gani/clipped", float(self.state["clipped"]), n=seen, mode="steps clipped since switched on")
         yield Scalar("gani/nonfinite", float(self.state["nonfinite"]), n=seen, mode="gradients left out")
         yield Scalar(
             "gani/alignment",
             float(cosine(view.applied_update, -view.grad)),
             mode="cos(step taken, -gradient)",
-            draw=_TURN | {"label": "taken"},
+            display=_TURN | Display(label="taken"),
         )
         power = maths.weighed(p, self.state, view.problem.layout) if sigma > 0 else None
         gains = {} if power is None else self._gains(view)
@@ -170,7 +165,9 @@ class Gani(Method):
             return
         if p.kappa != "1":
             for part, gain in gains.items():
-                yield Scalar(f"gani/kappa/{part}", gain, n=seen, mode=p.kappa, draw={"title": "Gain κ on the noise"})
+                yield Scalar(
+                    f"gani/kappa/{part}", gain, n=seen, mode=p.kappa, display=Display(title="Gain κ on the noise")
+                )
         yield from self._noise(sigma, power, view)
 
     def _gains(self, view: View) -> dict[str, float]:
@@ -189,15 +186,17 @@ class Gani(Method):
             how = "noise of this power beside the gradient along it, as if along the top eigenvector"
         sigma *= gain
         edge = {"lr": rate.lr, "momentum": rate.momentum, "sigma": sigma, "placement": p.placement}
-        told = {"edge": edge | ({"along": "gradient"} if p.mode in noise_ring.MODES else {})}
-        draw = _PANELS["bound"]
-        yield Scalar("gani/lambda_bound", stability_bound(**edge), mode=how, draw=draw | _NOISY | told)
+        told = Display(edge=edge | ({"along": "gradient"} if p.mode in noise_ring.MODES else {}))
+        display = _PANELS["bound"]
+        yield Scalar("gani/lambda_bound", stability_bound(**edge), mode=how, display=display | _NOISY | told)
         plain = stability_bound(rate.lr, 0.0, rate.momentum)
-        yield Scalar("gani/lambda_edge", plain, mode="2(1+μ)/lr", draw=draw | _PLAIN)
+        yield Scalar("gani/lambda_edge", plain, mode="2(1+μ)/lr", display=display | _PLAIN)
         even = p.kappa == "1" and p.exclude == "none"
         if p.mode == "second" and p.sizing != "relative" and rate.momentum == 0 and even:
-            draw = _TURN | {"label": "expected", "role": "expected"}
-            yield Scalar("gani/alignment_expected", expected_cosine(sigma), mode="1/√(1+σ²), where v̂ ≈ g²", draw=draw)
+            display = _TURN | Display(label="expected", role="expected")
+            yield Scalar(
+                "gani/alignment_expected", expected_cosine(sigma), mode="1/√(1+σ²), where v̂ ≈ g²", display=display
+            )
 
     def _along_gradient(self, view: View) -> float:
         """Return √(uᵀΣu)/‖g‖ at strength 1, u the gradient's direction."""
@@ -223,19 +222,19 @@ class Gani(Method):
         ratios, shape, shares, layers = (part.tolist() for part in (ratios, shape, shares, layers))
         for part, value in zip(layout.slices, ratios, strict=True):
             how = "‖noise‖/‖gradient‖ of this step"
-            yield Scalar(f"gani/noise_to_gradient/{part}", value, n=1, mode=how, draw=_PANELS["ratio"])
+            yield Scalar(f"gani/noise_to_gradient/{part}", value, n=1, mode=how, display=_PANELS["ratio"])
         yield Scalar("gani/noise_to_update", shape[2], n=1, mode="‖noise step‖/‖step taken‖")
         how = "(Σc)²/(P·Σc²); 1 is isotropic"
-        draw = _PANELS["shape"]
-        yield Scalar("gani/participation", shape[0], mode=how, draw=draw | {"label": "participation ratio"})
+        display = _PANELS["shape"]
+        yield Scalar("gani/participation", shape[0], mode=how, display=display | Display(label="participation ratio"))
         how = "noise power in the top 1 % of coordinates"
-        yield Scalar("gani/top_share", shape[1], mode=how, draw=draw | {"label": "share of the top 1 %"})
+        yield Scalar("gani/top_share", shape[1], mode=how, display=display | Display(label="share of the top 1 %"))
         parts, how = np.array(list(layout.slices)), "share of noise power"
-        yield Bars("gani/noise_share", parts, np.array(shares), mode=how, draw=_PANELS["share"])
+        yield Bars("gani/noise_share", parts, np.array(shares), mode=how, display=_PANELS["share"])
         yield Bars(
             "gani/noise_std",
             np.array(list(layout.shapes)),
             np.array(layers),
             mode="root mean square over a tensor, before the clip",
-            draw=_PANELS["layers"],
+            display=_PANELS["layers"],
         )

@@ -27,6 +27,7 @@ from typing import Any
 
 from torch import Tensor
 
+from modalscape.engine.core.display import Display
 from modalscape.engine.core.method import Method, knob
 from modalscape.engine.core.records import Record, Scalar
 from modalscape.engine.core.step import View
@@ -88,15 +89,15 @@ class IsotropicNoise(Method):
         """Yield the strength σ, the noise's expected size beside the gradient's, and the counters."""
         p, seen = self.params, int(self.state["seen"])
         sigma = strength(p, seen, view.step, len(view.batch), view.rate)
-        draw = {"panel": "Noise strength σ", "place": 2}
-        yield Scalar("isotropic_noise/sigma", sigma, n=seen, mode=f"{p.mode}, {p.sizing}", draw=draw)
+        display = Display(panel="Noise strength σ", place=2)
+        yield Scalar("isotropic_noise/sigma", sigma, n=seen, mode=f"{p.mode}, {p.sizing}", display=display)
         yield Scalar("isotropic_noise/clipped", float(self.state["clipped"]), n=seen, mode="steps clipped")
         yield Scalar("isotropic_noise/nonfinite", float(self.state["nonfinite"]), n=seen, mode="gradients left out")
         if sigma > 0 and p.sizing != "relative":
             power = maths.weighed(p, self.state, view.problem.layout).sum()
             ratio = sigma * float(power.sqrt() / view.grad.norm())
-            draw = {"panel": "Noise beside the gradient", "place": 1}
-            yield Scalar("isotropic_noise/noise_to_gradient", ratio, mode="expected, before the clip", draw=draw)
+            display = Display(panel="Noise beside the gradient", place=1)
+            yield Scalar("isotropic_noise/noise_to_gradient", ratio, mode="expected, before the clip", display=display)
 
     def _even(self, dose: Params, memory: dict[str, Any], at: View) -> Tensor:
         """Return noise (P,) at strength 1 of even power: of the norm that GANI's would have, or of as much power."""

@@ -31,6 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modalscape.engine.core.display import Display
 from modalscape.engine.core.method import Method, knob
 from modalscape.engine.core.needs import FUSED, Need
 from modalscape.engine.core.records import Record, Scalar
@@ -141,17 +142,17 @@ class MMPareto(Method):
             values = torch.stack([cosine(g, u), (g @ u <= 0).to(g.dtype), c, longer]).tolist()
             about = {"n": len(view.batch)}
             how = "cos of the fused and the encoder's own gradient"
-            draw = {"panel": "Do fused and own gradient agree?", "place": 1, "y": "cosine", "levels": {"": 0.0}}
-            yield Scalar(f"mmpareto/cosine/{name}", values[0], **about, mode=how, draw=draw)
+            display = Display(panel="Do fused and own gradient agree?", place=1, y="cosine", levels={"": 0.0})
+            yield Scalar(f"mmpareto/cosine/{name}", values[0], **about, mode=how, display=display)
             yield Scalar(f"mmpareto/conflict/{name}", values[1], **about, mode="1 where the cosine is not positive")
-            draw = {"panel": "Weight of the fused gradient", "place": 2, "levels": {"agreement: ½": 0.5}}
-            yield Scalar(f"mmpareto/weight/{name}", values[2], **about, mode="weight c", draw=draw)
-            draw = {
-                "panel": "Length beside the plain sum",
-                "place": 3,
-                "levels": {f"γ = {self.params.gamma:g}": self.params.gamma},
-            }
-            yield Scalar(f"mmpareto/length/{name}", values[3], **about, mode="‖taken‖/‖plain sum‖, encoder", draw=draw)
+            display = Display(panel="Weight of the fused gradient", place=2, levels={"agreement: ½": 0.5})
+            yield Scalar(f"mmpareto/weight/{name}", values[2], **about, mode="weight c", display=display)
+            display = Display(
+                panel="Length beside the plain sum", place=3, levels={f"γ = {self.params.gamma:g}": self.params.gamma}
+            )
+            yield Scalar(
+                f"mmpareto/length/{name}", values[3], **about, mode="‖taken‖/‖plain sum‖, encoder", display=display
+            )
 
     def _pair(self, grads: Tensor, where: list[slice], fused: int, row: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return an encoder's two gradients (n,), (n,) and the weight (0-d) of the first."""

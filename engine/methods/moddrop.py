@@ -36,6 +36,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modalscape.engine.core.display import Display
 from modalscape.engine.core.knobs import assigned
 from modalscape.engine.core.method import Method, knob
 from modalscape.engine.core.needs import Need
@@ -154,15 +155,19 @@ class ModDrop(Method):
         lost = (~mask).double().mean(0).tolist()
         for name, found, expected in zip(names, lost, realised(rates, p.rescue), strict=True):
             error = math.sqrt(expected * (1 - expected) / draws)
-            draw = {"panel": "How often each modality is lost", "place": 1, "y": "share of rows"}
+            display = Display(panel="How often each modality is lost", place=1, y="share of rows")
             how = f"lost in this step, per {p.per}"
-            yield Scalar(f"moddrop/rate/{name}", found, error, n=draws, mode=how, draw=draw | {"label": "lost"})
-            draw |= {"label": "expected", "role": "expected"}
-            yield Scalar(f"moddrop/rate_expected/{name}", expected, mode=f"in expectation, {p.rescue}", draw=draw)
+            yield Scalar(
+                f"moddrop/rate/{name}", found, error, n=draws, mode=how, display=display | Display(label="lost")
+            )
+            display |= Display(label="expected", role="expected")
+            yield Scalar(f"moddrop/rate_expected/{name}", expected, mode=f"in expectation, {p.rescue}", display=display)
         counts = torch.bincount(mask.sum(1), minlength=len(names) + 1).double() / batch
         labels = np.array([str(k) for k in range(len(names) + 1)])
-        draw = {"panel": "Modalities left", "place": 2, "x": "modalities", "y": "share of rows"}
-        yield Bars("moddrop/left", labels, counts.cpu().numpy(), n=draws, mode=f"this step, per {p.per}", draw=draw)
+        display = Display(panel="Modalities left", place=2, x="modalities", y="share of rows")
+        yield Bars(
+            "moddrop/left", labels, counts.cpu().numpy(), n=draws, mode=f"this step, per {p.per}", display=display
+        )
 
     def _rates(self, modalities: tuple[str, ...]) -> list[float]:
         own = assigned(self.params.rates, "moddrop.rates", 0.0, 1.0)

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modalscape.engine.core.display import Display
 from modalscape.engine.core.method import Method, knob
 from modalscape.engine.core.needs import FUSED
 from modalscape.engine.core.records import Record, Scalar
@@ -119,8 +120,8 @@ class OgmGe(Method):
         for name, lead in ratios(view).items():
             factor = float(coefficient(lead, self.params.alpha))
             n, how = len(view.batch), "score / smallest other score"
-            draw = {"panel": "Lead ρ", "place": 1, "ylog": True, "levels": {"balance": 1.0}}
-            yield Scalar(f"ogm_ge/lead/{name}", float(lead), n=n, mode=how, draw=draw)
+            display = Display(panel="Lead ρ", place=1, ylog=True, levels={"balance": 1.0})
+            yield Scalar(f"ogm_ge/lead/{name}", float(lead), n=n, mode=how, display=display)
             how = "factor on encoder gradients; below 1 for a leader alone"
-            draw = {"panel": "Factor k on the encoder's gradients", "place": 2}
-            yield Scalar(f"ogm_ge/coefficient/{name}", factor, n=n, mode=how, draw=draw)
+            display = Display(panel="Factor k on the encoder's gradients", place=2)
+            yield Scalar(f"ogm_ge/coefficient/{name}", factor, n=n, mode=how, display=display)

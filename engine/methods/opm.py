@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modalscape.engine.core.display import Display
 from modalscape.engine.core.method import Method, knob
 from modalscape.engine.core.needs import FUSED
 from modalscape.engine.core.records import Record, Scalar
@@ -102,14 +103,16 @@ class Opm(Method):
             lost = ((view.features[name] == 0) & (view.clean_features[name] != 0)).double().mean()
             how = "share of features at zero after all methods that were not"
             q = float(self._probability(lead))
-            draw = {"panel": "Lead ρ before the drop", "place": 1, "ylog": True, "levels": {"balance": 1.0}}
-            yield Scalar(f"opm/lead/{name}", float(lead), **about, mode="score / smallest other score", draw=draw)
-            draw = {"panel": "Rows dropped", "place": 2, "y": "share of rows"}
+            display = Display(panel="Lead ρ before the drop", place=1, ylog=True, levels={"balance": 1.0})
+            yield Scalar(f"opm/lead/{name}", float(lead), **about, mode="score / smallest other score", display=display)
+            display = Display(panel="Rows dropped", place=2, y="share of rows")
             mode = "probability of a drop in a treated batch"
             yield Scalar(
-                f"opm/probability/{name}", q, **about, mode=mode, draw=draw | {"label": "q", "role": "expected"}
+                f"opm/probability/{name}", q, **about, mode=mode, display=display | Display(label="q", role="expected")
             )
-            yield Scalar(f"opm/dropped/{name}", float(lost), **about, mode=how, draw=draw | {"label": "dropped"})
+            yield Scalar(
+                f"opm/dropped/{name}", float(lost), **about, mode=how, display=display | Display(label="dropped")
+            )
 
     def _treated(self, view: View) -> bool:
         return float(torch.rand((), generator=view.rng.generator("opm/execute", view.step))) < self.params.execute

@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from modalscape.engine.core.display import Display
 from modalscape.engine.core.method import Method, knob
 from modalscape.engine.core.needs import FUSED
 from modalscape.engine.core.records import Record, Scalar
@@ -137,14 +138,14 @@ class Pmr(Method):
             right = float((similar[name].argmax(-1) == y).double().mean())
             beta = float(strength(lead, self.params.weights == "graded"))
             about = {"n": len(y)}
-            draw = {"panel": "Lead ρ of the prototypes", "place": 1, "ylog": True, "levels": {"balance": 1.0}}
+            display = Display(panel="Lead ρ of the prototypes", place=1, ylog=True, levels={"balance": 1.0})
             how = "prototype score / smallest other score"
-            yield Scalar(f"pmr/lead/{name}", float(lead), **about, mode=how, draw=draw)
-            draw = {"panel": "Weight β of the prototype loss", "place": 2}
+            yield Scalar(f"pmr/lead/{name}", float(lead), **about, mode=how, display=display)
+            display = Display(panel="Weight β of the prototype loss", place=2)
             how = "before α; 0 unless the modality is behind"
-            yield Scalar(f"pmr/weight/{name}", beta, **about, mode=how, draw=draw)
-            draw = {"panel": "Accuracy of the nearest prototype", "place": 3}
-            yield Scalar(f"pmr/accuracy/{name}", right, **about, mode="training batch", draw=draw)
+            yield Scalar(f"pmr/weight/{name}", beta, **about, mode=how, display=display)
+            display = Display(panel="Accuracy of the nearest prototype", place=3)
+            yield Scalar(f"pmr/accuracy/{name}", right, **about, mode="training batch", display=display)
         yield Scalar("pmr/classes", float(known.sum()), n=len(known), mode="classes with a prototype")
 
     def _similarities(self, view: View) -> dict[str, Tensor]:

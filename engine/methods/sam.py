@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from modalscape.engine.core.display import Display
 from modalscape.engine.core.method import Method, knob
 from modalscape.engine.core.records import Record, Scalar
 from modalscape.engine.core.step import View
@@ -74,6 +75,6 @@ class Sam(Method):
             here, there = (view.problem.loss(point, view.batch) for point in (view.theta, view.theta + offset))
             values = torch.stack([there - here, offset.norm() / view.theta.norm()]).tolist()
         how = "loss rise over one ascent, no method active"
-        draw = {"panel": "Rise of the loss within the ball", "place": 1, "levels": {"": 0.0}}
-        yield Scalar("sam/sharpness", values[0], n=len(view.batch), mode=how, draw=draw)
+        display = Display(panel="Rise of the loss within the ball", place=1, levels={"": 0.0})
+        yield Scalar("sam/sharpness", values[0], n=len(view.batch), mode=how, display=display)
         yield Scalar("sam/relative_radius", values[1], mode="‖offset‖/‖theta‖")

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from modalscape.engine.core.display import Display
 from modalscape.engine.core.probe import Neighbour, Probe, Record, Scalar, Snapshot, knob
 from modalscape.engine.core.problem import Batch
 from modalscape.engine.errors import InputError
@@ -71,23 +72,23 @@ class Between(Probe):
     def _line(self, snap: Snapshot, names, losses, d: Tensor, n: int, words: str, options: dict) -> Iterator[Record]:
         """Yield the line of each loss, then its barrier with the error of a mean over rows."""
         t = torch.linspace(0, 1, self.params.line, dtype=torch.float64)
-        draw = {"title": "Loss on the straight line between the two"}
-        draw["x"] = f"from this run (0) to {self.params.other} (1)"
-        records, lines, started = Cutting(self._named("line"), words, n, draw), [], time.perf_counter()
+        across = f"from this run (0) to {self.params.other} (1)"
+        display = Display(title="Loss on the straight line between the two", x=across)
+        records, lines, started = Cutting(self._named("line"), words, n, display), [], time.perf_counter()
         found = line(losses, snap.theta, d, t, **options)
         heights, places = rise(t, found).max(-1)
         seconds = time.perf_counter() - started
         for name, values, height in zip(names, found, heights.tolist(), strict=True):
-            lines.append(records.line(name, t, values, seconds, {"barrier": height}))
+            lines.append(records.line(name, t, values, seconds, Display(barrier=height)))
         yield from lines
         errors = _errors(snap, names, d, t[places].tolist())
         seconds = time.perf_counter() - started
         for name, own, error in zip(names, lines, errors, strict=True):
             how = "" if error is None else "; error: one standard error over the rows"
             about = {"n": n, "mode": own.mode + how, "seconds": seconds}
-            draw = {"y": "barrier", "label": own.draw["label"]}
+            display = Display(y="barrier", label=own.display.label)
             place = under(self._named("barrier"), name)
-            yield Scalar(place, own.draw["barrier"], error, **about, draw=draw)
+            yield Scalar(place, own.display.barrier, error, **about, display=display)
 
     def _plane(
         self, snap: Snapshot, runs: list[Neighbour], names, losses, d: Tensor, n: int, options: dict
@@ -114,14 +115,14 @@ class Between(Probe):
             words, label = f"{_mode(runs)}; upwards a random direction", "random direction"
         x = self._axis([x for _, x, _ in marks])
         y = self._axis([y for _, _, y in marks])
-        draw = {"title": "Plane through the runs:", "x": f"towards {runs[0].run}", "y": label}
-        draw["marks"] = [{"text": text, "x": a, "y": b} for text, a, b in marks]
-        records, checks = Cutting(self._named("plane"), words, n, draw), snap.rng.generator("between checks")
+        shown = [{"text": text, "x": a, "y": b} for text, a, b in marks]
+        display = Display(title="Plane through the runs:", x=f"towards {runs[0].run}", y=label, marks=shown)
+        records, checks = Cutting(self._named("plane"), words, n, display), snap.rng.generator("between checks")
         started = time.perf_counter()
         for slices in refine(losses, snap.theta, d, across, x, y, self.params.tol, generator=checks, **options):
             seconds = time.perf_counter() - started
             for name, found in zip(names, slices, strict=True):
-                yield records.plane(name, x, y, found, seconds, {})
+                yield records.plane(name, x, y, found, seconds, Display())
 
     def _axis(self, places: list[float]) -> Tensor:
         """Return evenly spaced numbers around the places of the runs that contain 0."""

@@ -21,6 +21,7 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
+from modalscape.engine.core.display import Display
 from modalscape.engine.core.probe import Curve, Probe, Record, Scalar, Snapshot, knob
 from modalscape.engine.core.step import gradient, settled
 from modalscape.engine.maths.curvature.krylov import Products
@@ -106,15 +107,15 @@ def _records(
     source: str, products: Tensor, vectors: Tensor, trace: tuple[float, float], lr: float, about: dict
 ) -> Iterator[Record]:
     value, error = (v.item() for v in mean_and_error(products))
-    draw = {"title": "Escape indicator tr(HΣ)", "y": "tr(HΣ)"}
-    yield Scalar(f"escape/indicator/{source}", value, error, **about, draw=draw)
+    display = Display(title="Escape indicator tr(HΣ)", y="tr(HΣ)")
+    yield Scalar(f"escape/indicator/{source}", value, error, **about, display=display)
     lift = 0.5 * lr**2
-    draw = {"title": "Lift of the loss by one step's noise", "y": "lr²·tr(HΣ)/2"}
-    yield Scalar(f"escape/lift/{source}", lift * value, lift * error, **about, draw=draw)
+    display = Display(title="Lift of the loss by one step's noise", y="lr²·tr(HΣ)/2")
+    yield Scalar(f"escape/lift/{source}", lift * value, lift * error, **about, display=display)
     aligned = alignment(products, vectors.square().sum(1), *trace, vectors.shape[1])
     if aligned is not None:
-        draw = {"title": "Alignment of noise with the Hessian", "y": "A (1: isotropic)"}
-        yield Scalar(f"escape/alignment/{source}", *aligned, **about, draw=draw)
+        display = Display(title="Alignment of noise with the Hessian", y="A (1: isotropic)")
+        yield Scalar(f"escape/alignment/{source}", *aligned, **about, display=display)
 
 
 def _scatter(source: str, power: np.ndarray, curvature: np.ndarray, names: list[str], about: dict) -> Iterator[Record]:
@@ -122,17 +123,17 @@ def _scatter(source: str, power: np.ndarray, curvature: np.ndarray, names: list[
     if len(power) < 3 or not power.any():
         return
     order = np.argsort(curvature)
-    draw = {
-        "title": "Noise against curvature, layer by layer",
-        "x": "mean diagonal of the Hessian",
-        "y": "standard deviation of the noise",
-        "points": [names[i] for i in order],
-        "xlog": True,
-        "ylog": True,
-    }
-    yield Curve(f"escape/layers/{source}", curvature[order], np.sqrt(power[order]), **about, draw=draw)
+    display = Display(
+        title="Noise against curvature, layer by layer",
+        x="mean diagonal of the Hessian",
+        y="standard deviation of the noise",
+        points=[names[i] for i in order],
+        xlog=True,
+        ylog=True,
+    )
+    yield Curve(f"escape/layers/{source}", curvature[order], np.sqrt(power[order]), **about, display=display)
     if np.ptp(power) > 0 and np.ptp(curvature) > 0:
         rank = float(spearmanr(curvature, power).statistic)
         mode = "Spearman's rank correlation of noise and mean Hessian diagonal over tensors; " + about["mode"]
-        draw = {"title": "Does noise rise with curvature?", "y": "rank correlation"}
-        yield Scalar(f"escape/rank/{source}", rank, n=len(power), mode=mode, draw=draw)
+        display = Display(title="Does noise rise with curvature?", y="rank correlation")
+        yield Scalar(f"escape/rank/{source}", rank, n=len(power), mode=mode, display=display)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from modalscape.engine.core.display import Display
 from modalscape.engine.core.probe import Curve, Probe, Record, Scalar, Snapshot, knob
 from modalscape.engine.core.problem import Batch, join
 from modalscape.engine.core.step import per_objective
@@ -114,7 +115,7 @@ def _row_conflict(modality: str, found: maths.Found, how: str) -> Scalar:
     rate, n = sum(against) / len(against), len(against)
     mode = f"share of rows whose gradients at the features have a negative cosine; one standard error; {how}"
     error = (rate * (1 - rate) / n) ** 0.5
-    return Scalar(f"evidence/row_conflict/{modality}", rate, error, n=n, mode=mode, draw={"y": "share"})
+    return Scalar(f"evidence/row_conflict/{modality}", rate, error, n=n, mode=mode, display=Display(y="share"))
 
 
 def _by_confidence(
@@ -126,6 +127,6 @@ def _by_confidence(
     groups = p.argsort().tensor_split(min(10, len(p)))
     x = torch.stack([p[group].mean() for group in groups]).double().cpu().numpy()
     values = torch.stack([logs[group].median() for group in groups]).double().cpu().numpy()
-    draw = {"title": "Is what is learnt precise?", "x": "probability of the true class", "y": "log10 precision"}
+    display = Display(title="Is what is learnt precise?", x="probability of the true class", y="log10 precision")
     name = f"evidence/precision_by_confidence/{modality}/{source}"
-    return Curve(name, x, values, n=len(p), mode=f"tenths of the rows; {how}", draw=draw)
+    return Curve(name, x, values, n=len(p), mode=f"tenths of the rows; {how}", display=display)

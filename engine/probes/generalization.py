@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from modalscape.engine.core.display import Display
 from modalscape.engine.core.probe import Probe, Record, Scalar, Snapshot, knob
 from modalscape.engine.core.problem import Batch, join_batches
 from modalscape.engine.maths.progress import Tally
@@ -53,13 +54,13 @@ class Generalization(Probe):
         words = {"train": "training rows, labels as trained on", part: f"{part} rows"}
         for name, (loss, reached) in found.items():
             about = {"n": counts[name], "mode": f"{words[name]}, no method active"}
-            yield Scalar(f"generalization/loss/{name}", loss, **about, draw={"y": "loss"})
-            yield Scalar(f"generalization/{score}/{name}", reached, **about, draw={"y": score})
+            yield Scalar(f"generalization/loss/{name}", loss, **about, display=Display(y="loss"))
+            yield Scalar(f"generalization/{score}/{name}", reached, **about, display=Display(y=score))
         sign = 1.0 if score == "error" else -1.0
         gaps = {"loss": found[part][0] - found["train"][0], score: sign * (found[part][1] - found["train"][1])}
         for name, gap in gaps.items():
             mode = f"{name}: how much worse on {part} than on training rows, no method active"
-            yield Scalar(f"generalization/gap/{name}", gap, n=counts[part], mode=mode, draw={"y": "gap"})
+            yield Scalar(f"generalization/gap/{name}", gap, n=counts[part], mode=mode, display=Display(y="gap"))
 
 
 def _rows(snap: Snapshot, part: str, most: int) -> Batch:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modalscape.engine.core.display import Display
 from modalscape.engine.core.probe import Matrix, Probe, Record, Scalar, Snapshot, knob
 from modalscape.engine.core.problem import Batch, Problem
 from modalscape.engine.maths.curvature.batch_chunks import cut
@@ -135,8 +136,8 @@ def _concentration(found: Spectrum, about: About) -> Scalar:
     """
     squares = found.vectors[0].double().square()
     value, error = squares.square().sum().item(), 4 * squares.pow(3).sum().sqrt().item() * found.angles[0].item()
-    draw = {"title": "Concentration of the top eigenvector", "y": "Σu⁴"}
-    return Scalar("hessian/concentration", value, min(error, 1.0), **about.fields(ANGLE), draw=draw)
+    display = Display(title="Concentration of the top eigenvector", y="Σu⁴")
+    return Scalar("hessian/concentration", value, min(error, 1.0), **about.fields(ANGLE), display=display)
 
 
 def _shares(found: Spectrum, snap: Snapshot, about: About) -> Matrix:
@@ -151,5 +152,5 @@ def _shares(found: Spectrum, snap: Snapshot, about: About) -> Matrix:
         shares.numpy(),
         error.numpy(),
         **about.fields(ANGLE),
-        draw={"title": "Share of each top eigenvector in each part", "x": "part", "y": "eigenvector"},
+        display=Display(title="Share of each top eigenvector in each part", x="part", y="eigenvector"),
     )

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modalscape.engine.core.display import Display
 from modalscape.engine.core.probe import Bars, Matrix, Probe, Record, Scalar, Snapshot, knob, several
 from modalscape.engine.core.problem import Batch, join
 from modalscape.engine.maths.modalities import imbalance
@@ -113,12 +114,12 @@ class Imbalance(Probe):
         classes = next(iter(own.values())).shape[1]
         scores = _scored(own, batch.y)
         about = {"n": len(batch), "mode": f"true-class probability on the probe rows: {words}"}
-        draw = {"y": "OGM ratio (1: balance)", "ylog": True}
+        display = Display(y="OGM ratio (1: balance)", ylog=True)
         ratios = imbalance.ogm_ratio(scores, self.params.others).tolist()
         leads = imbalance.performance_gap(scores / len(batch)).tolist()
         for m, ratio, lead in zip(problem.modalities, ratios, leads, strict=True):
-            yield Scalar(f"imbalance/ogm_ratio/{m}", ratio, **about, draw=draw)
-            yield Scalar(f"imbalance/lead/{m}", lead, **about, draw={"y": "mean lead over the weaker"})
+            yield Scalar(f"imbalance/ogm_ratio/{m}", ratio, **about, display=display)
+            yield Scalar(f"imbalance/lead/{m}", lead, **about, display=Display(y="mean lead over the weaker"))
         values = dict(zip(problem.modalities, leads, strict=True))
         yield _bars("imbalance/performance_gap", values, len(batch), about["mode"], "Lead over the weaker modalities")
         distances = {}
@@ -128,7 +129,7 @@ class Imbalance(Probe):
         about = {"n": len(seen.rows), "mode": f"true-class probability, validation rows: {PROTOCOLS['prototypes']}"}
         ratios = imbalance.ogm_ratio(_scored(distances, seen.rows.y), self.params.others).tolist()
         for m, ratio in zip(problem.modalities, ratios, strict=True):
-            yield Scalar(f"imbalance/prototype_ratio/{m}", ratio, **about, draw={"y": "ratio (1: balance)"})
+            yield Scalar(f"imbalance/prototype_ratio/{m}", ratio, **about, display=Display(y="ratio (1: balance)"))
 
     def _fisher(self, snap: Snapshot) -> Iterator[Record]:
         """Yield E |∇ loss of a row|² on each modality's parameters, for the data's and for drawn labels.
@@ -200,16 +201,16 @@ def _scores(snap: Snapshot, seen: Seen) -> Iterator[Record]:
         return
     name, n = "error" if y.is_floating_point() else "accuracy", len(y)
     about = {"n": n, "mode": f"validation {name}: {words}"}
-    draw = {"y": name}
+    display = Display(y=name)
     if not y.is_floating_point():
-        draw["levels"] = {"chance": majority(y)}
+        display |= Display(levels={"chance": majority(y)})
         yield Scalar("imbalance/chance", majority(y), n=n, mode="share of the largest class among the validation rows")
     values = {m: _scored_rows(z, y) for m, z in own.items()}
     for m, rows in values.items():
         value, error = mean_and_error(rows)
-        yield Scalar(f"imbalance/{name}/{m}", value.item(), error.item(), **about, draw=draw)
+        yield Scalar(f"imbalance/{name}/{m}", value.item(), error.item(), **about, display=display)
     means = [rows.mean().item() for rows in values.values()]
-    yield Scalar("imbalance/gap", max(means) - min(means), **about, draw={"y": f"gap of {name}"})
+    yield Scalar("imbalance/gap", max(means) - min(means), **about, display=Display(y=f"gap of {name}"))
 
 
 def _protocols(snap: Snapshot, seen: Seen) -> Iterator[Record]:
@@ -239,13 +240,13 @@ def _protocols(snap: Snapshot, seen: Seen) -> Iterator[Record]:
         for m, value in zip(seen.features, row.tolist(), strict=True):
             error = (value * (1 - value) / len(y)) ** 0.5
             mode = f"validation accuracy: {told[key]}; one standard error"
-            draw = {"y": "accuracy", "levels": {"chance": majority(y)}, "label": ""}
-            yield Scalar(f"imbalance/unimodal/{key}/{m}", value, error, n=len(y), mode=mode, draw=draw)
+            display = Display(y="accuracy", levels={"chance": majority(y)}, label="")
+            yield Scalar(f"imbalance/unimodal/{key}/{m}", value, error, n=len(y), mode=mode, display=display)
     labels = np.array([ROWS.get(key, words) for key in found])
-    draw = {"title": "Accuracy of one modality by protocol"}
+    display = Display(title="Accuracy of one modality by protocol")
     mode = "validation accuracy; means, probe and class means from the probe rows"
     names = np.array(list(seen.features))
-    yield Matrix("imbalance/protocols", labels, names, table, n=len(y), mode=mode, draw=draw)
+    yield Matrix("imbalance/protocols", labels, names, table, n=len(y), mode=mode, display=display)
 
 
 def _norms(snap: Snapshot, seen: Seen) -> Iterator[Record]:
@@ -263,8 +264,8 @@ def _norms(snap: Snapshot, seen: Seen) -> Iterator[Record]:
     for key, sizes in (("grad_norm", norms), ("grad_rms", rms)):
         value, what = _log_ratio(sizes, "g" if key == "grad_norm" else "g per root parameter")
         if np.isfinite(value):
-            draw = {"y": "nats (0: balance)", "label": "norm" if key == "grad_norm" else "norm per root parameter"}
-            yield Scalar(f"imbalance/{key}_ratio", value, n=n, mode=f"{what}; {mode}", draw=draw)
+            display = Display(y="nats (0: balance)", label="norm" if key == "grad_norm" else "norm per root parameter")
+            yield Scalar(f"imbalance/{key}_ratio", value, n=n, mode=f"{what}; {mode}", display=display)
     yield _bars("imbalance/grad_norm", norms, n, mode, "Gradient norm")
     yield _bars("imbalance/grad_rms", rms, n, mode, "Gradient norm per root parameter")
     weights, first = split(snap.theta.detach().double()), split(problem.init().to(snap.theta).double())
@@ -285,16 +286,16 @@ def _overfitting(snap: Snapshot, seen: Seen) -> Iterator[Record]:
     for name in now["val"]:
         mode = f"loss on the validation rows minus loss on {len(probe)} training rows"
         value = now["val"][name] - now["train"][name]
-        yield Scalar(f"imbalance/overfitting/{name}", value, **about, mode=mode, draw={"y": unit})
+        yield Scalar(f"imbalance/overfitting/{name}", value, **about, mode=mode, display=Display(y=unit))
         ratio = imbalance.overfitting_ratio(*((t["train"][name], t["val"][name]) for t in (then, now)))
         if np.isfinite(ratio):
             mode = "|ΔO/ΔG| since the first weights: O validation minus training loss, G the fall of validation loss"
-            draw = {"y": "OGR", "ylog": True}
-            yield Scalar(f"imbalance/overfitting_ratio/{name}", ratio, **about, mode=mode, draw=draw)
+            display = Display(y="OGR", ylog=True)
+            yield Scalar(f"imbalance/overfitting_ratio/{name}", ratio, **about, mode=mode, display=display)
 
 
 def _bars(name: str, values: dict[str, float], n: int, mode: str, title: str) -> Bars:
-    return Bars(name, np.array([*values]), np.array([*values.values()]), n=n, mode=mode, draw={"title": title})
+    return Bars(name, np.array([*values]), np.array([*values.values()]), n=n, mode=mode, display=Display(title=title))
 
 
 def _log_ratio(sizes: dict[str, float], letter: str) -> tuple[float, str]:
@@ -315,9 +316,9 @@ def _traces(snap: Snapshot, name: str, squares: list[dict[str, Tensor]], n: int,
     """Yield the mean of squared gradients by modality, and the share of each."""
     joined = {m: torch.cat([piece[m] for piece in squares]) for m in snap.problem.modalities if m in squares[0]}
     traces = {m: mean_and_error(values) for m, values in joined.items()}
-    draw = {"y": "Fisher trace", "ylog": True}
+    display = Display(y="Fisher trace", ylog=True)
     for m, (value, error) in traces.items():
-        yield Scalar(f"imbalance/{name}_trace/{m}", value.item(), error.item(), n=n, mode=mode, draw=draw)
+        yield Scalar(f"imbalance/{name}_trace/{m}", value.item(), error.item(), n=n, mode=mode, display=display)
     total = sum(value for value, _ in traces.values())
     if traces and total > 0:
         shares = {m: (value / total).item() for m, (value, _) in traces.items()}

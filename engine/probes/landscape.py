@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modalscape.engine.core.display import Display
 from modalscape.engine.core.probe import Probe, Record, Snapshot, knob
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.landscape.directions import (
@@ -56,9 +57,9 @@ class Cut:
         """The cosine between the two directions."""
         return torch.nn.functional.cosine_similarity(self.d1.double(), self.d2.double(), dim=0).item()
 
-    def path_of(self, place: int) -> dict[str, Any]:
+    def path_of(self, place: int) -> Display:
         """Return how the path is drawn with the true losses of one of the L, nothing where there is none."""
-        return {} if self.losses is None else {"path": self.path | {"loss": self.losses[:, place].tolist()}}
+        return Display() if self.losses is None else Display(path=self.path | {"loss": self.losses[:, place].tolist()})
 
 
 class Landscape(Probe):
@@ -111,12 +112,12 @@ class Landscape(Probe):
         x, y = (axis_over(low, high, p.points | 1) for low, high in cut.ends)
         generator = snap.rng.generator("landscape checks", p.draw)
         drawn = False
-        draw = {"title": "Plane through the parameters:", "x": cut.axes[0], "y": cut.axes[1], "cosine": cut.cosine}
-        records = Cutting(self._named("2d"), cut.words, n, draw)
+        display = Display(title="Plane through the parameters:", x=cut.axes[0], y=cut.axes[1], cosine=cut.cosine)
+        records = Cutting(self._named("2d"), cut.words, n, display)
         for slices in refine(losses, snap.theta, cut.d1, cut.d2, x, y, p.tol, generator=generator, **options):
             seconds = time.perf_counter() - started
             for place, (name, found) in enumerate(zip(names, slices, strict=True)):
-                center = {"center": found.z[int((y == 0).nonzero()), int((x == 0).nonzero())].item()}
+                center = Display(center=found.z[int((y == 0).nonzero()), int((x == 0).nonzero())].item())
                 yield records.plane(name, x, y, found, seconds, center | cut.path_of(place))
             if not drawn:  # the line comes after the first, coarse plane and before the finer ones
                 yield from self._lines(snap, names, losses, cut, n, options)
@@ -125,13 +126,13 @@ class Landscape(Probe):
     def _lines(self, snap: Snapshot, names, losses, cut: Cut, n: int, options: dict) -> Iterator[Record]:
         t = axis_over(*cut.ends[0], self.params.line | 1)
         center = int((t == 0).nonzero())
-        draw = {"title": "Line through the parameters", "x": cut.axes[0]}
-        records = Cutting(self._named("1d"), cut.words, n, draw)
+        display = Display(title="Line through the parameters", x=cut.axes[0])
+        records = Cutting(self._named("1d"), cut.words, n, display)
         started = time.perf_counter()
         found = line(losses, snap.theta, cut.d1, t, **options)
         seconds = time.perf_counter() - started
         for name, values in zip(names, found, strict=True):
-            yield records.line(name, t, values, seconds, {"center": values[center].item()})
+            yield records.line(name, t, values, seconds, Display(center=values[center].item()))
 
     def _named(self, kind: str) -> str:
         parts = "+".join(word.strip() for word in self.params.part.split(",") if word.strip())

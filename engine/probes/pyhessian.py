@@ -23,6 +23,7 @@ import pyhessian
 import torch
 from torch import Tensor, nn
 
+from modalscape.engine.core.display import Display
 from modalscape.engine.core.probe import Bars, Probe, Record, Scalar, Snapshot, knob
 from modalscape.engine.maths.curvature.hessian_spectrum import planned, spectrum_in_stages
 from modalscape.engine.maths.curvature.krylov import Loss, twice_differentiable
@@ -68,12 +69,14 @@ class PyHessian(Probe):
         own_seconds = time.perf_counter() - started
         largest = ours.values.abs().argsort(descending=True)[:k]
         values, residuals = ours.values[largest].numpy(), ours.residuals[largest].numpy()
-        labels, draw = np.array([f"λ{i + 1}" for i in range(k)]), {"y": "eigenvalue", "title": TITLE}
+        labels, display = np.array([f"λ{i + 1}" for i in range(k)]), Display(y="eigenvalue", title=TITLE)
         mode = f"{OURS}, {steps} Lanczos steps, largest by magnitude; error: Lanczos residual bound"
         about = {"n": n, "seconds": own_seconds}
-        yield Bars("pyhessian/ours/top", labels, values, residuals, mode=mode, **about, draw=draw)
+        yield Bars("pyhessian/ours/top", labels, values, residuals, mode=mode, **about, display=display)
         mode = f"{OURS}, {steps} Lanczos steps and {probes} products outside them; {ONE}"
-        yield Scalar("pyhessian/ours/trace", ours.trace, ours.trace_error, mode=mode, **about, draw={"y": "trace"})
+        yield Scalar(
+            "pyhessian/ours/trace", ours.trace, ours.trace_error, mode=mode, **about, display=Display(y="trace")
+        )
 
         module = _Module(loss, snap.theta, tally)
         with _own_draws(snap.rng.key("pyhessian"), snap.theta.device):
@@ -90,18 +93,18 @@ class PyHessian(Probe):
 
         loops = f"until two iterates agree to {p.tol:g}, {products} products; it gives no error"
         mode = f"{THEIRS}, power iteration on one batch, largest by magnitude, {loops}"
-        yield Bars("pyhessian/top", labels, theirs, n=n, mode=mode, seconds=eigen_seconds, draw=draw)
-        mode, draw = f"{THEIRS} minus ours; error: our Lanczos residual bound", {"y": "difference"}
+        yield Bars("pyhessian/top", labels, theirs, n=n, mode=mode, seconds=eigen_seconds, display=display)
+        mode, display = f"{THEIRS} minus ours; error: our Lanczos residual bound", Display(y="difference")
         about["seconds"] = eigen_seconds + own_seconds
-        yield Bars("pyhessian/difference", labels, theirs - values, residuals, mode=mode, **about, draw=draw)
+        yield Bars("pyhessian/difference", labels, theirs - values, residuals, mode=mode, **about, display=display)
         mode = f"{THEIRS}, Hutchinson on one batch, until two means agree to {p.tol:g}, {len(samples)} products"
-        about = {"n": n, "seconds": trace_seconds, "draw": {"y": "trace"}}
+        about = {"n": n, "seconds": trace_seconds, "display": Display(y="trace")}
         mean, error = mean_and_error(samples)
         yield Scalar("pyhessian/trace", mean.item(), error.item(), mode=f"{mode}; {ONE}, computed here", **about)
         names = np.array(["PyHessian, eigenvalues", "PyHessian, trace", "ours, both"])
         counts = np.array([products, len(samples), steps + probes])
-        seconds, draw = eigen_seconds + trace_seconds + own_seconds, {"y": "products with the Hessian"}
-        yield Bars("pyhessian/products", names, counts, n=n, mode=f"{THEIRS}; {OURS}", seconds=seconds, draw=draw)
+        seconds, display = eigen_seconds + trace_seconds + own_seconds, Display(y="products with the Hessian")
+        yield Bars("pyhessian/products", names, counts, n=n, mode=f"{THEIRS}; {OURS}", seconds=seconds, display=display)
 
 
 class _Module(nn.Module):

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modalscape.engine.core.display import Display
 from modalscape.engine.core.probe import Matrix, Probe, Record, Scalar, Snapshot, knob
 from modalscape.engine.core.problem import Batch, join, join_batches
 from modalscape.engine.errors import InputError
@@ -74,8 +75,10 @@ class Reconstruction(Probe):
         yield from _scalars("r2", whole, about)
         table = [[pairs.get((target, source), (math.nan, math.nan)) for source in names] for target in names]
         values, errors = np.moveaxis(np.array(table), 2, 0)
-        draw = {"title": "R² of one modality's features from another's", "x": "from", "y": "of", "signed": True}
-        yield Matrix("reconstruction/matrix", np.array(names), np.array(names), values, errors, draw=draw, **about)
+        display = Display(title="R² of one modality's features from another's", x="from", y="of", signed=True)
+        yield Matrix(
+            "reconstruction/matrix", np.array(names), np.array(names), values, errors, display=display, **about
+        )
         if not probe.y.is_floating_point():
             yield from _within(rows, probe.y, batch.y, words)
 
@@ -157,7 +160,7 @@ def _within(rows: _Rows, y: Tensor, new_y: Tensor, words: str) -> Iterator[Recor
 
 def _scalars(key: str, found: Mapping[str, tuple[float, float]], about: dict[str, Any]) -> Iterator[Record]:
     """Yield R² of each modality; none of one whose features are constant."""
-    draw = {"y": "held-out R²", "levels": {"the mean": 0.0}, "within": [-1.0, 1.0]}
+    display = Display(y="held-out R²", levels={"the mean": 0.0}, within=[-1.0, 1.0])
     for m, (value, error) in found.items():
         if math.isfinite(value):
-            yield Scalar(f"reconstruction/{key}/{m}", value, error, draw=draw, **about)
+            yield Scalar(f"reconstruction/{key}/{m}", value, error, display=display, **about)

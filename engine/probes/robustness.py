@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modalscape.engine.core.display import Display
 from modalscape.engine.core.probe import Bars, Curve, Matrix, Probe, Record, Scalar, Snapshot, knob, several
 from modalscape.engine.core.problem import Batch, join_batches
 from modalscape.engine.errors import InputError
@@ -97,25 +98,29 @@ class Robustness(Probe):
             score[kept], error[kept] = robustness.mean_over_rows(hits[None])
         about = {"n": len(batch), "mode": f"{self._mode(scorer)}; {ERROR}"}
         labels = ["+".join(m for m in names if m in kept) for kept in score]
-        draw = {"title": "Score by the modalities present"} | scorer.draw
+        display = Display(title="Score by the modalities present") | scorer.display
         values, errors = np.array(list(score.values())), np.array(list(error.values()))
-        yield Bars("robustness/subsets", np.array(labels), values, errors, draw=draw, **about)
+        yield Bars("robustness/subsets", np.array(labels), values, errors, display=display, **about)
         whole = frozenset(names)
         for m, share in robustness.immunity(score, names).items():
             kept = whole - {m}
-            yield Scalar(f"robustness/without/{m}", score[kept], error[kept], draw=scorer.draw, **about)
-            yield Scalar(f"robustness/immunity/{m}", share, draw={"y": "score without / score with all"}, **about)
-        yield Scalar("robustness/clean", score[whole], error[whole], draw=scorer.draw | {"label": "clean"}, **about)
+            yield Scalar(f"robustness/without/{m}", score[kept], error[kept], display=scorer.display, **about)
+            yield Scalar(
+                f"robustness/immunity/{m}", share, display=Display(y="score without / score with all"), **about
+            )
+        yield Scalar(
+            "robustness/clean", score[whole], error[whole], display=scorer.display | Display(label="clean"), **about
+        )
         worst = min((whole - {m} for m in names), key=score.__getitem__)
-        draw = scorer.draw | {"label": "worst one left out"}
-        yield Scalar("robustness/worst", score[worst], error[worst], draw=draw, **about)
+        display = scorer.display | Display(label="worst one left out")
+        yield Scalar("robustness/worst", score[worst], error[worst], display=display, **about)
         part = {kept: score[kept] for kept in score if kept != whole}
         least, about["mode"] = min(part, key=part.__getitem__), self._mode(scorer)
-        draw = scorer.draw | {"label": "worst subset"}
+        display = scorer.display | Display(label="worst subset")
         how = f"{self._mode(scorer)}; only {'+'.join(m for m in names if m in least)} there; {ERROR}"
-        yield Scalar("robustness/worst_subset", part[least], error[least], n=len(batch), mode=how, draw=draw)
-        draw = scorer.draw | {"label": f"mean of {len(part)} incomplete"}
-        yield Scalar("robustness/incomplete", float(np.mean(list(part.values()))), draw=draw, **about)
+        yield Scalar("robustness/worst_subset", part[least], error[least], n=len(batch), mode=how, display=display)
+        display = scorer.display | Display(label=f"mean of {len(part)} incomplete")
+        yield Scalar("robustness/incomplete", float(np.mean(list(part.values()))), display=display, **about)
         yield Scalar("robustness/dominance_gap", robustness.dominance_gap(score, names), **about)
 
     def _missing(self, snap, batch, clean, blank, scorer) -> Iterator[Record]:
@@ -135,14 +140,14 @@ class Robustness(Probe):
             scores.append(mean)
             errors.append(error)
         mode = f"{self._mode(scorer)}; rule {p.rule}, {p.draws} masks, the same at every step"
-        draw = {"title": "Missing modalities", "x": "realised missing rate"} | scorer.draw
+        display = Display(title="Missing modalities", x="realised missing rate") | scorer.display
         about = {"n": len(batch), "mode": f"{mode}; {ERROR}"}
-        yield Curve("robustness/missing", np.array(rates), np.array(scores), np.array(errors), draw=draw, **about)
+        yield Curve("robustness/missing", np.array(rates), np.array(scores), np.array(errors), display=display, **about)
         about["mode"] = f"missing rates 0 to {rates[-1]:.2g}; {mode}"
         yield from _summary("missing", rates, scores, scorer, about)
-        raw, draw = robustness.area(rates, scores, normalised=False), {"y": f"{scorer.name} × missing rate"}
+        raw, display = robustness.area(rates, scores, normalised=False), Display(y=f"{scorer.name} × missing rate")
         about["mode"] += "; not divided by the range, as most tables have it"
-        yield Scalar("robustness/raw_area/missing", raw, draw=draw, **about)
+        yield Scalar("robustness/raw_area/missing", raw, display=display, **about)
 
     def _crossed(self, snap, batch, clean, blank, scorer, pair: tuple[str, str]) -> Iterator[Record]:
         """Yield the score by the missing rates of two modalities, each lost by itself, the others always there."""
@@ -162,9 +167,11 @@ class Robustness(Probe):
         rest = ", the others always there" if len(clean) > 2 else ""
         how = f"each of the two lost by itself{rest}, {p.draws} masks of each, the same at every step and level"
         mode = f"{self._mode(scorer)}; {how}; {ERROR}"
-        draw = {"title": f"{pair[0]} missing × {pair[1]} missing", "z": scorer.name, "rates": True} | scorer.draw
-        draw |= {"x": f"realised missing rate of {pair[1]}", "y": f"realised rate of {pair[0]}"}
-        yield Matrix(f"robustness/rates/{'+'.join(pair)}", *rates, table, errors, n=len(batch), mode=mode, draw=draw)
+        display = Display(title=f"{pair[0]} missing × {pair[1]} missing", z=scorer.name, rates=True) | scorer.display
+        display |= Display(x=f"realised missing rate of {pair[1]}", y=f"realised rate of {pair[0]}")
+        yield Matrix(
+            f"robustness/rates/{'+'.join(pair)}", *rates, table, errors, n=len(batch), mode=mode, display=display
+        )
 
     def _severity(self, snap, batch, clean, blank, scorer) -> Iterator[Record]:
         """Yield the score against the severity of each modality's corruption, the others clean."""
@@ -184,9 +191,9 @@ class Robustness(Probe):
         about = {"n": len(batch), "mode": f"{mode}; {ERROR}"}
         for m in names:
             scores, errors = (list(column) for column in zip(*found[m], strict=True))
-            draw = {"title": f"Corrupted {m}", "x": "severity", "label": ""} | scorer.draw
+            display = Display(title=f"Corrupted {m}", x="severity", label="") | scorer.display
             name = f"robustness/severity/{m}"
-            yield Curve(name, np.array(levels), np.array(scores), np.array(errors), draw=draw, **about)
+            yield Curve(name, np.array(levels), np.array(scores), np.array(errors), display=display, **about)
             yield from _summary(m, levels, scores, scorer, about | {"mode": mode})
             if late[m]:
                 yield from _against(m, scores, late[m], scorer, about | {"mode": mode})
@@ -295,7 +302,7 @@ class _Scorer:
         self.classes = not batch.y.is_floating_point()
         self.name = "accuracy" if self.classes else "explained variance"
         self.chance = robustness.majority(batch.y) if self.classes else 0.0
-        self.draw = {"y": self.name, "levels": {"chance" if self.classes else "mean": self.chance}}
+        self.display = Display(y=self.name, levels={"chance" if self.classes else "mean": self.chance})
 
     def hits(self, features: dict[str, Tensor]) -> Tensor:
         """Return what the fused prediction is worth in each row, (B,) float64."""
@@ -334,16 +341,16 @@ def _summary(
     name: str, levels: list[float], scores: list[float], scorer: _Scorer, about: dict[str, Any]
 ) -> Iterator[Record]:
     """Yield the normalised area under a curve; the share of a lead over chance that is kept, and where half is."""
-    draw = scorer.draw | {"y": f"mean {scorer.name}"}
-    yield Scalar(f"robustness/area/{name}", robustness.area(levels, scores), draw=draw, **about)
+    display = scorer.display | Display(y=f"mean {scorer.name}")
+    yield Scalar(f"robustness/area/{name}", robustness.area(levels, scores), display=display, **about)
     if scores[0] <= scorer.chance:
         return
     kept = robustness.mean_retention(scores, scorer.chance)
     half = robustness.half_level(levels, scores, scorer.chance)
-    draw = {"y": "share of the lead over chance", "levels": {"": 0.0}}
-    yield Scalar(f"robustness/retention/{name}", kept, draw=draw, **about)
+    display = Display(y="share of the lead over chance", levels={"": 0.0})
+    yield Scalar(f"robustness/retention/{name}", kept, display=display, **about)
     about = about | {"mode": f"{about['mode']}; or the last level"}
-    yield Scalar(f"robustness/half/{name}", half, draw={"y": "level with half the lead over chance"}, **about)
+    yield Scalar(f"robustness/half/{name}", half, display=Display(y="level with half the lead over chance"), **about)
 
 
 def _against(
@@ -352,10 +359,10 @@ def _against(
     """Yield how a curve stands to that of late fusion: the lead beyond the clean one, and the errors' quotient."""
     against = f"against late fusion of the run's own heads; {about['mode']}"
     lead = robustness.effective_robustness(scores, late)
-    draw = {"y": f"lead in {scorer.name}, sum over {len(scores)} levels", "levels": {"late fusion": 0.0}}
+    display = Display(y=f"lead in {scorer.name}, sum over {len(scores)} levels", levels={"late fusion": 0.0})
     how = f"Σ (P - β), β late fusion shifted to the same clean score, {against}"
-    yield Scalar(f"robustness/effective/{name}", lead, n=about["n"], mode=how, draw=draw)
-    draw = {"y": "errors / errors of late fusion", "levels": {"late fusion": 1.0}}
+    yield Scalar(f"robustness/effective/{name}", lead, n=about["n"], mode=how, display=display)
+    display = Display(y="errors / errors of late fusion", levels={"late fusion": 1.0})
     own, other = ([1 - p for p in curve] for curve in (scores, late))
     for path, relative, how in (
         ("corruption_error", False, "Σerr/Σerr"),
@@ -363,4 +370,4 @@ def _against(
     ):
         value = robustness.corruption_error(own, other, relative)
         if math.isfinite(value):
-            yield Scalar(f"robustness/{path}/{name}", value, n=about["n"], mode=f"{how}, {against}", draw=draw)
+            yield Scalar(f"robustness/{path}/{name}", value, n=about["n"], mode=f"{how}, {against}", display=display)

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modalscape.engine.core.display import Display
 from modalscape.engine.core.probe import Bars, Curve, Probe, Record, Scalar, Snapshot, knob
 from modalscape.engine.maths.curvature.hessian_spectrum import planned, spectrum_in_stages
 from modalscape.engine.maths.curvature.sharpness import Ascent, Loss, ascent, average_rise, mean_ascent
@@ -27,8 +28,8 @@ from modalscape.engine.maths.progress import Tally
 LOSS = "training loss, no method active"
 GAIN = "error: what the last step still added"
 SAMPLED = "error: one standard error"
-RISE = {"y": "rise of the loss"}
-EXPECTED = RISE | {"role": "expected"}
+RISE = Display(y="rise of the loss")
+EXPECTED = RISE | Display(role="expected")
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Sharpness(Probe):
                 n=len(snap.problem.probe_batch()),
                 mode=f"{self._worst()}, moving one part alone; {GAIN}",
                 seconds=sum(sam.seconds for sam in found.values()),
-                draw=RISE | {"title": "SAM sharpness of each part", "x": "part"},
+                display=RISE | Display(title="SAM sharpness of each part", x="part"),
             )
 
     def _planned(self, snap: Snapshot, parts: int) -> int:
@@ -106,7 +107,7 @@ class Sharpness(Probe):
 
     def _scalar(self, snap: Snapshot, part: str, name: str, climbed: Climbed, mode: str) -> Scalar:
         path = f"sharpness/{part}/{name}" if part else f"sharpness/{name}"
-        about = {"n": len(snap.problem.probe_batch()), "mode": mode, "seconds": climbed.seconds, "draw": RISE}
+        about = {"n": len(snap.problem.probe_batch()), "mode": mode, "seconds": climbed.seconds, "display": RISE}
         return Scalar(path, climbed.found.rise, climbed.found.gain, **about)
 
     def _stretched(self, snap: Snapshot, part: str, tally: Tally) -> Scalar:
@@ -130,7 +131,7 @@ class Sharpness(Probe):
             n=len(snap.problem.probe_batch()),
             mode=f"{LOSS}, {how}",
             seconds=seconds,
-            draw=RISE,
+            display=RISE,
         )
 
     def _search(self, snap: Snapshot, sam: Climbed) -> Iterator[Record]:
@@ -143,7 +144,7 @@ class Sharpness(Probe):
             n=n,
             mode=mode,
             seconds=sam.seconds,
-            draw=RISE | {"label": "one step"},
+            display=RISE | Display(label="one step"),
         )
         yield Curve(
             "sharpness/ascent",
@@ -152,7 +153,7 @@ class Sharpness(Probe):
             n=n,
             mode=f"{self._worst()}, {_moved('')}",
             seconds=sam.seconds,
-            draw=RISE | {"title": "The search for the highest point", "x": "step of the search"},
+            display=RISE | Display(title="The search for the highest point", x="step of the search"),
         )
 
     def _quadratic(self, snap: Snapshot, sam: Ascent, tally: Tally) -> Iterator[Record]:
@@ -173,11 +174,15 @@ class Sharpness(Probe):
             ("curvature", "ρ²λ₁/2", half * top),
             ("bound", "ρ‖∇L‖ + ρ²λ₁/2", slope + half * top),
         ):
-            draw = EXPECTED | {"label": label}
-            yield Scalar(f"sharpness/sam_{name}", height, half * bound, mode=mode, **about, draw=draw)
-        half, mode, draw = p.sigma**2 / 2, f"{words}, σ = {p.sigma:g}; {SAMPLED}", EXPECTED | {"label": "σ² tr/2"}
+            display = EXPECTED | Display(label=label)
+            yield Scalar(f"sharpness/sam_{name}", height, half * bound, mode=mode, **about, display=display)
+        half, mode, display = (
+            p.sigma**2 / 2,
+            f"{words}, σ = {p.sigma:g}; {SAMPLED}",
+            EXPECTED | Display(label="σ² tr/2"),
+        )
         error = half * found.trace_error
-        yield Scalar("sharpness/average_trace", half * found.trace, error, mode=mode, **about, draw=draw)
+        yield Scalar("sharpness/average_trace", half * found.trace, error, mode=mode, **about, display=display)
 
     def _micro(self, snap: Snapshot, whole: Ascent, tally: Tally) -> Iterator[Record]:
         """Yield m-sharpness: its value at the smallest m, and its growth as m falls from all rows."""
@@ -201,7 +206,7 @@ class Sharpness(Probe):
                     n=m * found.count,
                     mode=f"{self._worst()}, mean over {found.count} micro-batches of m = {m} rows; {SAMPLED}",
                     seconds=seconds,
-                    draw=RISE,
+                    display=RISE,
                 )
         if sizes[-1] < n:
             sizes, values, errors = [*sizes, n], [*values, whole.rise], [*errors, 0.0]
@@ -213,7 +218,7 @@ class Sharpness(Probe):
             n=n,
             mode=f"{self._worst()}, mean over the micro-batches; {SAMPLED}",
             seconds=seconds,
-            draw=RISE | {"title": "m-sharpness", "x": "rows m of a micro-batch", "xlog": True},
+            display=RISE | Display(title="m-sharpness", x="rows m of a micro-batch", xlog=True),
         )
 
     def _sizes(self, n: int) -> list[int]:

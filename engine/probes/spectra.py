@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modalscape.engine.core.display import Display
 from modalscape.engine.core.probe import Curve, Probe, Record, Scalar, Snapshot, knob
 from modalscape.engine.core.problem import Batch
 from modalscape.engine.core.step import View
@@ -104,13 +105,13 @@ class Spectra(Probe):
         how = f"features, {n} wide" + (", rows at length 1" if self.params.unit else "")
         how += ", mean row taken away" if centre else ", with their mean"
         about = {"n": m, "mode": how, "seconds": time.perf_counter() - started}
-        yield _curve(f"{base}/singular", found.values, {"label": "clean"}, about)
+        yield _curve(f"{base}/singular", found.values, Display(label="clean"), about)
         # An i.i.d. matrix of the same energy: what the spectrum would be if the features said nothing.
         level = math.sqrt(float(found.values.square().sum()) / ((m - centre) * n))
         yield _curve(
             f"{base}/random",
             level * maths.random_values(m - centre, n)[: len(found.values)],
-            {"label": "i.i.d., same energy"},
+            Display(label="i.i.d., same energy"),
             about,
         )
         yield from _numbers(base, found.values, about)
@@ -122,7 +123,7 @@ class Spectra(Probe):
             yield from self._change(base, x, self._framed(changed), found, centre, how, _drawer(snap))
 
     def _change(
-        self, base: str, x: Tensor, changed: Tensor, found: noise.Directions, centre: bool, how: str, draw: Callable
+        self, base: str, x: Tensor, changed: Tensor, found: noise.Directions, centre: bool, how: str, display: Callable
     ) -> Iterator[Record]:
         """Yield what methods make of features (m, n) with known directions, and what their change is like."""
         started = time.perf_counter()
@@ -132,38 +133,38 @@ class Spectra(Probe):
         delta = math.sqrt(float(added.square().sum()) / (rows * n))
         limits = {"edge": noise.edge(delta, rows, n), "threshold": noise.threshold(delta, rows, n)}
         about = {"n": len(x), "mode": f"{how}; one draw", "seconds": time.perf_counter() - started}
-        yield _curve(f"{base}/changed/singular", after.values, {"label": "changed", "limits": limits}, about)
+        yield _curve(f"{base}/changed/singular", after.values, Display(label="changed", limits=limits), about)
         yield from _numbers(f"{base}/changed", after.values, about)
         if delta == 0.0:  # all rows moved alike, and the mean is taken away
             return
         words = f"{how}; in quadrature: √(σ² + energy of the change along the direction)"
         total = (found.values.square() + along).sqrt()
-        yield _curve(f"{base}/expected", total, {"label": "√(clean² + change²)"}, about | {"mode": words})
+        yield _curve(f"{base}/expected", total, Display(label="√(clean² + change²)"), about | {"mode": words})
         told = {"noise_level": delta} | limits
         told["hidden"] = float((found.values < limits["threshold"]).double().mean())
         for key, value in told.items():
             yield Scalar(f"{base}/{key}", value, **about | {"mode": f"{_LIMITS[key]}; {how}; one draw"})
         own = maths.singular_values(added.to(changed.dtype))
-        yield _curve(f"{base}/noise", own, {"label": "the change alone"}, about)
+        yield _curve(f"{base}/noise", own, Display(label="the change alone"), about)
         started, values = time.perf_counter(), []
         for i in tracked(range(self.params.draws), "draws"):
-            values.append(maths.with_noise(x, delta, draw(f"{base}/{i}", x), centre=centre))
+            values.append(maths.with_noise(x, delta, display(f"{base}/{i}", x), centre=centre))
         mean, error = mean_and_error(torch.stack(values))
         words = f"{how}; {len(values)} draws of i.i.d. noise of the same energy instead; one standard error"
         alike = about | {"mode": words, "seconds": time.perf_counter() - started}
-        yield _curve(f"{base}/instead", mean, {"label": "had it been i.i.d. noise"}, alike, error)
+        yield _curve(f"{base}/instead", mean, Display(label="had it been i.i.d. noise"), alike, error)
         kept = maths.kept(found, after)
-        place, axes = np.arange(1, len(kept) + 1), {"x": "leading directions", "y": "share kept", "range": [0, 1.02]}
+        place, axes = np.arange(1, len(kept) + 1), Display(x="leading directions", y="share kept", range=[0, 1.02])
         words = about | {"mode": f"{how}; mean squared cosine of clean and changed leading directions; one draw"}
-        yield Curve(f"{base}/kept", place, _array(kept), draw=axes, **words)
-        yield Curve(f"{base}/kept_by_chance", place, place / n, draw=axes | {"label": "by chance"}, **words)
+        yield Curve(f"{base}/kept", place, _array(kept), display=axes, **words)
+        yield Curve(f"{base}/kept_by_chance", place, place / n, display=axes | Display(label="by chance"), **words)
         held = (found.values > 0) & (along > 0)
         if held.any():
-            snr, draw = found.values[held].square() / along[held], {"xlog": True, "ylog": True}
+            snr, display = found.values[held].square() / along[held], Display(xlog=True, ylog=True)
             slope, error = noise.slope(found.values[held], snr)
-            draw |= {"x": "singular value", "y": "SNR"}
-            draw |= {"label": f"slope {slope:.2f} ± {error:.2f}"} if math.isfinite(slope) else {}
-            yield Curve(f"{base}/snr", _array(found.values[held]), _array(snr), draw=draw, **about)
+            display |= Display(x="singular value", y="SNR")
+            display |= Display(label=f"slope {slope:.2f} ± {error:.2f}" if math.isfinite(slope) else None)
+            yield Curve(f"{base}/snr", _array(found.values[held]), _array(snr), display=display, **about)
             if math.isfinite(slope):
                 words = "log-log slope of SNR on σ, one standard error; 2 for noise alike in all directions, 0 for ∝ σ"
                 yield Scalar(f"{base}/snr_slope", slope, error, **about | {"mode": f"{words}; {how}; one draw"})
@@ -184,8 +185,10 @@ class Spectra(Probe):
             found = maths.canonical(spans[a], spans[b])
             mode = f"{p} of {a} with {q} directions of {b}, which hold {self.params.share:g} of the energy; centred"
             about = {"n": len(batch), "mode": mode, "seconds": time.perf_counter() - started}
-            draw = {"x": "rank", "y": "canonical correlation", "range": [0, 1.02], "limits": {"chance": limit}}
-            yield Curve(f"spectra/canonical/{name}", np.arange(1, len(found) + 1), _array(found), draw=draw, **about)
+            display = Display(x="rank", y="canonical correlation", range=[0, 1.02], limits={"chance": limit})
+            yield Curve(
+                f"spectra/canonical/{name}", np.arange(1, len(found) + 1), _array(found), display=display, **about
+            )
             words = "canonical correlations above the largest of unrelated features"
             count = float((found > limit).sum())
             yield Scalar(f"spectra/shared/{name}", count, **about | {"mode": f"{words}; {mode}"})
@@ -205,10 +208,10 @@ class Spectra(Probe):
             limit = noise.edge(deviation, m, n)
             mode = f"weights {name} as {m} × {n}"
             about = {"mode": mode, "seconds": time.perf_counter() - started}
-            draw = {"label": "weights", "limits": {"edge of i.i.d.": limit}}
-            yield _curve(f"spectra/weights/{where}", values, draw, about)
-            draw = {"label": "i.i.d., same variance"}
-            yield _curve(f"spectra/weights_random/{where}", deviation * maths.random_values(m, n), draw, about)
+            display = Display(label="weights", limits={"edge of i.i.d.": limit})
+            yield _curve(f"spectra/weights/{where}", values, display, about)
+            display = Display(label="i.i.d., same variance")
+            yield _curve(f"spectra/weights_random/{where}", deviation * maths.random_values(m, n), display, about)
             told = {
                 "stable_rank": (maths.sizes(values)["stable_rank"], maths.SIZES["stable_rank"]),
                 "largest": (float(values[0]), "σ₁"),
@@ -277,9 +280,9 @@ def _compared(snap: Snapshot, batch: Batch) -> set[str]:
     return set(snap.problem.objectives(snap.theta, snap.problem.encode(snap.theta, few), few)[0])
 
 
-def _curve(name: str, values: Tensor, draw: dict, about: dict, error: Tensor | None = None) -> Curve:
-    axes, place = {"x": "direction", "y": "singular value", "ylog": True}, np.arange(1, len(values) + 1)
-    return Curve(name, place, _array(values), None if error is None else _array(error), draw=axes | draw, **about)
+def _curve(name: str, values: Tensor, display: Display, about: dict, error: Tensor | None = None) -> Curve:
+    axes, place = Display(x="direction", y="singular value", ylog=True), np.arange(1, len(values) + 1)
+    return Curve(name, place, _array(values), None if error is None else _array(error), display=axes | display, **about)
 
 
 def _numbers(base: str, values: Tensor, about: dict) -> Iterator[Record]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from modalscape.engine.core.display import Display
 from modalscape.engine.core.probe import Probe, Record, Scalar, Snapshot, knob
 from modalscape.engine.errors import InputError
 from modalscape.engine.maths.curvature.batch_chunks import cut
@@ -70,18 +71,18 @@ class Stability(Probe):
             top,
             residual,
             **about.bound(),
-            draw={"title": "λ<sub>max</sub> as the optimiser sees it", "y": _TOP, "label": _TOP},
+            display=Display(title="λ<sub>max</sub> as the optimiser sees it", y=_TOP, label=_TOP),
         )
         yield Scalar(
             "stability/edge",
             edge,
             mode=f"largest λ at which {name} is stable on a quadratic, without noise",
-            draw={"title": "Edge of stability", "y": "λ", "label": f"edge of {name}", "role": "limit"},
+            display=Display(title="Edge of stability", y="λ", label=f"edge of {name}", role="limit"),
         )
         yield Scalar(
             "stability/ratio",
             top / edge,
             residual / edge,
             **about.bound(),
-            draw={"title": "Sharpness over the edge of stability", "y": f"{_TOP} / edge"},
+            display=Display(title="Sharpness over the edge of stability", y=f"{_TOP} / edge"),
         )

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modalscape.engine.core.display import Display
 from modalscape.engine.core.layout import Layout
 from modalscape.engine.core.probe import Bars, Curve, Probe, Record, Scalar, Snapshot, knob
 from modalscape.engine.maths.landscape.directions import Principal, principal_pair
@@ -66,12 +67,7 @@ class Trajectory(Probe):
                 n=n,
                 mode=f"{whose(name)} at the points themselves, no method active",
                 seconds=seconds,
-                draw={
-                    "title": "True losses along the path",
-                    "x": "step",
-                    "y": "loss",
-                    "label": "" if name else "joint",
-                },
+                display=Display(title="True losses along the path", x="step", y="loss", label="" if name else "joint"),
             )
         yield from _shape(plane, steps, who)
         yield from _lengths(path, steps, snap.problem.layout)
@@ -87,14 +83,18 @@ def _path(plane: Principal, steps: np.ndarray, losses: np.ndarray, who: str, n: 
         n=n,
         mode=f"{who}; the plane holds {first:.0f} % + {second:.0f} % of the squared distances from the last; {WALK}",
         seconds=seconds,
-        draw={
-            "title": "The path in its principal plane",
-            "x": f"first principal component ({first:.0f} %)",
-            "y": f"second principal component ({second:.0f} %)",
-            "step": steps.tolist(),
-            "loss": losses.tolist(),
-            "off": plane.off_plane.tolist(),
-        },
+        display=Display(
+            title="The path in its principal plane",
+            x=f"first principal component ({first:.0f} %)",
+            y=f"second principal component ({second:.0f} %)",
+            path={
+                "x": x.tolist(),
+                "y": y.tolist(),
+                "step": steps.tolist(),
+                "loss": losses.tolist(),
+                "off": plane.off_plane.tolist(),
+            },
+        ),
     )
 
 
@@ -105,7 +105,7 @@ def _shape(plane: Principal, steps: np.ndarray, who: str) -> Iterator[Record]:
         steps[:-1],
         plane.off_plane[:-1].cpu().numpy(),
         mode=f"{who}; distance from the last point",
-        draw={"title": "What the plane leaves out", "x": "step", "y": "share of the distance off the plane"},
+        display=Display(title="What the plane leaves out", x="step", y="share of the distance off the plane"),
     )
     shares = plane.shares[:SHOWN].cpu().numpy()
     yield Bars(
@@ -113,7 +113,7 @@ def _shape(plane: Principal, steps: np.ndarray, who: str) -> Iterator[Record]:
         np.array([f"PC{i + 1}" for i in range(len(shares))]),
         shares,
         mode=f"{who}; {WALK}",
-        draw={"title": "Explained share, which proves nothing", "y": "share of the squared distances"},
+        display=Display(title="Explained share, which proves nothing", y="share of the squared distances"),
     )
 
 
@@ -122,19 +122,19 @@ def _lengths(path: Tensor, steps: np.ndarray, layout: Layout) -> Iterator[Record
     for part, piece in {"": path, **layout.split(path)}.items():
         away = torch.linalg.vector_norm(piece - piece[0], dim=1, dtype=torch.float64).cpu().numpy()
         moved = torch.linalg.vector_norm(piece[1:] - piece[:-1], dim=1, dtype=torch.float64).cpu().numpy()
-        tail, of, label = (f"/{part}", part, {}) if part else ("", "all parameters", {"label": "all"})
+        tail, of, label = (f"/{part}", part, Display()) if part else ("", "all parameters", Display(label="all"))
         yield Curve(
             f"trajectory/distance{tail}",
             steps,
             away,
             mode=f"Euclidean, {of}",
-            draw={"title": "Distance from the start", "x": "step", "y": "distance from the start"} | label,
+            display=Display(title="Distance from the start", x="step", y="distance from the start") | label,
         )
         yield Curve(
             f"trajectory/update{tail}",
             steps[1:],
             moved / np.diff(steps),
             mode=f"net movement between kept points over the steps between, {of}",
-            draw={"title": "Length of the net update", "x": "step", "y": "distance a step", "ylog": True} | label,
+            display=Display(title="Length of the net update", x="step", y="distance a step", ylog=True) | label,
         )
         yield Scalar(f"trajectory/from_start{tail}", float(away[-1]), mode=f"Euclidean, {of}")

@@ -9,38 +9,39 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modalscape.engine.core.display import Display
 from modalscape.engine.core.needs import PATIENCE
 from modalscape.engine.core.records import Bars, Matrix, Record, Scalar
 from modalscape.engine.maths.gradients.angles import cosine
 from modalscape.engine.maths.gradients.calibration import Choices, Found, gains
 
-_PANELS: dict[str, dict[str, Any]] = {
-    "weight": {"panel": "Weight of each loss", "place": 1},
-    "precision": {
-        "panel": "Precision of each loss's gradient",
-        "place": 2,
-        "note": "Median; the band is as wide as 5 % to 95 % lie apart. A saturated row is precise, but about nothing.",
-    },
-    "cosine_to_sum": {
-        "panel": "Calibrated beside plain: direction",
-        "place": 3,
-        "levels": {"same direction": 1.0},
-        "note": "Where the cosine stays at 1, calibration changes nothing but the length.",
-    },
-    "norm_ratio": {"panel": "Calibrated beside plain: length", "place": 4, "levels": {"as long": 1.0}},
-    "gain": {
-        "panel": "Calibrated beside plain: sensitive coordinates",
-        "place": 4.5,
-        "levels": {"as all": 1.0},
-        "note": "Length over the losses', beside that of all coordinates; a quarter each, by variance over mean².",
-    },
-    "sign_disagreement": {"panel": "Do the losses contradict each other?", "place": 5, "label": "signs differ"},
-    "uncertainty": {"panel": "Uncertainty of each opinion", "place": 6},
-    "fused_uncertainty": {"panel": "Uncertainty of the fused opinion", "place": 6.5},
+_PANELS: dict[str, Display] = {
+    "weight": Display(panel="Weight of each loss", place=1),
+    "precision": Display(
+        panel="Precision of each loss's gradient",
+        place=2,
+        note="Median; the band is as wide as 5 % to 95 % lie apart. A saturated row is precise, but about nothing.",
+    ),
+    "cosine_to_sum": Display(
+        panel="Calibrated beside plain: direction",
+        place=3,
+        levels={"same direction": 1.0},
+        note="Where the cosine stays at 1, calibration changes nothing but the length.",
+    ),
+    "norm_ratio": Display(panel="Calibrated beside plain: length", place=4, levels={"as long": 1.0}),
+    "gain": Display(
+        panel="Calibrated beside plain: sensitive coordinates",
+        place=4.5,
+        levels={"as all": 1.0},
+        note="Length over the losses', beside that of all coordinates; a quarter each, by variance over mean².",
+    ),
+    "sign_disagreement": Display(panel="Do the losses contradict each other?", place=5, label="signs differ"),
+    "uncertainty": Display(panel="Uncertainty of each opinion", place=6),
+    "fused_uncertainty": Display(panel="Uncertainty of the fused opinion", place=6.5),
 }
 """Quantity to the chart that it shares; other quantities have charts of their own, folded."""
 
-_CONFLICT = _PANELS["sign_disagreement"] | {"label": "conflict mass", "role": "limit"}
+_CONFLICT = _PANELS["sign_disagreement"] | Display(label="conflict mass", role="limit")
 
 
 def unweighed(params: Any, state: Mapping[str, Any], wanted: tuple[bool, ...], view: Any) -> str:
@@ -105,26 +106,26 @@ def summaries(prefix: str, modality: str, found: Found, mode: str, choices: Choi
     numbers = torch.stack([value.double() for value, _, _ in whole.values()]).tolist()
     n, equal = len(plain), 1 / len(found.sources)
     notes = {
-        "weight": {
-            "levels": {"equal": equal},
-            "note": f"{READING_NOTES[reading]} No band: a plain mean of the losses.",
-        },
-        "sign_disagreement": {} if heeded else {"note": f"There is no conflict mass in reading {reading}."},
-        "conflict": _CONFLICT if heeded else {},
+        "weight": Display(
+            levels={"equal": equal}, note=f"{READING_NOTES[reading]} No band: a plain mean of the losses."
+        ),
+        "sign_disagreement": Display() if heeded else Display(note=f"There is no conflict mass in reading {reading}."),
+        "conflict": _CONFLICT if heeded else Display(),
     }
     for (name, (_, what, axis)), values in zip(single.items(), table[: len(single)], strict=True):
         for k, source in enumerate(found.sources):
-            draw = {"y": axis} | _PANELS.get(name, {}) | notes.get(name, {}) | {"label": _label(modality, source)}
+            display = Display(y=axis) | _PANELS.get(name, Display()) | notes.get(name, Display())
+            display |= Display(label=_label(modality, source))
             error = errors[name][k] if name in errors else None
             path = f"{prefix}/{name}/{modality}/{source}"
-            yield Scalar(path, values[k], error, n=n, mode=f"{what}; {mode}", draw=draw)
+            yield Scalar(path, values[k], error, n=n, mode=f"{what}; {mode}", display=display)
     for (name, (_, what, axis)), value in zip(whole.items(), numbers, strict=True):
-        draw = {"y": axis} | _PANELS.get(name, {}) | notes.get(name, {})
-        yield Scalar(f"{prefix}/{name}/{modality}", value, n=n, mode=f"{what}; {mode}", draw=draw)
+        display = Display(y=axis) | _PANELS.get(name, Display()) | notes.get(name, Display())
+        yield Scalar(f"{prefix}/{name}/{modality}", value, n=n, mode=f"{what}; {mode}", display=display)
     for kind, value in zip(("insensitive", "sensitive"), gains(found).tolist(), strict=True):
         what = f"length over that of the losses' gradients, the {kind} quarter of coordinates beside all of them"
-        draw = {"y": "ratio", "label": f"{modality}, {kind}"} | _PANELS["gain"]
-        yield Scalar(f"{prefix}/gain/{modality}/{kind}", value, n=n, mode=f"{what}; {mode}", draw=draw)
+        display = Display(y="ratio", label=f"{modality}, {kind}") | _PANELS["gain"]
+        yield Scalar(f"{prefix}/gain/{modality}/{kind}", value, n=n, mode=f"{what}; {mode}", display=display)
 
 
 def precision_map(prefix: str, modality: str, found: Found, mode: str) -> Matrix:
@@ -132,9 +133,9 @@ def precision_map(prefix: str, modality: str, found: Found, mode: str) -> Matrix
     logs = found.precision.log10().mean(1)
     order = logs[0].argsort(descending=True)
     title = f"Precision by coordinate: {modality}"
-    draw = {"panel": title, "place": 7, "note": "log10, mean over the rows; sorted by the first row."}
+    display = Display(panel=title, place=7, note="log10, mean over the rows; sorted by the first row.")
     return _map(
-        f"{prefix}/precision_map/{modality}", found, logs[:, order], f"mean log10 precision; {mode}", order, draw
+        f"{prefix}/precision_map/{modality}", found, logs[:, order], f"mean log10 precision; {mode}", order, display
     )
 
 
@@ -154,7 +155,9 @@ def maps(prefix: str, modality: str, found: Found, mode: str) -> Iterator[Record
     labels = np.array([str(i) for i in range(m.mean.shape[2])])
     values = c.conflict.mean(0).double().cpu().numpy()
     what = f"mean conflict of a coordinate; {mode}"
-    yield Bars(f"{prefix}/conflict_map/{modality}", labels, values, n=m.mean.shape[1], mode=what, draw={"title": what})
+    yield Bars(
+        f"{prefix}/conflict_map/{modality}", labels, values, n=m.mean.shape[1], mode=what, display=Display(title=what)
+    )
 
 
 def _whole(found: Found) -> dict[str, tuple[Tensor, str, str]]:
@@ -184,13 +187,17 @@ def _whole(found: Found) -> dict[str, tuple[Tensor, str, str]]:
 
 
 def _map(
-    name: str, found: Found, values: Tensor, what: str, order: Tensor | None = None, asked: dict[str, Any] | None = None
+    name: str, found: Found, values: Tensor, what: str, order: Tensor | None = None, asked: Display | None = None
 ) -> Matrix:
     places = range(values.shape[1]) if order is None else order.tolist()
     cols = np.array([str(i) for i in places])
-    draw = {"title": what.split(";")[0].capitalize(), "x": "coordinate of the features", "y": "source"} | (asked or {})
+    display = Display(title=what.split(";")[0].capitalize(), x="coordinate of the features", y="source") | (
+        asked or Display()
+    )
     values = values.double().cpu().numpy()
-    return Matrix(name, np.array(found.sources), cols, values, n=found.moments.mean.shape[1], mode=what, draw=draw)
+    return Matrix(
+        name, np.array(found.sources), cols, values, n=found.moments.mean.shape[1], mode=what, display=display
+    )
 
 
 def _label(modality: str, source: str) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modalscape.engine.core.display import Display
 from modalscape.engine.core.layout import Layout
 from modalscape.engine.core.records import Bars, Matrix, Record, Scalar
 from modalscape.engine.maths.gradients import noise_scale as maths
@@ -52,13 +53,13 @@ def directions(found: Gradients) -> Iterator[Record]:
     whole, layout = found.whole(), found.layout
     about = {"n": found.rows, "mode": _HOW}
     norms = torch.stack([layout.norms(row) for row in whole]).double().cpu().numpy()
-    names, draw = np.array(found.names), {"title": "Gradient norm", "log": True, "x": "on", "y": "of the loss"}
-    yield Matrix("evidence/grad_norm", names, np.array(list(layout.slices)), norms, **about, draw=draw)
+    names, display = np.array(found.names), Display(title="Gradient norm", log=True, x="on", y="of the loss")
+    yield Matrix("evidence/grad_norm", names, np.array(list(layout.slices)), norms, **about, display=display)
     by_layer = maths.grams(layout, whole, found.layer)
-    draw = {"title": "Cosine of two losses' gradients", "signed": True}
+    display = Display(title="Cosine of two losses' gradients", signed=True)
     mode = f"{_HOW}; empty where two have no parameter in common"
     together = _blank(maths.cosines(sum(by_layer.values())), list(by_layer.values()))
-    yield Matrix("evidence/cosines", names, names, together, n=found.rows, mode=mode, draw=draw)
+    yield Matrix("evidence/cosines", names, names, together, n=found.rows, mode=mode, display=display)
     for modality in found.modalities:
         yield from _conflict(found, modality, whole)
 
@@ -73,16 +74,16 @@ def _conflict(found: Gradients, modality: str, whole: Tensor) -> Iterator[Record
     left = [float(smallest_cosine(columns(found.whole(without=i), where))) for i in range(count)]
     error = maths.jackknife(left)
     mode = "smallest cosine of two losses' gradients on the encoder; one standard error, by jackknife"
-    draw = {"y": "cosine"}
+    display = Display(y="cosine")
     finite = error if math.isfinite(error) else None
-    yield Scalar(f"evidence/cosine/{modality}", float(cosine), finite, n=found.rows, mode=mode, draw=draw)
+    yield Scalar(f"evidence/cosine/{modality}", float(cosine), finite, n=found.rows, mode=mode, display=display)
     against = [bool(smallest_cosine(columns(piece, where)) < 0) for piece in found.pieces]
     rate = sum(against) / count
     mode = (
         f"share of {count} mini-batches of {found.sizes[0]} with a negative cosine on the encoder; one standard error"
     )
     error = math.sqrt(rate * (1 - rate) / count)
-    yield Scalar(f"evidence/conflict_rate/{modality}", rate, error, n=count, mode=mode, draw={"y": "share"})
+    yield Scalar(f"evidence/conflict_rate/{modality}", rate, error, n=count, mode=mode, display=Display(y="share"))
 
 
 def layers(found: Gradients) -> Iterator[Record]:
@@ -91,16 +92,16 @@ def layers(found: Gradients) -> Iterator[Record]:
     about = {"n": found.rows, "mode": f"{_HOW}; weights and biases together"}
     labels, names = np.array(list(by_layer)), np.array(found.names)
     norms = torch.stack([gram.diagonal().sqrt() for gram in by_layer.values()]).cpu().numpy()
-    draw = {"title": "Gradient norm by layer", "log": True, "x": "of the loss"}
-    yield Matrix("evidence/layer_norm", labels, names, norms, **about, draw=draw)
+    display = Display(title="Gradient norm by layer", log=True, x="of the loss")
+    yield Matrix("evidence/layer_norm", labels, names, norms, **about, display=display)
     pairs = list(combinations(range(len(names)), 2))
     table = {name: maths.cosines(gram).cpu().numpy() for name, gram in by_layer.items()}
     values = np.array([[cosine[i, j] for i, j in pairs] for cosine in table.values()]).reshape(len(table), len(pairs))
     kept, met = np.isfinite(values).any(1), np.isfinite(values).any(0)
     if kept.any():
         cols = np.array([f"{names[i]}, {names[j]}" for i, j in pairs])
-        draw = {"title": "Cosine of two losses' gradients by layer", "signed": True}
-        yield Matrix("evidence/layer_cosine", labels[kept], cols[met], values[kept][:, met], **about, draw=draw)
+        display = Display(title="Cosine of two losses' gradients by layer", signed=True)
+        yield Matrix("evidence/layer_cosine", labels[kept], cols[met], values[kept][:, met], **about, display=display)
 
 
 def noise(found: Gradients) -> Iterator[Record]:
@@ -116,19 +117,19 @@ def noise(found: Gradients) -> Iterator[Record]:
         part = name.partition("/")[0]
         parts[part] = parts[part] + gram if part in parts else gram
     how = f"tr(Σ)/‖G‖² of the training loss from {len(held)} mini-batches of {size}; one standard error, by jackknife"
-    draw = {"y": "rows", "ylog": True}
+    display = Display(y="rows", ylog=True)
     for part, gram in {"network": sum(parts.values()), **parts}.items():
         value, error = maths.noise_scale(gram, size)
         if math.isfinite(value):
             known = error if math.isfinite(error) else None
-            yield Scalar(f"evidence/noise_scale/{part}", value, known, n=rows, mode=how, draw=draw)
+            yield Scalar(f"evidence/noise_scale/{part}", value, known, n=rows, mode=how, display=display)
         value, error = maths.mean_cosine(gram)
         if math.isfinite(value):
             known = error if math.isfinite(error) else None
             mode = (
                 f"mean cosine of the gradients of {len(held)} mini-batches of {size}; one standard error, by jackknife"
             )
-            yield Scalar(f"evidence/batch_cosine/{part}", value, known, n=rows, mode=mode, draw={"y": "cosine"})
+            yield Scalar(f"evidence/batch_cosine/{part}", value, known, n=rows, mode=mode, display=Display(y="cosine"))
     scales = {name: maths.noise_scale(gram, size) for name, gram in by_layer.items()}
     clear = {name: found for name, found in scales.items() if math.isfinite(found[0])}
     if clear:
@@ -137,8 +138,8 @@ def noise(found: Gradients) -> Iterator[Record]:
             f"; left out: {lost} of {len(scales)} layers, whose mean gradient drowns in its noise" if lost else ""
         )
         values, errors = np.array(list(clear.values())).T
-        draw = {"title": "Noise scale by layer", "y": "rows", "ylog": True, "tall": True}
-        yield Bars("evidence/noise_by_layer", np.array(list(clear)), values, errors, n=rows, mode=mode, draw=draw)
+        display = Display(title="Noise scale by layer", y="rows", ylog=True, tall=True)
+        yield Bars("evidence/noise_by_layer", np.array(list(clear)), values, errors, n=rows, mode=mode, display=display)
 
 
 def _blank(cosines: Tensor, by_layer: Sequence[Tensor]) -> np.ndarray:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from modalscape.engine.core.display import Display
 from modalscape.engine.core.records import Record, Scalar
 
 
@@ -29,13 +30,15 @@ def motion(
     for m, grad in grads.items():
         size = torch.linalg.vector_norm(weights[m]).item()
         drift = torch.linalg.vector_norm(weights[m] - first[m]).item()
-        draw = {"y": "‖w - w₀‖"}
-        yield Scalar(f"{prefix}/drift/{m}", drift, mode="distance of the weights from the run's first", draw=draw)
+        display = Display(y="‖w - w₀‖")
+        yield Scalar(f"{prefix}/drift/{m}", drift, mode="distance of the weights from the run's first", display=display)
         if size > 0:
             mode = f"‖g‖²/‖w‖², the term of the conditional learning speed; {how}"
             speed = (torch.linalg.vector_norm(grad).item() / size) ** 2
-            yield Scalar(f"{prefix}/learning_speed/{m}", speed, n=n, mode=mode, draw={"y": "‖g‖²/‖w‖²", "ylog": True})
+            yield Scalar(
+                f"{prefix}/learning_speed/{m}", speed, n=n, mode=mode, display=Display(y="‖g‖²/‖w‖²", ylog=True)
+            )
         if moved is not None and size > 0:
             value = torch.linalg.vector_norm(moved[m]).item() / size
-            draw = {"y": "‖Δw‖/‖w‖", "ylog": True}
-            yield Scalar(f"{prefix}/relative_update/{m}", value, mode="‖Δw‖/‖w‖ of the last step", draw=draw)
+            display = Display(y="‖Δw‖/‖w‖", ylog=True)
+            yield Scalar(f"{prefix}/relative_update/{m}", value, mode="‖Δw‖/‖w‖ of the last step", display=display)

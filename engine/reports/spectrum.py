@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from modalscape.engine.core.display import Display
 from modalscape.engine.core.records import Bars, Curve, Matrix, Record, Scalar
 from modalscape.engine.maths.curvature.deflated_trace import Coupling
 from modalscape.engine.maths.curvature.hessian_spectrum import Spectrum
@@ -37,8 +38,10 @@ class About:
 
 def largest(found: Spectrum, path: str, about: About) -> Scalar:
     """Return λ_max under `path`."""
-    draw = {"y": "λ<sub>max</sub>"}
-    return Scalar(f"{path}/lambda_max", found.values[0].item(), found.residuals[0].item(), **about.bound(), draw=draw)
+    display = Display(y="λ<sub>max</sub>")
+    return Scalar(
+        f"{path}/lambda_max", found.values[0].item(), found.residuals[0].item(), **about.bound(), display=display
+    )
 
 
 def eigenvalues(found: Spectrum, path: str, size: int, about: About) -> Iterator[Record]:
@@ -48,13 +51,15 @@ def eigenvalues(found: Spectrum, path: str, size: int, about: About) -> Iterator
     """
     bound, sampled = about.bound(), about.sampled()
     yield largest(found, path, about)
-    yield Scalar(f"{path}/lambda_min", found.smallest, found.smallest_residual, **bound, draw={"y": "λ<sub>min</sub>"})
+    yield Scalar(
+        f"{path}/lambda_min", found.smallest, found.smallest_residual, **bound, display=Display(y="λ<sub>min</sub>")
+    )
     yield Scalar(
         f"{path}/negative_mass",
         found.negative_mass,
         found.negative_mass_error,
         **about.sampled("one standard error, and what a quarter fewer Lanczos steps change"),
-        draw={"y": "Σ|negative| / Σ|all|"},
+        display=Display(y="Σ|negative| / Σ|all|"),
     )
     yield Bars(
         f"{path}/top",
@@ -62,7 +67,7 @@ def eigenvalues(found: Spectrum, path: str, size: int, about: About) -> Iterator
         found.values.numpy(),
         found.residuals.numpy(),
         **bound,
-        draw={"title": "Largest eigenvalues", "y": "eigenvalue"},
+        display=Display(title="Largest eigenvalues", y="eigenvalue"),
     )
     yield _density(found, path, size, sampled)
 
@@ -78,7 +83,9 @@ def traced(found: Spectrum, path: str, size: int, square: float, about: About) -
         ("trace_mean", 1 / size, "trace / n"),
         ("trace_scaled", square / size, "trace · ‖w‖² / n"),
     ):
-        yield Scalar(f"{path}/{name}", found.trace * scale, found.trace_error * scale, **sampled, draw={"y": words})
+        yield Scalar(
+            f"{path}/{name}", found.trace * scale, found.trace_error * scale, **sampled, display=Display(y=words)
+        )
 
 
 def _density(found: Spectrum, path: str, size: int, about: dict) -> Curve:
@@ -93,13 +100,13 @@ def _density(found: Spectrum, path: str, size: int, about: dict) -> Curve:
         torch.where(seen, y, 0.0).numpy(),
         torch.where(seen, error, 0.0).numpy(),
         **about,
-        draw={
-            "title": f"Eigenvalue density of {size:,} parameters",
-            "x": "eigenvalue",
-            "y": "eigenvalues within a smoothing width (one that stands apart: 1)",
-            "ylog": True,
-            "lines": density.atoms.tolist(),
-        },
+        display=Display(
+            title=f"Eigenvalue density of {size:,} parameters",
+            x="eigenvalue",
+            y="eigenvalues within a smoothing width (one that stands apart: 1)",
+            ylog=True,
+            lines=density.atoms.tolist(),
+        ),
     )
 
 
@@ -113,7 +120,7 @@ def coupled(found: Coupling, path: str, about: About) -> Matrix:
         found.values.numpy(),
         found.error.numpy(),
         **about.sampled(f"one standard error, at most {found.error.max().item():.2g}"),
-        draw={"title": "Coupling ‖H_ab‖ / √(‖H_aa‖ ‖H_bb‖)", "x": "part", "y": "part"},
+        display=Display(title="Coupling ‖H_ab‖ / √(‖H_aa‖ ‖H_bb‖)", x="part", y="part"),
     )
 
 

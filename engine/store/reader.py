@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from modalscape.engine.core.display import Display
 from modalscape.engine.core.records import Record
 from modalscape.engine.errors import InputError, shown
 from modalscape.engine.store import schema
@@ -145,11 +146,11 @@ class RunReader:
         step, *packed = rows
         return step, unpacked(name, *packed)
 
-    def drawn(self, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    def drawn(self, names: Iterable[str]) -> dict[str, Display]:
         """Return name to how the newest record of that name asks to be drawn; names without a record are left out."""
         query = "SELECT step, about FROM array WHERE name = ? ORDER BY step DESC LIMIT 1"
         found = {name: self._newest(query, name) for name in names}
-        return {name: schema.said(name, row[1])["draw"] for name, row in found.items() if row}
+        return {name: schema.said(name, row[1])["display"] for name, row in found.items() if row}
 
     def history(self, name: str) -> list[int]:
         """Return the steps at which a record of that name was made, in order."""

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from modalscape.engine.core.display import SHAPES, Display
 from modalscape.engine.core.records import KINDS, Record
 from modalscape.engine.errors import InputError, shown
 from modalscape.engine.store.archive import arrays_of
-from modalscape.engine.store.files import anything, brief, finite, fits, misfit, moment, number, value_of, whole
+from modalscape.engine.store.files import anything, brief, finite, fits, misfit, moment, value_of, whole
 from modalscape.engine.store.words import EventKind
 
 JOB = {"probe": str, "step": int, "asked": bool, "seconds": finite, "what": str, "done": whole, "planned": whole}
@@ -63,24 +64,6 @@ COMMANDS = {
     "note": {"text": str},
 }
 """What pages say of a command that was answered and a replay obeys, by what the command does."""
-
-DRAWN = {
-    **dict.fromkeys(("title", "x", "y", "z", "panel", "note", "label", "role"), str),
-    **dict.fromkeys(("place", "checked_error"), number),
-    **dict.fromkeys(("hue", "stack"), whole),
-    **dict.fromkeys(("levels", "lines"), ({str: number}, [number])),
-    **dict.fromkeys(("within", "range"), lambda value: fits(value, [finite]) and len(value) == 2),
-    "spans": [lambda value: fits(value, [number]) and len(value) == 2],
-    "limits": {str: number},
-    "points": (bool, [str]),
-    "marks": [{"text": str, "x": finite, "y": finite}],
-    "edge": {"lr": finite, "sigma": finite, "momentum": finite, "placement": str},
-    "path": lambda value: (
-        fits(value, {**dict.fromkeys(("x", "y", "off", "loss"), [number]), "step": [whole]})
-        and len({len(value[key]) for key in ("x", "y", "off", "loss", "step")}) == 1
-    ),
-}
-"""Wishes of a record for its drawing, to their shape."""
 
 SIZES = {
     "curve": ("y", ("x",)),
@@ -167,11 +150,11 @@ def said(name: str, about: str) -> dict[str, Any]:
         raise Unreadable(f"The record {name}", brief(error)) from None
     if not isinstance(known, dict) or misfit(known, {"n": whole, "mode": str, "seconds": finite, "draw": dict}):
         raise Unreadable(f"The record {name}", shown(known))
-    draw = known.get("draw") or {}
-    wrong = misfit(draw, DRAWN)
+    draw = known.pop("draw", None) or {}
+    wrong = misfit(draw, SHAPES)
     if wrong:
         raise Unreadable(f"The record {name}", f"its {wrong!r} is {shown(draw[wrong])}")
-    return known | {"draw": draw}
+    return known | {"display": Display.from_json(draw)}
 
 
 def _whole(record: Record) -> bool:

@@ -159,7 +159,7 @@ class RunWriter:
         """Record a measurement at a step; a scalar record is a number of that name too."""
         if isinstance(record, Scalar):
             self.scalar(step, record.name, record.value)
-        about = {"n": record.n, "mode": record.mode, "seconds": record.seconds, "draw": record.draw}
+        about = {"n": record.n, "mode": record.mode, "seconds": record.seconds, "draw": record.display.to_json()}
         self._arrays.append((record.name, int(step), record.kind, packed(record), _text(about)))
 
     def event(self, step: int, kind: str, detail: Mapping[str, Any]) -> None:

@@ -20,6 +20,7 @@ from modalscape.app.runs.supervisor import Supervisor, delete, note_of
 from modalscape.app.server.routes import BASE, Desk, roll
 from modalscape.app.views.log import records_zip
 from modalscape.engine.client.handle import RunHandle, lock
+from modalscape.engine.core.display import Display
 from modalscape.engine.core.records import Bars, Curve, Matrix, Scalar, Surface
 from modalscape.engine.errors import InputError
 from modalscape.engine.store.commands import Note
@@ -171,13 +172,15 @@ def odd_records(value, length):
     labels = np.array([f"l{i}" for i in range(length)])
     for name in [*NAMES, *(family.format("odd") for family in FAMILIES)]:
         yield Curve(
-            f"{name}/curve", row, row, row if length else None, n=3, draw={"ylog": True, "lines": [float(value)]}
+            f"{name}/curve", row, row, row if length else None, n=3, display=Display(ylog=True, lines=[float(value)])
         )
         yield Surface(f"{name}/surface", np.arange(length), np.arange(length), np.full((length, length), value))
-        yield Bars(f"{name}/bars", labels, row, row, draw={"levels": {"": float(value)}})
-        yield Matrix(f"{name}/matrix", labels, labels, np.full((length, length), value), draw={"log": True})
-        yield Matrix(f"{name}/rates", row, row, np.full((length, length), value), draw={"rates": True})
-        yield Matrix(f"{name}/stack", labels, np.arange(length), np.full((length, length), value), draw={"stack": 1})
+        yield Bars(f"{name}/bars", labels, row, row, display=Display(levels={"": float(value)}))
+        yield Matrix(f"{name}/matrix", labels, labels, np.full((length, length), value), display=Display(log=True))
+        yield Matrix(f"{name}/rates", row, row, np.full((length, length), value), display=Display(rates=True))
+        yield Matrix(
+            f"{name}/stack", labels, np.arange(length), np.full((length, length), value), display=Display(stack=1)
+        )
         yield Scalar(f"{name}/scalar", float(value), float(value))
         yield Curve(name, row, -row)
 

@@ -7,6 +7,7 @@ from modalscape.app.charts import registry
 from modalscape.app.charts.request import arguments
 from modalscape.app.charts.stability_edge import noisy_edges, told, within
 from modalscape.app.theme import look
+from modalscape.engine.core.display import Display
 from modalscape.engine.core.records import Scalar
 from modalscape.engine.core.stability import stability_bound
 from modalscape.engine.store.writer import RunReader, RunWriter, create
@@ -25,7 +26,7 @@ def written(tmp_path):
     for step in range(0, 501, 20):
         if 100 <= step <= 300:
             edge = {"lr": 0.1, "sigma": 0.01 * step, "momentum": 0.0, "placement": "decoupled"}
-            writer.record(step, Scalar("gani/lambda_bound", 1.0, draw={"edge": edge}))
+            writer.record(step, Scalar("gani/lambda_bound", 1.0, display=Display(edge=edge)))
     for step in range(0, 501, 100):
         writer.record(step, Scalar("hessian/lambda_max", 5.0, 0.1))
         writer.record(step, Scalar("hessian/concentration", 0.25))
@@ -45,7 +46,7 @@ def test_the_line_is_the_bound_with_the_eigenvectors_share_of_the_noise(written)
 def test_noise_that_was_measured_along_the_gradient_is_taken_as_it_is(written):
     writer = RunWriter(written.path.parent)
     edge = {"lr": 0.1, "sigma": 2.0, "momentum": 0.0, "placement": "decoupled", "along": "gradient"}
-    writer.record(500, Scalar("gani/lambda_bound", 1.0, draw={"edge": edge}))
+    writer.record(500, Scalar("gani/lambda_bound", 1.0, display=Display(edge=edge)))
     writer.close()
     (line,) = noisy_edges(RunReader(written.path.parent), [500], LOOK, TITLES)
     assert line.values.tolist() == [pytest.approx(20 / 5)]

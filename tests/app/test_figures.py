@@ -12,13 +12,14 @@ from modalscape.app.figures.pipeline import pipeline
 from modalscape.app.figures.spectrum import density, sharpness, top
 from modalscape.app.figures.surface import surface
 from modalscape.app.theme import MODALITY_HUES, look
+from modalscape.engine.core.display import Display
 from modalscape.engine.core.points import Point
 from modalscape.engine.core.records import KINDS, Bars, Curve, Matrix, Scalar, Surface
 
 X = np.linspace(-1, 1, 51)
 EXAMPLES = {
     "scalar": Scalar("hessian/trace", 3.0, 0.2),
-    "curve": Curve("landscape/1d", X, X**2, 0.1 + 0 * X, draw={"x": "step", "ylog": False}),
+    "curve": Curve("landscape/1d", X, X**2, 0.1 + 0 * X, display=Display(x="step", ylog=False)),
     "surface": Surface("landscape/2d", X, X, X[None] ** 2 + X[:, None] ** 2 + 0.1),
     "bars": Bars("imbalance/shapley", np.array(["image", "text"]), np.array([0.6, 0.2]), np.array([0.1, 0.1])),
     "matrix": Matrix(
@@ -157,7 +158,7 @@ def test_symmetric_log_keeps_order_and_sign():
 
 def test_density_shows_the_whole_first_and_parts_on_request():
     curves = [
-        (n, Curve(f"hessian/{n}", X, np.exp(-(X**2)), draw={"lines": [0.9]}), c)
+        (n, Curve(f"hessian/{n}", X, np.exp(-(X**2)), display=Display(lines=[0.9])), c)
         for n, c in (("whole", "#000000"), ("image", "#112233"))
     ]
     figure = density(curves, LOOKS[0])
@@ -196,7 +197,9 @@ def test_the_pipeline_shows_seven_points_in_order_and_the_methods_on_them():
 
 @pytest.mark.parametrize("colours", LOOKS, ids=["light", "dark"])
 def test_a_logarithmic_matrix_leaves_empty_what_is_not_positive_and_writes_all_values(colours):
-    record = Matrix("m", np.array(["a"]), np.array(list("xyz")), np.array([[100.0, 0.0, np.nan]]), draw={"log": True})
+    record = Matrix(
+        "m", np.array(["a"]), np.array(list("xyz")), np.array([[100.0, 0.0, np.nan]]), display=Display(log=True)
+    )
     figure = figures.default(record, colours)
     (trace,) = figure.data
     assert trace.z[0][0] == pytest.approx(2) and np.isnan(trace.z[0][1:]).all()
@@ -207,7 +210,7 @@ def test_a_logarithmic_matrix_leaves_empty_what_is_not_positive_and_writes_all_v
 
 
 def test_a_matrix_of_cosines_is_coloured_from_minus_one_to_one():
-    record = Matrix("m", np.array(["a"]), np.array(list("xy")), np.array([[0.1, np.nan]]), draw={"signed": True})
+    record = Matrix("m", np.array(["a"]), np.array(list("xy")), np.array([[0.1, np.nan]]), display=Display(signed=True))
     (trace,) = figures.default(record, LOOKS[0]).data
     assert (trace.zmin, trace.zmax, trace.showscale) == (-1, 1, True)
 
@@ -220,19 +223,19 @@ def test_of_many_columns_some_have_their_names():
 
 def test_of_many_lying_bars_every_second_has_its_name_and_none_loses_its_value():
     labels = np.array([f"image/blocks.{i}.conv.weight" for i in range(30)])
-    figure = figures.default(Bars("m", labels, np.arange(1.0, 31), draw={"ylog": True}), LOOKS[0])
+    figure = figures.default(Bars("m", labels, np.arange(1.0, 31), display=Display(ylog=True)), LOOKS[0])
     assert len(figure.layout.yaxis.tickvals) == 15 and len(figure.data[0].x) == 30
     assert figure.layout.xaxis.type == "log"
 
 
 def test_the_words_of_levels_stand_where_the_lines_leave_room():
     falling = Curve(
-        "c", np.arange(1.0, 31), 10.0 ** -np.arange(30), draw={"ylog": True, "levels": {"top": 1, "low": 0.5}}
+        "c", np.arange(1.0, 31), 10.0 ** -np.arange(30), display=Display(ylog=True, levels={"top": 1, "low": 0.5})
     )
     top, low = figures.default(falling, LOOKS[0]).layout.annotations
     assert (top.text, top.xanchor, top.x, top.yanchor) == ("top", "right", 1, "bottom")
     assert (low.xanchor, low.yanchor) == ("right", "top")  # two levels that lie close do not write into each other
-    rising = Curve("c", np.arange(1.0, 31), np.arange(30.0), draw={"levels": {"end": 29.0}})
+    rising = Curve("c", np.arange(1.0, 31), np.arange(30.0), display=Display(levels={"end": 29.0}))
     assert figures.default(rising, LOOKS[0]).layout.annotations[0].xanchor == "left"
 
 
@@ -266,9 +269,9 @@ def test_a_chart_of_few_steps_is_ticked_at_them_and_nowhere_else():
 
 @pytest.mark.parametrize("colours", LOOKS, ids=["light", "dark"])
 def test_a_map_of_two_rates_starts_its_colours_at_chance_and_writes_it_beside_them(colours):
-    at, draw = np.array(["0.000", "0.412", "1.000"]), {"rates": True, "levels": {"chance": 0.25}, "z": "accuracy"}
+    at, draw = np.array(["0.000", "0.412", "1.000"]), Display(rates=True, levels={"chance": 0.25}, z="accuracy")
     values = np.array([[0.9, 0.6, 0.4], [0.8, 0.5, 0.3], [0.7, 0.4, 0.26]])
-    figure = figures.default(Matrix("robustness/rates/a+b", at, at, values, 0.1 * values, draw=draw), colours)
+    figure = figures.default(Matrix("robustness/rates/a+b", at, at, values, 0.1 * values, display=draw), colours)
     (cells,) = figure.data
     assert (cells.zmin, cells.zmax) == (0.25, pytest.approx(0.9))
     assert cells.x.tolist() == cells.y.tolist() == pytest.approx([0, 0.412, 1])

@@ -12,6 +12,7 @@ from modalscape.app.server.routes import Desk
 from modalscape.app.theme import look
 from modalscape.engine.client.handle import lock
 from modalscape.engine.client.observers import locked
+from modalscape.engine.core.display import Display
 from modalscape.engine.store.commands import Cancel, Measure
 from modalscape.engine.store.writer import RunReader, RunWriter, create_observed
 from tests.app.test_pages import RUN, held, mounted, opened, sent, texts
@@ -132,7 +133,7 @@ def test_two_runs_are_turned_together_on_one_scale_and_scrubbed_together(home, s
 
 def test_the_path_is_drawn_with_its_true_losses_and_what_lies_off_the_plane(home):
     record = RunReader(home).at("landscape/trajectory/2d", STEPS)
-    path, flat, space = record.draw["path"], contour(record, PLAIN), surface(record, PLAIN)
+    path, flat, space = record.display.path, contour(record, PLAIN), surface(record, PLAIN)
     points = next(trace for trace in flat.data if trace.text is not None)
     assert points.marker.color.tolist() == pytest.approx(path["loss"])
     assert (points.marker.cmin, points.marker.cmax) == (flat.data[0].zmin, flat.data[0].zmax)
@@ -177,8 +178,8 @@ def test_the_runs_of_a_plane_are_called_as_a_person_would(home):
     run = "digits-captions-261121-163012-ab12"
     writer = RunWriter(home)
     record = RunReader(home).at(f"between/{NEIGHBOUR}/plane", STEPS)
-    draw = record.draw | {"x": f"towards {run}", "marks": [{"text": run, "x": 1.0, "y": 0.0}]}
-    writer.record(STEPS, type(record)(f"between/{run}/plane", record.x, record.y, record.z, draw=draw))
+    draw = record.display | Display(x=f"towards {run}", marks=[{"text": run, "x": 1.0, "y": 0.0}])
+    writer.record(STEPS, type(record)(f"between/{run}/plane", record.x, record.y, record.z, display=draw))
     writer.close()
     figure = drawn("between", [f"between/{run}/plane"]).figure
     assert figure.layout.xaxis.title.text == "towards digits-captions · 21 Nov 16:30:12"

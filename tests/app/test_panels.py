@@ -15,6 +15,7 @@ from modalscape.app.runs.status import folder
 from modalscape.app.server.routes import Desk
 from modalscape.app.theme import look
 from modalscape.app.views import methods
+from modalscape.engine.core.display import Display
 from modalscape.engine.core.records import Bars, Curve, Matrix, Scalar
 from modalscape.engine.store.commands import Tune
 from modalscape.engine.store.writer import RunReader, RunWriter
@@ -26,12 +27,12 @@ X = np.arange(1.0, 6.0)
 
 
 def curve(label, **draw):
-    return Curve(f"m/spectrum/image/{label}", X, 1 / X, draw={"label": label} | draw)
+    return Curve(f"m/spectrum/image/{label}", X, 1 / X, display=Display(label=label) | Display(**draw))
 
 
 def test_panels_come_in_their_order_and_the_others_last():
     kinds = dict.fromkeys(("m/a/x", "m/b", "m/c"), "scalar")
-    asked = {"m/b": {"panel": "B", "place": 2}, "m/c": {"panel": "C", "place": 1, "note": "Falls."}}
+    asked = {"m/b": Display(panel="B", place=2), "m/c": Display(panel="C", place=1, note="Falls.")}
     found = panels(kinds, asked)
     assert [(p.title, p.place) for p in found] == [("C", 1), ("B", 2), ("A", LAST)]
     assert found[0].note == "Falls."
@@ -39,14 +40,14 @@ def test_panels_come_in_their_order_and_the_others_last():
 
 def test_panels_of_one_place_follow_the_modalities():
     kinds = {f"m/s/{part}/x": "curve" for part in ("image", "audio")}
-    asked = {name: {"panel": f"S, {name.split('/')[2]}", "place": 1} for name in kinds}
+    asked = {name: Display(panel=f"S, {name.split('/')[2]}", place=1) for name in kinds}
     assert [p.title for p in panels(kinds, asked, ["image", "audio"])] == ["S, image", "S, audio"]
     assert [p.title for p in panels(kinds, asked)] == ["S, audio", "S, image"]
 
 
 def test_records_of_different_groups_share_the_panel_that_they_name():
     kinds = {"m/drift/a": "scalar", "m/limit/a": "scalar"}
-    (panel,) = panels(kinds, dict.fromkeys(kinds, {"panel": "Drift", "place": 1}))
+    (panel,) = panels(kinds, dict.fromkeys(kinds, Display(panel="Drift", place=1)))
     assert panel.names == ["m/drift/a", "m/limit/a"]
 
 
@@ -70,25 +71,30 @@ def test_a_logarithmic_axis_has_no_place_for_a_level_of_zero():
 @pytest.mark.parametrize("colours", LOOKS, ids=["light", "dark"])
 def test_measured_predicted_and_limit_look_different(colours):
     hue = colours.modalities["image"]
-    found = styles([(hue, {}), (hue, {"role": "expected"}), (hue, {"role": "limit"}), (hue, {})], colours)
+    found = styles(
+        [(hue, Display()), (hue, Display(role="expected")), (hue, Display(role="limit")), (hue, Display())], colours
+    )
     assert [s.dash for s in found] == ["solid", "dash", "dot", "dot"]
     assert [s.colour for s in found] == [hue, colours.ink, colours.muted, hue]
 
 
 def test_lines_of_two_modalities_keep_their_colours_in_every_role():
     image, text = LOOKS[0].modalities.values()
-    found = styles([(image, {}), (text, {}), (image, {"role": "expected"}), (text, {"role": "expected"})], LOOKS[0])
+    found = styles(
+        [(image, Display()), (text, Display()), (image, Display(role="expected")), (text, Display(role="expected"))],
+        LOOKS[0],
+    )
     assert [s.colour for s in found] == [image, text, image, text]
 
 
 def test_lines_of_no_modality_differ_by_colour():
     own = LOOKS[0].methods["gani"]
-    assert len({s.colour for s in styles([(own, {})] * 4, LOOKS[0])}) == 4
+    assert len({s.colour for s in styles([(own, Display())] * 4, LOOKS[0])}) == 4
 
 
 def test_an_overlay_marks_levels_and_shades_spans():
     records = [curve("before", role="before", levels={"edge": 0.5}, ylog=True), curve("after", spans=[[2.0, 3.0]])]
-    figure = overlay([(r.draw["label"], r, LOOKS[0].part(r.name)) for r in records], LOOKS[0])
+    figure = overlay([(r.display.label, r, LOOKS[0].part(r.name)) for r in records], LOOKS[0])
     lines = [shape for shape in figure.layout.shapes if shape.type == "line"]
     assert [(shape.y0, shape.y1) for shape in lines] == [(0.5, 0.5)]
     assert [(s.x0, s.x1) for s in figure.layout.shapes if s.type == "rect"] == [(2.0, 3.0)]
@@ -109,7 +115,7 @@ def test_shares_are_stacked_to_one_and_the_drawn_one_is_marked_within_its_own():
     drawn = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
     rows = np.array(["image", "text", "drawn: image", "drawn: text"])
     record = Matrix(
-        "m/controller", rows, np.array(["3", "4", "5"]), np.concatenate([chances, drawn]), draw={"stack": 2}
+        "m/controller", rows, np.array(["3", "4", "5"]), np.concatenate([chances, drawn]), display=Display(stack=2)
     )
     figure = figures.default(record, LOOKS[0])
     areas = [t for t in figure.data if t.stackgroup]
@@ -136,10 +142,11 @@ def reported(home, *records, **meta):
 
 def test_the_methods_page_draws_what_belongs_together_as_one(served):
     home = write_run(folder() / RUN)
-    panel = {"panel": "Singular values: image", "place": 1, "note": "Noise lifts each direction."}
-    reported(home, *(curve(label, **panel) for label in ("before", "after")))
+    panel = Display(panel="Singular values: image", place=1, note="Noise lifts each direction.")
+    reported(home, *(curve(label, **panel.to_json()) for label in ("before", "after")))
     reported(
-        home, *(Curve(f"gani/s/image/{r}", X, X, draw=panel | {"label": r, "role": r}) for r in ("before", "expected"))
+        home,
+        *(Curve(f"gani/s/image/{r}", X, X, display=panel | Display(label=r, role=r)) for r in ("before", "expected")),
     )
     at = opened("20_methods.py", RUN)
     (chart,) = [d for d in mounted(at) if d.get("title") == "Singular values: image"]
@@ -167,11 +174,11 @@ def test_a_chart_of_numbers_obeys_what_their_records_ask(home_of_two):
 @pytest.fixture
 def home_of_two():
     home = write_run(folder() / RUN)
-    draw = {"panel": "Drift", "ylog": True, "levels": {"K": 0.04}}
+    draw = Display(panel="Drift", ylog=True, levels={"K": 0.04})
     reported(
         home,
-        Scalar("gani/drift/image", 1.0, draw=draw | {"label": "drift"}),
-        Scalar("gani/limit/image", 2.0, draw=draw | {"label": "limit", "role": "limit"}),
+        Scalar("gani/drift/image", 1.0, display=draw | Display(label="drift")),
+        Scalar("gani/limit/image", 2.0, display=draw | Display(label="limit", role="limit")),
     )
     writer = RunWriter(home)
     for name in ("drift", "limit"):
@@ -239,9 +246,9 @@ def test_lines_are_named_without_the_modality_that_their_title_says_and_in_the_o
     roles = {"noise": "limit", "predicted": "expected", "after": "", "before": "before"}
     for label, role in roles.items():
         for part in ("image", "text"):
-            draw = {"label": label, "role": role, "panel": f"Spectrum: {part}"}
-            writer.record(STEPS, Curve(f"m/spectrum/{part}/{label}", X, X, draw=draw))
-            writer.record(STEPS, Curve(f"m/lines/{part}/{label}", X, X, draw={"label": label, "role": role}))
+            draw = Display(label=label, role=role, panel=f"Spectrum: {part}")
+            writer.record(STEPS, Curve(f"m/spectrum/{part}/{label}", X, X, display=draw))
+            writer.record(STEPS, Curve(f"m/lines/{part}/{label}", X, X, display=Display(label=label, role=role)))
     writer.close()
     reader = RunReader(home)
 
@@ -256,7 +263,7 @@ def test_lines_are_named_without_the_modality_that_their_title_says_and_in_the_o
 
 def test_a_panel_is_tall_where_one_of_its_records_asks():
     kinds = dict.fromkeys(("m/a", "m/b"), "bars")
-    assert [p.tall for p in panels(kinds, {"m/a": {"tall": True}})] == [True, False]
+    assert [p.tall for p in panels(kinds, {"m/a": Display(tall=True)})] == [True, False]
 
 
 def test_the_methods_page_shows_what_a_probe_measured_of_a_method(served):
@@ -277,7 +284,7 @@ def test_growth_far_below_what_matters_is_cut_and_said(tmp_path):
     home = write_run(tmp_path / RUN)
     writer = RunWriter(home)
     for step, value in ((STEPS, -40.0), (STEPS + 10, 0.5)):
-        writer.record(step, Scalar("m/growth/image", value, draw={"within": [-1.0, 1.0]}))
+        writer.record(step, Scalar("m/growth/image", value, display=Display(within=[-1.0, 1.0])))
     writer.close()
     args = registry.checked("panel", {"names": ["m/growth/*"]})
     drawing = registry.CHARTS["panel"].draw(RunReader(home), args, LOOKS[0])

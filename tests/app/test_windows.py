@@ -9,6 +9,7 @@ from modalscape.app.charts.request import ChartError
 from modalscape.app.figures.curves import Line, series
 from modalscape.app.theme import look
 from modalscape.engine.client.handle import RunHandle
+from modalscape.engine.core.display import Display
 from modalscape.engine.core.records import Curve, Scalar
 from modalscape.engine.store.writer import RunWriter, create
 
@@ -56,7 +57,7 @@ def test_the_traces_measured_tell_the_windows_of_each_part(run):
 
 
 def test_the_windows_of_the_method_come_first(run):
-    curve = Curve("inforeg/traces/text", np.arange(2.0), np.ones(2), draw={"spans": [[0, 30], [40, 50]]})
+    curve = Curve("inforeg/traces/text", np.arange(2.0), np.ones(2), display=Display(spans=[[0, 30], [40, 50]]))
     shades, words = windows(run(*traces("image", 1.0, 2.0), (20, curve)), SHADE, COLOURS, {"inforeg": "InfoReg"})
     assert [(s.part, list(s.spans)) for s in shades] == [("text", [(0.0, 30.0), (40.0, 50.0)])]
     assert words == " · shaded: prime learning window by InfoReg (text)"
@@ -99,7 +100,7 @@ def test_a_chart_is_drawn_anew_when_a_window_may_have_moved(run):
     assert "shaded: Fisher trace" in drawing.caption
     assert any(shape.y1 == 1 and (shape.x0, shape.x1) == (0, 10) for shape in drawing.figure.layout.shapes)
     stamp = registry.CHARTS["series"].stamp(reader, args)
-    curve = Curve("inforeg/traces/image", np.arange(2.0), np.ones(2), draw={"spans": [[0, 5]]})
+    curve = Curve("inforeg/traces/image", np.arange(2.0), np.ones(2), display=Display(spans=[[0, 5]]))
     assert registry.CHARTS["series"].stamp(run((20, curve)), args) != stamp
 
 

@@ -375,8 +375,8 @@ def test_the_report_shows_what_was_done():
     table = records["bogc/precision_map/image"]
     assert table.rows.tolist() == ["fused", "image"] and (table.values[0, :-1] >= table.values[0, 1:]).all()
     assert all(r.mode and (r.n or r.name in ("bogc/jitters", "bogc/posterior_seconds")) for r in records.values())
-    assert len({r.draw["panel"] for r in records.values() if "place" in r.draw}) == 12
-    assert records["bogc/sign_disagreement/image"].draw["note"] == "There is no conflict mass in reading trust."
+    assert len({r.display.panel for r in records.values() if r.display.place is not None}) == 12
+    assert records["bogc/sign_disagreement/image"].display.note == "There is no conflict mass in reading trust."
 
 
 @pytest.mark.parametrize("reading", READINGS)
@@ -384,9 +384,9 @@ def test_the_chart_of_weights_says_which_reading_is_active(reading):
     _, views, stack = tiny.train(tiny.problem(heads=True), [bogc(reading=reading)], 2)
     records = {r.name: r for r in stack.methods["bogc"].report(views[-1])}
     for name in ("bogc/weight/image/fused", "bogc/weight/text/text"):
-        assert records[name].draw["note"].startswith(READING_NOTES[reading])
-        assert reading in records[name].mode and records[name].draw["levels"] == {"equal": 0.5}
-    beside = records["bogc/conflict/image"].draw.get("panel") == records["bogc/sign_disagreement/image"].draw["panel"]
+        assert records[name].display.note.startswith(READING_NOTES[reading])
+        assert reading in records[name].mode and records[name].display.levels == {"equal": 0.5}
+    beside = records["bogc/conflict/image"].display.panel == records["bogc/sign_disagreement/image"].display.panel
     assert beside == (reading == "signed"), "a mass that is always zero is folded"
 
 
@@ -418,8 +418,8 @@ def test_conflict_shortens_the_step_and_its_mass_is_shown():
     torch.testing.assert_close(on.grad, wanted)
     assert not torch.allclose(on.grad, off.grad, rtol=1e-3)
     records = {r.name: r for r in stack.methods["bogc"].report(on)}
-    beside = records["bogc/sign_disagreement/image"].draw
-    assert records["bogc/conflict/image"].draw["panel"] == beside["panel"] and "note" not in beside
+    beside = records["bogc/sign_disagreement/image"].display
+    assert records["bogc/conflict/image"].display.panel == beside.panel and not beside.note
 
 
 def test_a_state_of_before_evidence_by_snr_goes_on():

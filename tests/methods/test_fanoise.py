@@ -378,7 +378,7 @@ def test_the_report_says_what_the_noise_was(knobs):
         np.testing.assert_allclose(get(f"snr/*/{shape}/measured").y, snr, rtol=1e-7)
         expected = 4 * spectra["before"] ** 2 / (32 * 0.36 * scale**2)
         np.testing.assert_allclose(get(f"snr/*/{shape}/predicted").y, expected)
-        levels = get("spectrum/*/after").draw["levels"]
+        levels = get("spectrum/*/after").display.levels
         assert set(levels.values()) == {get("threshold/*").value, get("edge/*").value}
         lone = [maths.overlap(theta, delta, 32, 4)[0] ** 0.5 for theta in spectra["before"]]
         np.testing.assert_allclose(get("alignment/*/limit").y, lone)
@@ -414,8 +414,8 @@ def test_what_belongs_together_asks_for_one_chart_of_each_modality():
     records = list(FaNoise(FaNoise.Params(alpha=0.3)).report(view(features(64, 8))))
     charts = {}
     for record in records:
-        if "panel" in record.draw:
-            charts.setdefault(record.draw["panel"], set()).add(record.name)
+        if record.display.panel:
+            charts.setdefault(record.display.panel, set()).add(record.name)
     assert charts["Singular values: text"] == {
         f"fanoise/spectrum/text/{label}" for label in ("before", "after", "noise", "predicted")
     }

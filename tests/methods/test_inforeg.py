@@ -314,7 +314,7 @@ def test_the_report_marks_the_window_and_says_who_is_held_back():
         curve = records[f"inforeg/traces/{name}"]
         assert isinstance(curve, Curve) and curve.x.tolist() == [6, 12, 18, 24, 30]
         opened = method.state["opened"][-5:, list(tiny.WIDTHS).index(name)].tolist()
-        shaded = lambda step, curve=curve: any(a <= step < b for a, b in curve.draw["spans"])  # noqa: E731
+        shaded = lambda step, curve=curve: any(a <= step < b for a, b in curve.display.spans)  # noqa: E731
         assert [shaded(6 * i + 3) for i in range(5)] == opened
         assert records[f"inforeg/fisher_trace/{name}"].value == curve.y[-1]
         alpha, gap = (records[f"inforeg/{path}/{name}"].value for path in ("alpha", "gap"))

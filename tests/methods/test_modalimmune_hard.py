@@ -138,11 +138,11 @@ def test_the_report_shows_what_the_state_holds():
         smallest, largest = (method.state["gate"][key][NAMES.index(name)].item() for key in ("smallest", "largest"))
         shown = records[f"modalimmune/gate/{name}"]
         assert shown.value == pytest.approx(smallest / largest)
-        assert [shown.value < level for level in shown.draw["levels"].values()] == [
+        assert [shown.value < level for level in shown.display.levels.values()] == [
             collapse.closed(smallest, largest, params.tau)
         ]
     residual = records["modalimmune/residual"]
-    assert residual.draw["ylog"]
+    assert residual.display.ylog
     assert (residual.y > 0).all()
     certified = records["modalimmune/certified"]
     facts = method.state["meta"]

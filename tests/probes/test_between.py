@@ -67,7 +67,7 @@ def test_the_barrier_between_two_wells_is_the_closed_form():
     records = measured(wells(HERE, THERE, there=THERE), other="there")
     line, barrier = records["between/there/line"], records["between/there/barrier"]
     # Half way, at distance D/2 = 2 from both minima, which are 0: the height is h/2 (D/2)².
-    assert barrier.value == pytest.approx(STIFF / 2 * 2.0**2) == line.draw["barrier"]
+    assert barrier.value == pytest.approx(STIFF / 2 * 2.0**2) == line.display.barrier
     assert line.y[0] == line.y[-1] == 0 and line.x[line.y.argmax()] == 0.5 and len(line.x) >= 25
     assert records["between/there/barrier/left"].value == barrier.value
     assert (barrier.n, "step 30" in barrier.mode, barrier.seconds > 0) == (5, True, True)
@@ -92,8 +92,8 @@ def test_within_one_basin_there_is_no_barrier():
 def test_the_plane_goes_through_all_three_minima():
     snap = wells(HERE, THERE, THIRD, there=THERE, third=THIRD)
     plane = measured(snap, other="there", third="third", tol=0.0, points=33)["between/there/plane"]
-    assert [mark["text"] for mark in plane.draw["marks"]] == ["this run", "there", "third"]
-    places = [(mark["x"], mark["y"]) for mark in plane.draw["marks"]]
+    assert [mark["text"] for mark in plane.display.marks] == ["this run", "there", "third"]
+    places = [(mark["x"], mark["y"]) for mark in plane.display.marks]
     assert places == [(0, 0), (1, 0), (pytest.approx(0), pytest.approx(1.5))], "in units of the first distance, 4"
     squares = [((plane.x[None] - a) ** 2 + (plane.y[:, None] - b) ** 2) * 16 for a, b in places]
     np.testing.assert_allclose(plane.z, STIFF / 2 * np.min(squares, axis=0), atol=1e-9)
@@ -105,7 +105,7 @@ def test_without_a_third_run_the_plane_goes_up_at_a_right_angle_and_as_far():
     plane = measured(snap, other="there", tol=0.0)["between/there/plane"]
     row, col = int((plane.y == 0).nonzero()[0][0]), int((plane.x == 0).nonzero()[0][0])
     np.testing.assert_allclose(plane.z[:, col], STIFF / 2 * 16 * plane.y**2, atol=1e-9)
-    assert plane.z[row, col] == 0 and "random" in plane.draw["y"]
+    assert plane.z[row, col] == 0 and "random" in plane.display.y
 
 
 def test_lines_and_planes_of_networks_are_the_losses_between_them():

@@ -128,7 +128,7 @@ def test_noise_rises_with_curvature_layer_by_layer(method, rank):
     records = plainly(Escape(Escape.Params(draws=40, batches=False)), snap)
     points = records["escape/layers/added"]
     np.testing.assert_allclose(points.x, sorted(curvature.tolist()))
-    assert points.draw["points"] == ["layer2", "layer0", "layer3", "layer1"]
+    assert points.display.points == ["layer2", "layer0", "layer3", "layer1"]
     slope = np.polyfit(np.log(points.x), np.log(points.y), 1)[0]
     assert slope == pytest.approx(0.0 if rank is None else 1.0, abs=0.1)
     if rank:

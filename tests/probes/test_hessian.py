@@ -40,7 +40,7 @@ def test_density_counts_the_eigenvalues():
     off = np.abs(curve.y - np.where(counted > 1e-3, counted, 0))
     assert (off <= 3 * curve.error + 0.02).mean() > 0.97
     assert off.mean() < 0.5 * counted.mean(), "a flat error must not be what covers it"
-    lines = np.array(curve.draw["lines"])
+    lines = np.array(curve.display.lines)
     assert len(lines) >= 10 and np.abs(lines[:, None] - truth).min(1).max() < 1e-3 * truth[-1]
 
 

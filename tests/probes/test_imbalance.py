@@ -26,7 +26,7 @@ def test_scores_are_those_of_evaluate_and_name_their_protocol():
         score = values[f"accuracy/val/{modality}"]
         assert record.value == pytest.approx(score) and snap.problem.protocol in record.mode and record.n == 40
         assert record.error == pytest.approx((score * (1 - score) / 39) ** 0.5)
-        assert record.draw["levels"]["chance"] == records["imbalance/chance"].value
+        assert record.display.levels["chance"] == records["imbalance/chance"].value
     gap = abs(values["accuracy/val/image"] - values["accuracy/val/text"])
     assert records["imbalance/gap"].value == pytest.approx(gap)
     (batch,) = snap.problem.held_out("val")

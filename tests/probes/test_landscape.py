@@ -30,8 +30,8 @@ def test_slices_pass_through_the_trained_point():
     assert sorted(records) == own
     for name, loss in (("", ""), ("/image", "image"), ("/text", "text")):
         curve, surface = records[f"landscape/1d{name}"], records[f"landscape/2d{name}"]
-        assert curve.x[3] == 0 and curve.y[3] == here[loss] == curve.draw["center"]
-        assert surface.z.shape == (5, 5) and surface.z[2, 2] == here[loss] == surface.draw["center"]
+        assert curve.x[3] == 0 and curve.y[3] == here[loss] == curve.display.center
+        assert surface.z.shape == (5, 5) and surface.z[2, 2] == here[loss] == surface.display.center
 
 
 def test_slices_are_the_loss_along_the_directions():
@@ -80,10 +80,10 @@ def test_interpolation_says_its_error_and_comes_coarse_first():
     seen = [r for r in small(points=41, tol=1e-2).measure(snap) if r.name == "landscape/2d"]
     exact = measured(small(points=41, tol=0.0), snap)["landscape/2d"]
     last = seen[-1]
-    assert 0 < last.draw["checked_error"] <= 1e-2 and "interpolated" in last.mode
-    assert last.draw["evaluations"] < exact.draw["evaluations"] == 41**2
+    assert 0 < last.display.checked_error <= 1e-2 and "interpolated" in last.mode
+    assert last.display.evaluations < exact.display.evaluations == 41**2
     assert np.abs(last.z - exact.z).max() <= 1e-2 * np.ptp(exact.z)
-    assert exact.draw["checked_error"] == 0 and "interpolated" not in exact.mode
+    assert exact.display.checked_error == 0 and "interpolated" not in exact.mode
 
 
 def test_the_first_plane_comes_before_it_is_checked_and_says_so():
@@ -91,7 +91,7 @@ def test_the_first_plane_comes_before_it_is_checked_and_says_so():
     with listening(lambda what, done, planned: told.append((what, done))):
         first = next(small(points=41).measure(snapshot()))
     assert first.name == "landscape/2d" and "49 points, not yet checked" in first.mode
-    assert told[-1] == ("points", 49) and "checked_error" not in first.draw
+    assert told[-1] == ("points", 49) and first.display.checked_error is None
 
 
 def test_records_say_rows_mode_and_seconds():

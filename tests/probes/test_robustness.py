@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from modalscape.engine.core.display import Display
 from modalscape.engine.core.problem import Batch
 from modalscape.engine.core.rng import Rng
 from modalscape.engine.errors import InputError
@@ -58,7 +59,7 @@ def test_subsets_are_the_scores_with_neutral_inputs():
     assert records["robustness/worst"].value == min(values["image"], values["text"])
     assert records["robustness/incomplete"].value == pytest.approx((values["image"] + values["text"]) / 2)
     assert records["robustness/worst_subset"].value == records["robustness/worst"].value
-    assert bars.draw["levels"] == {"chance": records["robustness/chance"].value}
+    assert bars.display.levels == {"chance": records["robustness/chance"].value}
 
 
 def test_the_missing_rate_is_the_realised_one():
@@ -81,7 +82,7 @@ def test_summaries_belong_to_their_curves():
         assert records[f"robustness/area/{name}"].value == pytest.approx(robustness.area(x, y))
         assert records[f"robustness/retention/{name}"].value == pytest.approx(robustness.mean_retention(y, chance))
         assert records[f"robustness/half/{name}"].value == pytest.approx(robustness.half_level(x, y, chance))
-        assert curve.draw["levels"] == {"chance": chance}
+        assert curve.display.levels == {"chance": chance}
         assert "one standard error" in curve.mode
         assert curve.n == 40
 
@@ -108,7 +109,7 @@ def test_the_corners_of_two_missing_rates_are_the_subsets():
     assert map_.values[0, 0] == records["robustness/clean"].value
     assert map_.values[-1, 0] == records["robustness/without/image"].value
     assert (
-        map_.n == 40 and "3 masks" in map_.mode and map_.draw["levels"] == records["robustness/subsets"].draw["levels"]
+        map_.n == 40 and "3 masks" in map_.mode and map_.display.levels == records["robustness/subsets"].display.levels
     )
 
 
@@ -199,7 +200,7 @@ def test_the_worst_subset_need_not_be_one_left_out():
     scores = {"abc": 0.9, "ab": 0.8, "ac": 0.7, "bc": 0.6, "a": 0.5, "b": 0.4, "c": 0.2}
 
     class Scorer:
-        name, chance, draw = "accuracy", 0.1, {}
+        name, chance, display = "accuracy", 0.1, Display()
 
         def hits(self, features):
             share = scores["".join(m for m in names if features[m])]
@@ -262,7 +263,7 @@ def test_real_targets_are_scored_by_explained_variance():
         Robustness(Robustness.Params(levels=3)), snap.__class__(**(vars(snap) | {"problem": _Real(case)}))
     )
     assert records["robustness/chance"].value == 0.0
-    assert records["robustness/missing"].draw["levels"] == {"mean": 0.0}
+    assert records["robustness/missing"].display.levels == {"mean": 0.0}
     assert records["robustness/clean"].value < 1.0
 
 

@@ -84,7 +84,7 @@ def test_edges_are_those_of_the_measured_noise_level():
         delta = np.sqrt((added**2).mean())
         assert records[f"spectra/{m}/noise_level"].value == pytest.approx(delta)
         assert records[f"spectra/{m}/edge"].value == pytest.approx(edge(delta, 32, 4))
-        limits = records[f"spectra/{m}/changed/singular"].draw["limits"]
+        limits = records[f"spectra/{m}/changed/singular"].display.limits
         assert limits["threshold"] == pytest.approx(threshold(delta, 32, 4))
         hidden = (values(h) < threshold(delta, 32, 4)).mean()
         assert records[f"spectra/{m}/hidden"].value == hidden
@@ -225,7 +225,7 @@ def test_weights_have_the_singular_values_of_their_matrices():
         curve = records[f"spectra/weights/{path}"]
         assert curve.y == pytest.approx(values(w)) and name in curve.mode
         deviation = float(w.std(correction=0))
-        assert curve.draw["limits"] == {"edge of i.i.d.": pytest.approx(edge(deviation, *w.shape))}
+        assert curve.display.limits == {"edge of i.i.d.": pytest.approx(edge(deviation, *w.shape))}
         found = (values(w) ** 2).sum() / values(w)[0] ** 2
         assert records[f"spectra/weights_stable_rank/{path}"].value == pytest.approx(found)
         expected = deviation * maths.random_values(*w.shape)

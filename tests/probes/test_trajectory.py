@@ -36,14 +36,14 @@ def test_the_path_is_projected_and_its_true_losses_and_what_is_left_out_stand_be
     shown = records["trajectory/path"]
     coordinates = np.stack([shown.x, shown.y], 1)
     np.testing.assert_allclose(np.abs(coordinates), np.abs(steps @ basis.T), atol=1e-8)
-    assert shown.draw["step"] == list(range(0, 25, 2)) and (shown.x[-1], shown.y[-1]) == (0, 0)
+    assert shown.display.path["step"] == list(range(0, 25, 2)) and (shown.x[-1], shown.y[-1]) == (0, 0)
     left = np.linalg.norm(steps - steps @ basis.T @ basis, axis=1)[:-1] / np.linalg.norm(steps[:-1], axis=1)
-    np.testing.assert_allclose(shown.draw["off"][:-1], left, atol=1e-6)
+    np.testing.assert_allclose(shown.display.path["off"][:-1], left, atol=1e-6)
     np.testing.assert_allclose(records["trajectory/off_plane"].y, left, atol=1e-6)
     for name in ("", "image", "text"):
         curve = records[f"trajectory/loss/{name}".rstrip("/")]
         assert curve.y.tolist() == [losses(snap, theta)[name] for theta in path]
-    assert shown.draw["loss"] == records["trajectory/loss"].y.tolist()
+    assert shown.display.path["loss"] == records["trajectory/loss"].y.tolist()
     assert "proves nothing" in shown.mode and "random walk" in records["trajectory/shares"].mode
 
 
@@ -63,13 +63,13 @@ def test_the_plane_of_the_path_carries_its_points_with_their_true_losses():
     records = measured(Landscape(Landscape.Params(plane="trajectory", points=21, line=7)), snap)
     for name in ("", "image", "text"):
         surface = records[f"landscape/trajectory/2d/{name}".rstrip("/")]
-        drawn = surface.draw["path"]
+        drawn = surface.display.path
         assert drawn["loss"] == [losses(snap, theta)[name] for theta in path]
         assert surface.x[0] < min(drawn["x"]) and max(drawn["x"]) < surface.x[-1]
         assert surface.y[0] < min(drawn["y"]) and max(drawn["y"]) < surface.y[-1]
         here = surface.z[np.flatnonzero(surface.y == 0), np.flatnonzero(surface.x == 0)]
-        assert here == losses(snap, snap.theta)[name] == surface.draw["center"]
-    off = max(measured(Trajectory(), snap)["trajectory/path"].draw["off"])
+        assert here == losses(snap, snap.theta)[name] == surface.display.center
+    off = max(measured(Trajectory(), snap)["trajectory/path"].display.path["off"])
     assert f"up to {100 * off:.0f} % of a point's distance" in records["landscape/trajectory/2d"].mode
 
 
@@ -87,7 +87,7 @@ def test_the_planes_of_curvature_and_descent_pass_through_the_trained_point(plan
     else:
         surface = records["landscape/eigen/2d"]
         top = torch.linalg.eigvalsh(dense(snap))[-2:].tolist()
-        for value, words in zip(reversed(top), (surface.draw["x"], surface.draw["y"]), strict=True):
+        for value, words in zip(reversed(top), (surface.display.x, surface.display.y), strict=True):
             assert f"λ = {value:.3g}" in words
         assert "±" in surface.mode
 

@@ -30,7 +30,7 @@ def test_two_runs_surfaces_have_one_scale_and_are_turned_together(browser, site)
     address, _, runs = site
     homes = [write_run(runs / name) for name in ("one-run", "another-run")]
     writer, low = RunWriter(homes[1]), RunReader(homes[1]).at("landscape/2d", STEPS)
-    writer.record(STEPS, type(low)(low.name, low.x, low.y, 3 * low.z, draw=low.draw))
+    writer.record(STEPS, type(low)(low.name, low.x, low.y, 3 * low.z, display=low.display))
     writer.close()
     page = new_page(browser, address, "/landscape?run=one-run")
     page.get_by_role("tab", name="Beside another run").click()

@@ -48,6 +48,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modalscape.engine.core.display import Display
 from modalscape.engine.core.method import Method, knob
 from modalscape.engine.core.needs import FUSED, Need
 from modalscape.engine.core.problem import Batch, Problem, join, join_batches
@@ -185,17 +186,17 @@ class Bogc(Method):
         p, state = self.params, self.state
         for kind, (value, error, n) in maths.mean_changes(state["changes"]).items():
             how = "change of batch accuracy to the next step; conflict: a negative cosine on an encoder"
-            draw = {"panel": "What a step does to accuracy", "place": 8, "hue": int(kind == "conflict")}
-            draw |= {"label": "losses in conflict" if kind == "conflict" else "other steps", "levels": {"": 0.0}}
-            yield Scalar(f"bogc/accuracy_change/{kind}", value, error, n=n, mode=how, draw=draw)
+            display = Display(panel="What a step does to accuracy", place=8, hue=int(kind == "conflict"))
+            display |= Display(label="losses in conflict" if kind == "conflict" else "other steps", levels={"": 0.0})
+            yield Scalar(f"bogc/accuracy_change/{kind}", value, error, n=n, mode=how, display=display)
         yield Scalar("bogc/jitters", float(state["jitters"]), mode="raised diagonals in Cholesky factors")
         if self._seconds is not None:
             yield Scalar("bogc/posterior_seconds", self._seconds, mode="seconds for the last posterior")
         for name, cosine in zip(view.problem.modalities, self._cosines(view).tolist(), strict=True):
             if math.isfinite(cosine):
                 how = "smallest cosine of two losses' gradients on the encoder"
-                draw = {"panel": "Do the losses agree on the encoder?", "place": 9, "y": "cosine", "levels": {"": 0.0}}
-                yield Scalar(f"bogc/cosine/{name}", cosine, n=len(view.batch), mode=how, draw=draw)
+                display = Display(panel="Do the losses agree on the encoder?", place=9, y="cosine", levels={"": 0.0})
+                yield Scalar(f"bogc/cosine/{name}", cosine, n=len(view.batch), mode=how, display=display)
         if state["posterior"] and torch.isfinite(view.grad.sum()):
             how = f"{p.reading}, {p.evidence}; at the features, S = {p.samples}"
             for name, found in self._calibrated(view).items():

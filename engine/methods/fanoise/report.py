@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modalscape.engine.core.display import Display
 from modalscape.engine.core.records import Bars, Curve, Record, Scalar
 from modalscape.engine.maths.features import feature_noise as maths
 from modalscape.engine.maths.features.contrastive import normalised
@@ -23,59 +24,56 @@ from modalscape.engine.methods.fanoise import logit_noise as logits
 from modalscape.engine.methods.fanoise.design import Design, drawn
 
 _PANELS = {
-    "spectrum": {
-        "panel": "Singular values",
-        "place": 1,
-        "note": "Dashed: the energy that each clean direction has with noise. Below θc, i.i.d. noise would hide it.",
-        "x": "direction",
-        "y": "singular value",
-        "ylog": True,
-    },
-    "snr": {
-        "panel": "Signal to noise by direction",
-        "place": 2,
-        "note": "Slope 2 for uniform, 0 for linear, 1 for sublinear noise: points are measured, lines are predicted.",
-        "x": "singular value",
-        "y": "SNR",
-        "xlog": True,
-        "ylog": True,
-    },
-    "scale": {"panel": "Noise scale", "place": 4, "x": "direction", "y": "S"},
-    "alignment": {
-        "panel": "What is left of each direction",
-        "place": 5,
-        "x": "direction",
-        "y": "|cosine| of clean and noisy vector",
-        "note": "Dotted: a lone direction in i.i.d. noise of the same energy. Equal values turn into each other.",
-    },
-    "cosine": {"panel": "Rows by cos(x, x̃)", "place": 7.5, "x": "cosine with and without noise", "y": "share of rows"},
+    "spectrum": Display(
+        panel="Singular values",
+        place=1,
+        note="Dashed: the energy that each clean direction has with noise. Below θc, i.i.d. noise would hide it.",
+        x="direction",
+        y="singular value",
+        ylog=True,
+    ),
+    "snr": Display(
+        panel="Signal to noise by direction",
+        place=2,
+        note="Slope 2 for uniform, 0 for linear, 1 for sublinear noise: points are measured, lines are predicted.",
+        x="singular value",
+        y="SNR",
+        xlog=True,
+        ylog=True,
+    ),
+    "scale": Display(panel="Noise scale", place=4, x="direction", y="S"),
+    "alignment": Display(
+        panel="What is left of each direction",
+        place=5,
+        x="direction",
+        y="|cosine| of clean and noisy vector",
+        note="Dotted: a lone direction in i.i.d. noise of the same energy. Equal values turn into each other.",
+    ),
+    "cosine": Display(panel="Rows by cos(x, x̃)", place=7.5, x="cosine with and without noise", y="share of rows"),
 }
 _ROLES = (
     {
-        "before": {"role": "before"},
-        "noise": {"role": "limit"},
-        "predicted": {"role": "expected"},
-        "limit": {"role": "limit"},
+        "before": Display(role="before"),
+        "noise": Display(role="limit"),
+        "predicted": Display(role="expected"),
+        "limit": Display(role="limit"),
     }
-    | {key: {"hue": i} for i, key in enumerate(SCALINGS)}
-    | {f"{key}/measured": {"hue": i, "points": True} for i, key in enumerate(SCALINGS)}
-    | {f"{key}/predicted": {"hue": i, "role": "expected"} for i, key in enumerate(SCALINGS)}
+    | {key: Display(hue=i) for i, key in enumerate(SCALINGS)}
+    | {f"{key}/measured": Display(hue=i, points=True) for i, key in enumerate(SCALINGS)}
+    | {f"{key}/predicted": Display(hue=i, role="expected") for i, key in enumerate(SCALINGS)}
 )
-_SLOPES = {
-    "panel": "Slope of SNR against the singular value",
-    "place": 3,
-    "label": "",
-    "levels": {"uniform: 2": 2.0, "sublinear: 1": 1.0},
-}
+_SLOPES = Display(
+    panel="Slope of SNR against the singular value", place=3, label="", levels={"uniform: 2": 2.0, "sublinear: 1": 1.0}
+)
 _LINES = {
-    "mean_cosine": {"panel": "Mean cos(x, x̃)", "place": 7.7, "label": "", "y": "cosine"},
-    "noise_norm": {"panel": "Length of the noise", "place": 8, "label": ""},
-    "noise_norm_expected": {"panel": "Length of the noise", "place": 8, "label": "expected", "role": "expected"},
-    "rank": {"panel": "Effective rank", "place": 9, "label": "before", "role": "before"},
-    "rank_noisy": {"panel": "Effective rank", "place": 9, "label": "with noise"},
-    "positive": {"panel": "Cosine of pairs and of non-pairs", "place": 10},
-    "negative": {"panel": "Cosine of pairs and of non-pairs", "place": 10},
-    "confidence": {"panel": "Largest softmax probability", "place": 11, "y": "mean over the rows"},
+    "mean_cosine": Display(panel="Mean cos(x, x̃)", place=7.7, label="", y="cosine"),
+    "noise_norm": Display(panel="Length of the noise", place=8, label=""),
+    "noise_norm_expected": Display(panel="Length of the noise", place=8, label="expected", role="expected"),
+    "rank": Display(panel="Effective rank", place=9, label="before", role="before"),
+    "rank_noisy": Display(panel="Effective rank", place=9, label="with noise"),
+    "positive": Display(panel="Cosine of pairs and of non-pairs", place=10),
+    "negative": Display(panel="Cosine of pairs and of non-pairs", place=10),
+    "confidence": Display(panel="Largest softmax probability", place=11, y="mean over the rows"),
 }
 _SIZES = {
     "threshold": "δ(mn)^¼ for i.i.d. noise of the same energy",
@@ -119,8 +117,10 @@ def logit_noise(
     size = float(logits.spread(form, logits.keys_of(features, name)))
     length = float(x.square().sum(1).mean().sqrt().clamp(min=torch.finfo(x.dtype).tiny))
     how = "standard deviation that this modality's noise adds to a logit, before noisy rows are normalised anew"
-    draw = {"panel": "Noise of a logit", "place": 8.5, "label": "", "y": "standard deviation"}
-    return Scalar(f"fanoise/logit_noise/{name}", alpha * size / (length * temperature), n=len(x), mode=how, draw=draw)
+    display = Display(panel="Noise of a logit", place=8.5, label="", y="standard deviation")
+    return Scalar(
+        f"fanoise/logit_noise/{name}", alpha * size / (length * temperature), n=len(x), mode=how, display=display
+    )
 
 
 def measured(
@@ -137,14 +137,14 @@ def measured(
     values = maths.sizes(found, shapes[scaling], noise[scaling], x, noisy, alpha)
     sizes = dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
     for key, value in sizes.items():
-        yield Scalar(f"fanoise/{key}/{name}", value, n=len(x), mode=_SIZES[key], draw=_LINES.get(key, {}))
+        yield Scalar(f"fanoise/{key}/{name}", value, n=len(x), mode=_SIZES[key], display=_LINES.get(key, Display()))
     limits = {"edge of noise alone": sizes["edge"], "θ<sub>c</sub>": sizes["threshold"]}
     how = f"{scaling}, α = {alpha:g}, one draw"
     for (group, label), (place, value) in maths.curves(found, shapes, noise, scaling, x, noisy, alpha).items():
-        draw = _PANELS[group] | _ROLES.get(label, {}) | ({"levels": limits} if group == "spectrum" else {})
-        draw |= {"panel": f"{draw['panel']}: {name}", "label": label.replace("/", ", ")}
+        display = _PANELS[group] | _ROLES.get(label, Display()) | Display(levels=limits if group == "spectrum" else ())
+        display |= Display(panel=f"{display.panel}: {name}", label=label.replace("/", ", "))
         path = f"fanoise/{group}/{name}/{label}"
-        yield Curve(path, place.numpy(), value.numpy(), n=len(x), mode=how, draw=draw)
+        yield Curve(path, place.numpy(), value.numpy(), n=len(x), mode=how, display=display)
 
 
 def compared(
@@ -156,12 +156,12 @@ def compared(
     if all(math.isfinite(error) for _, error in slopes):
         values, errors = np.array(slopes).T
         how = "log-log fit of SNR on σ, one draw, one standard error; expected are 2, 0 and 1"
-        yield Bars(f"fanoise/snr_slope/{name}", labels, values, errors, n=rows, mode=how, draw=_SLOPES)
+        yield Bars(f"fanoise/snr_slope/{name}", labels, values, errors, n=rows, mode=how, display=_SLOPES)
     for place, count in enumerate((1, 10)):
         values = np.array([float(maths.top_shares(shapes[key])[place]) for key in SCALINGS])
         title = f"Share of the noise energy in the first {f'{count} directions' if count > 1 else 'direction'}"
-        draw = {"panel": title, "place": 6 + place, "label": ""}
-        yield Bars(f"fanoise/top_{count}/{name}", labels, values, mode="ΣS² of these over all", draw=draw)
+        display = Display(panel=title, place=6 + place, label="")
+        yield Bars(f"fanoise/top_{count}/{name}", labels, values, mode="ΣS² of these over all", display=display)
 
 
 def pairs(features: Mapping[str, Tensor], losses: Mapping[str, Tensor], temperature: float | None) -> Iterator[Record]:
@@ -179,5 +179,5 @@ def pair(name: str, a: Tensor, b: Tensor, temperature: float | None) -> Iterator
         values["confidence"] = (logits.softmax(1).amax(1).mean() + logits.softmax(0).amax(0).mean()) / 2
     for key, value in zip(values, torch.stack(list(values.values())).tolist(), strict=True):
         how = "mean of the largest softmax, both ways; " if key == "confidence" else ""
-        draw = _LINES.get(key, {})
-        yield Scalar(f"fanoise/{key}/{name}", value, n=len(a), mode=f"{how}unit rows, without noise", draw=draw)
+        display = _LINES.get(key, Display())
+        yield Scalar(f"fanoise/{key}/{name}", value, n=len(a), mode=f"{how}unit rows, without noise", display=display)
