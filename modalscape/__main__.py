@@ -66,7 +66,8 @@ def _serve(port: int, headless: bool, page: str = "") -> int:
     address = f"http://localhost:{port}/{page}"
     if page:
         click.echo(f"The dashboard opens at {address}")
-        threading.Thread(target=_open, args=(server, port, "" if headless else address), daemon=True).start()
+    if page and not headless:
+        threading.Thread(target=_open, args=(server, port, address), daemon=True).start()
     while True:
         try:
             code = server.wait()
@@ -78,7 +79,7 @@ def _serve(port: int, headless: bool, page: str = "") -> int:
 def _open(server: subprocess.Popen, port: int, address: str) -> None:
     """Open the address in a browser as soon as the server says that it is well."""
     until = time.monotonic() + PATIENCE
-    while address and server.poll() is None and time.monotonic() < until:
+    while server.poll() is None and time.monotonic() < until:
         try:
             urllib.request.urlopen(f"http://localhost:{port}/_stcore/health", timeout=1).close()
         except OSError:

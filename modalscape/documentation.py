@@ -1,13 +1,11 @@
 """The tables in a checkout's documents, made from the catalogue and from results: `python -m modalscape.documentation`.
 
-With `--check` nothing is written, and stale tables end it with 1. A table stands between `<!-- table: NAME -->` and
-`<!-- end -->`, once in all documents.
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`, once in all documents.
 """
 
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 from modalscape.app.runs.limits import LIMITS
@@ -83,15 +81,13 @@ def _knobs(method: dict) -> str:
     return ", ".join(f"`{k['name']}`" for k in method["knobs"]) or "none"
 
 
-def main(check: bool) -> int:
-    """Write what is stale, or only say so; return the exit code."""
-    stale = {page: text for page, text in filled().items() if text != page.read_text()}
-    for page, text in stale.items():
-        print(f"{page.relative_to(ROOT)} {'is stale; run `make docs`.' if check else 'is written anew.'}")
-        if not check:
+def write() -> None:
+    """Write the documents whose tables are stale, and say which."""
+    for page, text in filled().items():
+        if text != page.read_text():
             page.write_text(text)
-    return int(check and bool(stale))
+            print(f"{page.relative_to(ROOT)} is written anew.")
 
 
 if __name__ == "__main__":
-    sys.exit(main("--check" in sys.argv))
+    write()

@@ -14,7 +14,7 @@ def areas(record, look: Look) -> go.Figure:
 
     As many rows more, where they are there, are 1 in the columns in which that share was drawn: a mark in its area.
     """
-    count = int(record.display.stack)
+    count = record.display.stack
     names, values = [str(row) for row in record.rows], numbers(record.values)
     x = np.array([float(c) for c in record.cols], np.float32)
     figure = blank(look, revision=f"areas/{record.name}", x=record.display.x, y=record.display.y)

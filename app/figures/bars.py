@@ -46,7 +46,7 @@ def bars(record, look: Look) -> go.Figure:
     figure.update_yaxes(zeroline=True, zerolinecolor=look.grid)
     if record.display.ylog:
         figure.update_yaxes(logarithmic([values]))
-    add_levels(figure, record.display.levels, look, log=bool(record.display.ylog))
+    add_levels(figure, record.display.levels, look, log=record.display.ylog)
     return figure
 
 
@@ -71,7 +71,7 @@ def beside(blocks: Sequence[tuple[str, object, str]], look: Look) -> go.Figure:
     figure.update_yaxes(zeroline=True, zerolinecolor=look.grid)
     if first.display.ylog:
         figure.update_yaxes(logarithmic([record.values for _, record, _ in blocks]))
-    add_levels(figure, first.display.levels, look, log=bool(first.display.ylog))
+    add_levels(figure, first.display.levels, look, log=first.display.ylog)
     return figure
 
 

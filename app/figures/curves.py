@@ -224,7 +224,7 @@ def overlay(curves: Sequence[tuple[str, object, str]], look: Look) -> go.Figure:
         x, y = numbers(record.x), numbers(record.y)
         if record.error is not None:
             error = numbers(record.error)
-            data.append(band(x, y - error, y + error, style.colour, look, log=bool(display.ylog)))
+            data.append(band(x, y - error, y + error, style.colour, look, log=display.ylog))
         dotted = len(x) <= 60 and not record.display.role
         names = points if isinstance(points := record.display.points, list) else []
         data.append(
@@ -241,7 +241,7 @@ def overlay(curves: Sequence[tuple[str, object, str]], look: Look) -> go.Figure:
             }
         )
         bands += [(record.display.spans, style.colour)] if record.display.spans else []
-    xlog, ylog = bool(display.xlog), bool(display.ylog)
+    xlog, ylog = display.xlog, display.ylog
     across, along = named_values(display.levels, ylog), named_values(display.lines, xlog)
     words = _worded([(v, text) for text, v in across], [record.y for _, record, _ in curves], ylog, look)
     # Built in one go, as `series` is.

@@ -53,7 +53,7 @@ def ranked(lines: Sequence[Spectrum], look: Look, *, limits: Mapping[str, float]
         )
     for words, height in (limits or {}).items():
         if np.isfinite(height) and (height > 0 or not display.ylog):
-            log = bool(display.ylog)
+            log = display.ylog
             _limit(
                 figure,
                 words,

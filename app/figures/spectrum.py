@@ -55,7 +55,7 @@ def density(curves: Sequence[tuple[str, object, str]], look: Look, *, shown: int
             )
         )
     for label, record, colour in curves:
-        atoms = np.asarray([a for a in record.display.lines or () if np.isfinite(a)], dtype=np.float64)
+        atoms = np.asarray([a for a in record.display.lines if np.isfinite(a)], dtype=np.float64)
         if atoms.size:
             figure.add_trace(
                 go.Scatter(

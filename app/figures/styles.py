@@ -52,7 +52,7 @@ def styles(lines: Sequence[tuple[str, Display]], look: Look) -> list[Style]:
         role = display.role
         if display.hue is not None:
             dash, width = ROLES.get(role, ("solid", 2.0))
-            found.append(Style(hue(int(display.hue), look), dash, width, bool(display.points)))
+            found.append(Style(hue(display.hue, look), dash, width, bool(display.points)))
         elif role in ROLES:
             dash, width = ROLES[role]
             plain = look.ink if role == "expected" else look.muted

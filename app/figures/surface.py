@@ -115,10 +115,10 @@ def matrix(record, look: Look) -> go.Figure:
     `signed` is coloured from -1 to 1.
     """
     values = numbers(record.values)
-    log = bool(record.display.log)
+    log = record.display.log
     figure = blank(look, revision=f"matrix/{record.name}", x=record.display.x, y=record.display.y)
     low, high = (float(np.nanmin(values)), float(np.nanmax(values))) if np.isfinite(values).any() else (0.0, 1.0)
-    fixed = bool(record.display.signed)
+    fixed = record.display.signed
     reach = 1.0 if fixed else max(abs(low), abs(high)) or 1.0
     signed = fixed or (low < 0 < high and not log)
     small = values.size <= 144 and values.shape[1] <= 12

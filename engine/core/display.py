@@ -115,7 +115,8 @@ class Display:
 
     def __post_init__(self) -> None:
         """Check every field that is given."""
-        wrong = misfit(self.to_json(), SHAPES)
+        given = self.to_json()
+        wrong = misfit(given, {key: SHAPES[key] for key in given})
         if wrong:
             raise TypeError(f"{wrong!r} of a record's display is {getattr(self, wrong)!r}.")
 
